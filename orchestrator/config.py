@@ -1,0 +1,253 @@
+"""RunConfig: what the person chose. Composed by Hydra, plain dataclasses from then on. Plan half.
+
+Schemas are mutable because Hydra refuses to compose frozen ones; nothing changes them after composition.
+A field without a default must come from a YAML file or an override. Checks that need more than one field,
+and ranges, are in `validate.py`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from model.config import ModelConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class RunSettings:
+    id: str | None = None
+    """Names the run folder `root/id`; null: the name below and 8 hexadecimal digits of the run's fingerprint."""
+    name: str | None = None
+    """First half of the default id; an experiment sets it; null takes model.name."""
+    root: str = "runs"
+    seed: int = 1234
+    """Seeds the initial weights, the data order and dropout."""
+
+
+class OnBad(StrEnum):
+    skip = "skip"
+    """Name the file, leave it out, count it."""
+    error = "error"
+    """Refuse to prepare."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    path: str | None = None
+    """Folder (or fsspec URL) of the prepared data: manifest.json and the token shards."""
+    source: Any = None
+    """For `prepare`: a file, a glob, an fsspec URL or a list of them; `python:stdlib` is the standard library."""
+    tokenizer: str | None = None
+    """For `prepare`: a Hugging Face tokenizer.json to load; null trains a byte-level BPE on the source."""
+    vocab_size: int | None = None
+    """For `prepare`: vocabulary to train; null takes model.vocab_size, else 8192."""
+    text_field: str = "text"
+    """For `prepare`: the field (jsonl) or column (parquet) that holds a document's text."""
+    on_bad: OnBad = OnBad.skip
+    validation_fraction: float = 0.01
+    """For `prepare`: share of the documents kept for validation, chosen by a hash of their text."""
+    tokenizer_sample_bytes: int = 64_000_000
+    """For `prepare`: how much text the tokenizer is trained on."""
+    isolate_documents: bool = False
+    """Tokens attend only to their own document where one row holds several."""
+    prefetch_batches: int = 2
+    """Batches read ahead of the training loop by each rank's loader thread."""
+
+
+class OptimizerName(StrEnum):
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+
+
+class Schedule(StrEnum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    wsd = "wsd"
+    """Warm-up, stable, then a linear decay over the last `decay_fraction` (MiniCPM, arXiv 2404.06395)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    name: OptimizerName = OptimizerName.adamw
+    lr: float = 3e-4
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices only; biases and norms are never decayed."""
+    momentum: float = 0.9
+    """SGD only."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    schedule_steps: int | None = None
+    """Length of the schedule in steps; null: train.steps at the first start, fixed from then on."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end of the schedule, as a share of `lr`."""
+    decay_fraction: float = 0.2
+    """wsd only: share of the schedule spent on the decay."""
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    steps: int
+    global_batch_size: int
+    """Samples per optimizer step over the whole world; never depends on the world size."""
+    micro_batch_size: int
+    """Samples per rank per forward pass."""
+    seq_len: int | None = None
+    """Tokens per sample; null takes model.max_seq_len."""
+    precision: Precision = Precision.fp32
+    eval_every_steps: int = 0
+    """Evaluate on the validation split every so many steps; 0 never."""
+    eval_rows: int = 64
+    """Rows of the validation split each evaluation reads (fewer where the split is smaller)."""
+
+
+class Offload(StrEnum):
+    none = "none"
+    optimizer = "optimizer"
+    """Optimizer states and step on the CPU (ZeRO-Offload)."""
+    params = "params"
+    """Optimizer states and parameters on the CPU (ZeRO stage 3 only)."""
+    nvme = "nvme"
+    """Optimizer states and parameters on a local disk (ZeRO-Infinity, stage 3 only)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    zero_stage: int = 1
+    offload: Offload = Offload.none
+    nvme_path: str | None = None
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass."""
+    bucket_elements: int | None = None
+    """Elements per reduce and all-gather bucket; null derives it from the model's size."""
+    ds_config: dict[str, Any] = field(default_factory=dict)
+    """Any DeepSpeed settings, merged last; keys that the plan owns are refused."""
+
+
+class Device(StrEnum):
+    auto = "auto"
+    """CUDA where the node has GPUs, else CPU."""
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    name: str
+    num_workers: int = 1
+    """Workers (ranks) in total, over all nodes: one GPU each, or CPU cores."""
+    workers_per_node: int | None = None
+    """null: as many as a node holds."""
+    cpus_per_worker: int = 1
+    device: Device = Device.auto
+    hardware: str | None = None
+    """The accelerator's name in the hardware table (h100, a100, ...): memory and peak for `plan` and MFU."""
+    memory_bytes_per_worker: int | None = None
+    """What one rank may use, for `plan`; null takes the hardware table's figure."""
+    address: str | None = None
+    """An existing Ray cluster: `auto` or HOST:PORT; null joins $RAY_ADDRESS if set, else starts Ray here."""
+    network_interface: str | None = None
+    """Interface for gloo and NCCL; null finds the one that holds the node's address."""
+    start_timeout_s: float = 120.0
+    """How long to wait for the nodes to offer what the placement needs."""
+
+
+class WorkerStart(StrEnum):
+    fork = "fork"
+    """Ranks are forked from a zygote that has already imported everything: milliseconds."""
+    spawn = "spawn"
+    """Ranks import everything themselves: seconds, where forking is not possible."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WorkerConfig:
+    start: WorkerStart = WorkerStart.fork
+    start_timeout_s: float = 300.0
+    """From the start of an attempt to the first step of its slowest rank."""
+    threads: int | None = None
+    """Intra-operation threads per rank; null takes cluster.cpus_per_worker."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SnapshotConfig:
+    every_steps: int = 1
+    """Snapshots in shared memory (the next release); accepted so that configs need not change."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    every_steps: int = 100
+    """A checkpoint every so many steps, and always one at the end; 0: only at the end."""
+    url: str | None = None
+    """Folder or fsspec URL; null: `checkpoints` in the run folder. Every node must reach it."""
+    keep_last: int = 3
+    """Committed checkpoints to keep; 0 keeps all."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FaultConfig:
+    max_restarts: int = 10
+    """Attempts that may fail before the run does."""
+    max_identical_failures: int = 3
+    """The same failure at the same step so often in a row ends the run: it would only happen again."""
+    collective_timeout_s: float = 600.0
+    """A collective that takes longer fails its rank."""
+
+
+class WandbMode(StrEnum):
+    auto = "auto"
+    """Online where an API key is configured, else offline."""
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    mode: WandbMode = WandbMode.auto
+    project: str = "phalanx"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    start_timeout_s: float = 20.0
+    """How long W&B may take to answer at the start, in the background; then the run is recorded offline."""
+    close_timeout_s: float = 45.0
+    """How long the end of the run waits for W&B's uploads; what is missing then can be sent by `wandb sync`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    every_steps: int = 1
+    """A row of metrics.jsonl (and a point in W&B) every so many steps."""
+    console_every_steps: int = 10
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """A whole run. One group folder in `conf/` for each field that has choices."""
+
+    run: RunSettings
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    parallel: ParallelConfig
+    cluster: ClusterConfig
+    worker: WorkerConfig
+    snapshot: SnapshotConfig
+    checkpoint: CheckpointConfig
+    fault: FaultConfig
+    tracking: TrackingConfig

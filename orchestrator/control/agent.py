@@ -1,0 +1,259 @@
+"""One agent per node: starts ranks through a zygote, hears them, tells the controller, stops them.
+
+A plain class: `cluster.py` makes a Ray actor of it, tests use it directly. Calls come from several threads.
+
+Ranks talk to their agent over a socket pair each and print into a pipe each, so that neither a killed rank nor a
+missing shared file system loses a line. What they say becomes events: dictionaries with at least
+{"kind", "attempt", "rank", "node"}. Kinds from ranks: see loop.py. Kinds of the agent's own:
+    output   {"text"}                                     what the rank printed
+    exited   {"exit_code", "signal", "is_stopped", "tail"}  after everything else from that rank;
+             is_stopped where the agent was told to stop it
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
+from orchestrator.errors import WorkerFailedError
+
+Event = dict[str, Any]
+BATCHED_KINDS = frozenset({"step", "output"})
+"""Events that may wait for company; all others are handed over at once."""
+BATCH_S = 0.1
+TAIL_LINES = 40
+STORE_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class _Rank:
+    attempt: int
+    rank: int
+    channel: Channel
+    threads: list[threading.Thread]
+    pid: int | None = None
+    is_gone: bool = False
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+
+class NodeAgent:
+    def __init__(self, node: int, address: str, is_warm: bool, threads: int) -> None:
+        """`is_warm`: ranks are forked from a process that has imported everything; else each imports for itself."""
+        self._node = node
+        self._address = address
+        self._is_warm = is_warm
+        self._threads = threads
+        self._events: deque[Event] = deque()
+        self._changed = threading.Condition()
+        self._ranks: dict[str, _Rank] = {}
+        self._store: tuple[Channel, int] | None = None
+        self._start_zygote()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "host": socket.gethostname(),
+            "address": self._address,
+            "interface": _interface_of(self._address),
+            "pid": os.getpid(),
+        }
+
+    # ---- the zygote
+
+    def _start_zygote(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "DEEPSPEED_LOG_LEVEL": "error",
+            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu"),
+            "PYTHONUNBUFFERED": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        command = [sys.executable, "-m", "orchestrator.control.zygote", str(theirs.fileno())]
+        self._zygote = subprocess.Popen(
+            [*command, "warm" if self._is_warm else "cold"],
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self._zygote_socket = ours
+        threading.Thread(target=self._hear_zygote, args=(ours,), daemon=True).start()
+
+    def _hear_zygote(self, zygote: socket.socket) -> None:
+        while True:
+            try:
+                answer, _ = receive_with_descriptors(zygote)
+            except (EOFError, OSError):
+                break
+            if answer["op"] == "forked" and answer["label"] in self._ranks:
+                self._ranks[answer["label"]].pid = answer["pid"]
+            elif answer["op"] == "exited" and answer["label"] in self._ranks:
+                self._rank_exited(self._ranks[answer["label"]], answer)
+        self._zygote.wait()
+        self._store = None
+        for rank in list(self._ranks.values()):  # they died with it
+            self._rank_exited(rank, {"exit_code": None, "signal": signal.SIGKILL, "is_stopped": False})
+
+    def _fork(self, entry: str, label: str, descriptors: list[int]) -> None:
+        """Hand [channel, output] to a new child; our copies are closed."""
+        if self._zygote.poll() is not None:
+            self._start_zygote()
+        command = {"op": "fork", "entry": entry, "label": label}
+        send_with_descriptors(self._zygote_socket, command, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    # ---- what the controller calls
+
+    def start_store(self) -> int:
+        """Port of the TCPStore on this node, started if there is none; it outlives attempts."""
+        if self._store is None:
+            channel, theirs = Channel.pair()
+            self._fork("store", "store", [theirs, os.dup(2)])
+            channel.send({"host": self._address})
+            if not channel.ready(STORE_TIMEOUT_S):
+                raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
+            self._store = channel, channel.receive()["port"]
+        return self._store[1]
+
+    def check_cuda_fork(self) -> str | None:
+        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on.
+
+        Returns what the canary said, None if all is well.
+        """
+        channel, theirs = Channel.pair()
+        self._fork("canary", "canary", [theirs, os.dup(2)])
+        try:
+            problem: str | None = channel.receive()["problem"]
+        except (EOFError, OSError):
+            problem = "the forked process died"
+        if problem is not None:
+            self.close()
+            self._is_warm = False
+            self._start_zygote()
+        return problem
+
+    def start_ranks(self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Fork one rank for each (rank, encoded WorkerSpec)."""
+        for number, spec in specs:
+            channel, theirs = Channel.pair()
+            readable, writable = os.pipe()
+            rank = _Rank(attempt, number, channel, [])
+            rank.threads = [
+                threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
+                threading.Thread(target=self._read_output, args=(rank, readable), daemon=True),
+            ]
+            for thread in rank.threads:
+                thread.start()
+            self._ranks[f"{attempt}.{number}"] = rank  # before the zygote can answer
+            self._fork("worker", f"{attempt}.{number}", [theirs, writable])
+            with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
+                channel.send(spec)
+
+    def stop_ranks(self, timeout_s: float) -> bool:
+        """SIGKILL every live rank; True once all are gone and everything they said is an event."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while living := [rank for rank in self._ranks.values() if not rank.is_gone]:
+                for rank in living:
+                    if rank.pid is not None:
+                        self._kill(rank.pid)
+                if not self._changed.wait(timeout=min(0.5, max(0.0, deadline - time.monotonic()))) and (
+                    time.monotonic() >= deadline
+                ):
+                    return False
+            self._ranks.clear()
+        return True
+
+    def _kill(self, pid: int) -> None:
+        try:
+            send_with_descriptors(self._zygote_socket, {"op": "kill", "pid": pid}, [])
+        except OSError:
+            return  # the zygote is gone, and its children with it
+
+    def drain(self) -> None:
+        """Ask every rank to leave at a step boundary; they agree among themselves on which."""
+        for rank in list(self._ranks.values()):
+            try:
+                rank.channel.send({"kind": "drain"})
+            except OSError:
+                continue
+
+    def next_events(self, timeout_s: float) -> list[Event]:
+        """Everything since the last call; waits for the first event, and briefly for company where that may wait."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self._events and time.monotonic() < deadline:
+                self._changed.wait(deadline - time.monotonic())
+            company_until = time.monotonic() + BATCH_S
+            while all(event["kind"] in BATCHED_KINDS for event in self._events):
+                left_s = min(company_until, deadline) - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            events = list(self._events)
+            self._events.clear()
+        return events
+
+    def close(self) -> None:
+        """End the zygote, and with it every rank and the store."""
+        self._zygote_socket.shutdown(socket.SHUT_RDWR)
+        self._zygote.wait()
+
+    # ---- what the ranks do
+
+    def _emit(self, rank: _Rank, message: Event) -> None:
+        with self._changed:
+            self._events.append({**message, "attempt": rank.attempt, "rank": rank.rank, "node": self._node})
+            self._changed.notify_all()
+
+    def _hear_rank(self, rank: _Rank) -> None:
+        while True:
+            try:
+                self._emit(rank, rank.channel.receive())
+            except (EOFError, OSError):
+                return
+
+    def _read_output(self, rank: _Rank, descriptor: int) -> None:
+        with os.fdopen(descriptor, "r", errors="replace") as output:
+            for line in output:
+                rank.tail.append(line.rstrip("\n"))
+                self._emit(rank, {"kind": "output", "text": line})
+
+    def _rank_exited(self, rank: _Rank, end: dict[str, Any]) -> None:
+        """Called by the zygote's thread; the rank's own threads have everything it said once they end."""
+        if rank.is_gone:
+            return
+        for thread in rank.threads:
+            thread.join(timeout=2.0)  # a grandchild may still hold the pipe open
+        rank.channel.close()
+        how = {key: end[key] for key in ("exit_code", "signal", "is_stopped")}
+        self._emit(rank, {"kind": "exited", **how, "tail": list(rank.tail), "time": time.time()})
+        with self._changed:
+            rank.is_gone = True
+            self._changed.notify_all()
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface that holds `address`."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return None
+
+
+def _has_gpu() -> bool:
+    return bool(os.environ.get("CUDA_VISIBLE_DEVICES")) and os.path.exists("/dev/nvidiactl")  # noqa: PTH110

@@ -1,0 +1,82 @@
+"""One attempt of a run, as the controller sees it: what its ranks have said so far. No effects."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.control.collect import Gathering
+from orchestrator.observe.failure import RankFailure, classify, first_failure
+from orchestrator.observe.metrics import StepRow
+from orchestrator.spec import ResumePoint
+
+Message = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Attempt:
+    number: int
+    resume: ResumePoint
+    world_size: int
+    started_s: float
+    """Monotonic."""
+    steps: Gathering = field(init=False)
+    saves: Gathering = field(init=False)
+    evaluations: Gathering = field(init=False)
+    dones: dict[int, Message] = field(default_factory=dict)
+    """rank -> its `done`."""
+    held_rows: dict[int, StepRow] = field(default_factory=dict)
+    """Rows that wait for their evaluation, by step."""
+    said: dict[int, Message] = field(default_factory=dict)
+    """rank -> its `failed`."""
+    failures: list[RankFailure] = field(default_factory=list)
+    last_step: int = 0
+    """Newest step done by every rank."""
+    saving_step: int | None = None
+    losses: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.steps, self.saves, self.evaluations = (Gathering(self.world_size) for _ in range(3))
+        self.last_step = self.resume.step
+
+    @property
+    def has_stepped(self) -> bool:
+        return self.last_step > self.resume.step
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.dones) == self.world_size
+
+    @property
+    def is_drained(self) -> bool:
+        return any(done["is_drained"] for done in self.dones.values())
+
+    def ended_well(self, message: Message) -> bool:
+        """Whether a rank's `exited` is the end that was expected."""
+        return bool(message["is_stopped"]) or (message["rank"] in self.dones and message["exit_code"] == 0)
+
+    def add_failure(self, message: Message, host: str) -> RankFailure:
+        """From a rank's `exited` and what it had said before."""
+        said = self.said.get(message["rank"], {})
+        early = message["exit_code"] == 0
+        failure = RankFailure(
+            rank=message["rank"],
+            node=host,
+            time_s=message["time"],
+            exit_code=message["exit_code"],
+            signal=message["signal"],
+            message=said.get("message", "it left before the last step" if early else ""),
+            traceback_tail="\n".join(message["tail"]),
+        )
+        self.failures.append(failure)
+        return failure
+
+    def signature(self) -> str:
+        """Equal for failures that would only happen again: the same error at the same step.
+
+        A signal comes from outside and says nothing of the kind, so each one is its own.
+        """
+        if not self.failures:
+            return f"attempt {self.number}"
+        first = first_failure(self.failures)
+        if first.signal is not None:
+            return f"attempt {self.number}: signal {first.signal}"
+        return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"

@@ -1,0 +1,57 @@
+"""JSON messages over a socket pair between an agent, its zygote and its ranks.
+
+Length-prefixed frames through multiprocessing's Connection; only bytes are sent, never pickles.
+"""
+
+import array
+import contextlib
+import json
+import socket
+from multiprocessing.connection import Connection
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class Channel:
+    """One end. Reading blocks; `ready` asks first. A closed peer raises EOFError (read) or OSError (write)."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._connection = Connection(descriptor)
+
+    @staticmethod
+    def pair() -> tuple["Channel", int]:
+        """(this end, descriptor of the other end)."""
+        here, there = socket.socketpair()
+        return Channel(here.detach()), there.detach()
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def send(self, message: Message) -> None:
+        self._connection.send_bytes(json.dumps(message).encode())
+
+    def receive(self) -> Message:
+        message: Message = json.loads(self._connection.recv_bytes())
+        return message
+
+    def ready(self, timeout_s: float = 0.0) -> bool:
+        return self._connection.poll(timeout_s)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.close()
+
+
+def send_with_descriptors(sock: socket.socket, message: Message, descriptors: list[int]) -> None:
+    """One datagram of a SOCK_SEQPACKET pair; the receiver gets duplicates of the descriptors."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    sock.sendmsg([json.dumps(message).encode()], ancillary)
+
+
+def receive_with_descriptors(sock: socket.socket) -> tuple[Message, list[int]]:
+    """Raises EOFError when the peer has closed."""
+    data, descriptors, _, _ = socket.recv_fds(sock, 65536, 4)
+    if not data:
+        raise EOFError
+    return json.loads(data), descriptors

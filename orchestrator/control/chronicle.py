@@ -1,0 +1,71 @@
+"""Everything that is told about a run, to whom it concerns: ledger, metrics, console, W&B, rank logs."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from orchestrator.observe.console import Console
+from orchestrator.observe.ledger import Ledger
+from orchestrator.observe.metrics import MetricsLog, StepRow
+from orchestrator.observe.tracking import Tracker
+from orchestrator.runfolder import RunFolder
+
+TOLD_AS_ALERT = {"rank_died": "a rank died", "node_lost": "a node was lost", "run_failed": "the run failed"}
+
+
+class Chronicle:
+    """One writer for each file; `close` once."""
+
+    def __init__(self, folder: RunFolder, console: Console, tracker: Tracker, every_steps: int) -> None:
+        self.console = console
+        self.tracker = tracker
+        self.tokens = 0
+        self.last_row: StepRow | None = None
+        self._folder = folder
+        self._every_steps = every_steps
+        self._ledger = Ledger(folder.events, time.time)
+        self._metrics = MetricsLog(folder.metrics)
+        self._rank_logs: dict[tuple[int, int], TextIO] = {}
+
+    def event(self, name: str, attempt: int, step: int | None, **fields: Any) -> None:
+        record = self._ledger.append(name, attempt, step, **fields)
+        self.console.event(record)
+        self.tracker.event(record)
+        if name in TOLD_AS_ALERT:
+            self.tracker.alert(
+                TOLD_AS_ALERT[name], str(fields.get("message") or fields.get("digest") or fields)
+            )
+        for notice in self.tracker.take_notices():
+            self.console.note(notice)
+
+    def row(self, row: StepRow, is_last: bool) -> None:
+        """A finished step. Every `tracking.every_steps`-th is kept, and always the last and the evaluated ones."""
+        self.tokens += row.tokens
+        self.last_row = row
+        if row.step % self._every_steps == 0 or is_last or row.eval_loss is not None:
+            self._metrics.append(row)
+            self.tracker.log(row)
+        self.console.step(row)
+
+    def output(self, message: Mapping[str, Any]) -> None:
+        """A line that a rank printed."""
+        key = message["attempt"], message["rank"]
+        if key not in self._rank_logs:
+            path = self._folder.rank_log(*key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._rank_logs[key] = path.open("a", buffering=1)
+        self._rank_logs[key].write(message["text"])
+
+    def end_attempt(self) -> None:
+        for log in self._rank_logs.values():
+            log.close()
+        self._rank_logs.clear()
+
+    def close(self, exit_code: int) -> None:
+        self.end_attempt()
+        self._ledger.close()
+        self._metrics.close()
+        self.console.close()
+        self.tracker.close(exit_code)
+        for notice in self.tracker.take_notices():
+            self.console.note(notice)

@@ -1,0 +1,326 @@
+"""Ray: reserving nodes, starting agents, finding dead nodes. The only file that imports ray.
+
+Ray is started if none is there and joined if one is; only what this process started is ever stopped. Ray never
+carries training traffic.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.config import ClusterConfig, Device
+from orchestrator.control.agent import NodeAgent
+from orchestrator.errors import ConfigError, PlacementError
+from orchestrator.spec import NodeFacts, Placement
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+NAMESPACE = "phalanx"
+LOCAL_OBJECT_STORE_BYTES = 80_000_000
+"""Ray's smallest: nothing of ours goes through it."""
+WORKERS_PER_CORE = 4
+"""How far a Ray that we start here lets CPU workers share cores: slow, but right, and good for trying things."""
+TEMP_PREFIX = "phx-ray-"
+TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+@dataclass(slots=True)
+class AgentHandle:
+    """One node's agent, as the driver knows it."""
+
+    actor: Any
+    node: int
+    host: str
+    address: str
+    interface: str | None
+
+
+class RayCluster:
+    """A Ray cluster, ours or joined. Use as a context manager: leaving it ends what it started."""
+
+    def __init__(self, config: ClusterConfig, min_cpus: int) -> None:
+        """Raises ConfigError where the address does not answer."""
+        self._config = config
+        self._temp_dir: str | None = None
+        self._group: Any = None
+        self._agents: list[AgentHandle] = []
+        self.is_ours = not is_joining(config)
+        if self.is_ours:
+            self._start_here(min_cpus)
+        else:
+            self._join(config.address or os.environ["RAY_ADDRESS"])
+
+    def __enter__(self) -> "RayCluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start_here(self, min_cpus: int) -> None:
+        _remove_stale_temp_dirs()
+        self._temp_dir = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
+        token_path = Path(self._temp_dir) / "token"
+        token_path.touch(mode=0o600)
+        token_path.write_text(secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_path))
+        ray = _import_ray()
+        with _quiet():
+            ray.init(
+                num_cpus=here(min_cpus).cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace=NAMESPACE,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                _temp_dir=self._temp_dir,
+            )
+
+    def _join(self, address: str) -> None:
+        hand_on_token()
+        ray = _import_ray()
+        try:
+            with _quiet():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+        except Exception as error:
+            raise ConfigError(
+                f"cluster.address={address} does not answer as a Ray cluster ({_first_line(error)}); check the "
+                "address and RAY_AUTH_TOKEN_PATH, or leave cluster.address out to start Ray here"
+            ) from error
+
+    def nodes(self) -> list[NodeFacts]:
+        """Live nodes and what they have in total, the driver's own first, else by name."""
+        ray = _import_ray()
+        here = ray.util.get_node_ip_address()
+        facts = [
+            (
+                node["NodeManagerAddress"] != here,
+                NodeFacts(
+                    name=node["NodeManagerHostname"],
+                    cpus=int(node["Resources"].get("CPU", 0)),
+                    gpus=int(node["Resources"].get("GPU", 0)),
+                ),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
+
+    def start_agents(
+        self, placement: Placement, *, run_id: str, is_warm: bool, threads: int
+    ) -> list[AgentHandle]:
+        """Reserve the placement's bundles and start one agent in each; waits until all answer.
+
+        Raises PlacementError where the nodes don't come free in `cluster.start_timeout_s`.
+        """
+        ray = _import_ray()
+        from ray.exceptions import GetTimeoutError
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._group = ray.util.placement_group(
+            [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles],
+            strategy="STRICT_SPREAD" if len(placement.bundles) > 1 else "STRICT_PACK",
+        )
+        if not self._group.wait(timeout_seconds=self._config.start_timeout_s):
+            raise PlacementError(
+                f"the cluster has not freed {placement.bundles} in cluster.start_timeout_s="
+                f"{self._config.start_timeout_s:g}; wait for other jobs, ask for less, or raise the limit"
+            )
+        actor_class = ray.remote(_AgentActor)
+        actors = [
+            actor_class.options(
+                num_cpus=bundle.cpus,
+                num_gpus=bundle.gpus,
+                max_concurrency=8,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+            ).remote(index, is_warm, threads)
+            for index, bundle in enumerate(placement.bundles)
+        ]
+        try:
+            described = ray.get([a.describe.remote() for a in actors], timeout=self._config.start_timeout_s)
+        except GetTimeoutError as error:
+            raise PlacementError(
+                f"agents of run {run_id} did not start in cluster.start_timeout_s="
+                f"{self._config.start_timeout_s:g}; see `ray status`"
+            ) from error
+        self._agents = [
+            AgentHandle(actor, index, facts["host"], facts["address"], facts["interface"])
+            for index, (actor, facts) in enumerate(zip(actors, described, strict=True))
+        ]
+        return self._agents
+
+    def call(self, agent: AgentHandle, method: str, *arguments: object) -> Any:
+        """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone."""
+        return self.call_all([(agent, arguments)], method)[0]
+
+    def call_all(self, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]], method: str) -> list[Any]:
+        """The same method of several agents at once, each with its own arguments; results in order."""
+        ray = _import_ray()
+        references = [getattr(agent.actor, method).remote(*arguments) for agent, arguments in calls]
+        try:
+            return list(ray.get(references))
+        except ray.exceptions.RayActorError as error:
+            raise ConnectionError(f"an agent is gone: {_first_line(error)}") from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    def events(self) -> "EventStream":
+        return EventStream(self._agents)
+
+    def release(self) -> None:
+        """End the agents and their ranks and give the reservation back."""
+        ray = _import_ray()
+        for agent in self._agents:
+            with contextlib.suppress(Exception):
+                ray.get(agent.actor.close.remote(), timeout=5)
+            with contextlib.suppress(Exception):
+                ray.kill(agent.actor)
+        self._agents = []
+        if self._group is not None:
+            with contextlib.suppress(Exception):
+                ray.util.remove_placement_group(self._group)
+            self._group = None
+
+    def close(self) -> None:
+        self.release()
+        _import_ray().shutdown()
+        if self._temp_dir is not None:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+class EventStream:
+    """Long polls of every agent, one outstanding each."""
+
+    def __init__(self, agents: Sequence[AgentHandle]) -> None:
+        self._polls: dict[Any, AgentHandle] = {}
+        for agent in agents:
+            self._ask(agent)
+
+    def _ask(self, agent: AgentHandle) -> None:
+        self._polls[agent.actor.next_events.remote(LONG_POLL_S)] = agent
+
+    def poll(self, timeout_s: float) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
+        """(events, agents found dead) within `timeout_s`; returns as soon as there is anything."""
+        ray = _import_ray()
+        ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
+        events: list[dict[str, Any]] = []
+        dead: list[AgentHandle] = []
+        for reference in ready:
+            agent = self._polls.pop(reference)
+            try:
+                events.extend(ray.get(reference))
+                self._ask(agent)
+            except ray.exceptions.RayError:
+                dead.append(agent)
+        return events, dead
+
+
+LONG_POLL_S = 10.0
+
+
+class _AgentActor(NodeAgent):
+    """The agent as a Ray actor: it learns its node's address from Ray."""
+
+    def __init__(self, node: int, is_warm: bool, threads: int) -> None:
+        super().__init__(node, _import_ray().util.get_node_ip_address(), is_warm, threads)
+
+
+def map_tasks(
+    function: Callable[[T], R], items: Sequence[T], config: ClusterConfig, in_flight_per_cpu: int = 2
+) -> Iterator[R]:
+    """`function` over `items` as Ray tasks of one CPU each, results as they complete. Errors are raised here."""
+    with RayCluster(config, min_cpus=1) as cluster:
+        ray = _import_ray()
+        task = ray.remote(function).options(num_cpus=1, max_retries=3)
+        limit = max(1, sum(node.cpus for node in cluster.nodes())) * in_flight_per_cpu
+        waiting = list(reversed(items))
+        running: list[Any] = []
+        while waiting or running:
+            while waiting and len(running) < limit:
+                running.append(task.remote(waiting.pop()))
+            done, running = ray.wait(running, num_returns=1)
+            try:
+                yield ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+
+
+def here(min_cpus: int) -> NodeFacts:
+    """What a Ray started on this machine would offer: known before it is started."""
+    cores = os.cpu_count() or 1
+    return NodeFacts(
+        name=socket.gethostname(),
+        cpus=max(cores, min(min_cpus, cores * WORKERS_PER_CORE)),
+        gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+    )
+
+
+def is_joining(config: ClusterConfig) -> bool:
+    return config.address is not None or "RAY_ADDRESS" in os.environ
+
+
+def wanted_device(config: ClusterConfig, nodes: Sequence[NodeFacts]) -> str:
+    """`cpu` or `cuda`: what the config asks for, or what the nodes have."""
+    if config.device is not Device.auto:
+        return config.device.value
+    return "cuda" if any(node.gpus for node in nodes) else "cpu"
+
+
+def hand_on_token() -> None:
+    """Ray turns authentication on by itself where ~/.ray/auth_token exists, but only on the head: say so here too."""
+    if "RAY_AUTH_MODE" not in os.environ and TOKEN_FILE.expanduser().exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.exceptions
+    import ray.util
+
+    return ray
+
+
+def _resources(cpus: int, gpus: int) -> dict[str, float]:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray prints notices to stderr while it starts; people see ours instead."""
+    import logging
+
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _remove_stale_temp_dirs() -> None:
+    """A driver killed with SIGKILL leaves its Ray's folder behind; the next one sweeps it up."""
+    for folder in Path("/tmp").glob(f"{TEMP_PREFIX}*"):
+        pid = folder.name.removeprefix(TEMP_PREFIX).split("-")[0]
+        is_ours = folder.stat().st_uid == os.getuid() and pid.isdigit()
+        if is_ours and not Path(f"/proc/{pid}").exists() and time.time() - folder.stat().st_mtime > 60:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""From what single ranks say to what the world did: rows of metrics, markers of checkpoints. No effects.
+
+Partial sums travel with the ranks' reports and are added here in rank order, so the result is the same to the
+last bit whatever order the reports arrive in.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from math import exp, log
+from typing import Any
+
+from orchestrator.observe.metrics import StepRow
+from orchestrator.spec import RunPlan
+
+Message = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Gathering:
+    """Messages of one kind, by step and rank, until every rank of the attempt has spoken."""
+
+    world_size: int
+    _by_step: dict[int, dict[int, Message]] = field(default_factory=lambda: defaultdict(dict))
+
+    def add(self, message: Message) -> list[Message] | None:
+        """All ranks' messages of that step in rank order, once the last one is here."""
+        said = self._by_step[message["step"]]
+        said[message["rank"]] = message
+        if len(said) < self.world_size:
+            return None
+        del self._by_step[message["step"]]
+        return [said[rank] for rank in range(self.world_size)]
+
+
+def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
+    """The world's row of one step from every rank's `step` message."""
+    tokens = plan.batch.tokens_per_step
+    step_s = max(m["step_s"] for m in messages)
+    tokens_per_s = tokens / step_s
+    mfu = None
+    if plan.peak_flops_per_worker is not None:
+        mfu = plan.flops_per_token * tokens_per_s / (plan.peak_flops_per_worker * len(messages))
+    digest = sum(int(m["digest"], 16) for m in messages) % 2**64
+    return StepRow(
+        step=messages[0]["step"],
+        attempt=messages[0]["attempt"],
+        loss=sum(m["loss_sum"] for m in messages) / tokens,
+        lr=messages[0]["lr"],
+        grad_norm=messages[0]["grad_norm"],
+        tokens=tokens,
+        tokens_per_s=tokens_per_s,
+        step_s=step_s,
+        data_s=max(m["data_s"] for m in messages),
+        batch_digest=f"{digest:016x}",
+        world_size=len(messages),
+        mfu=mfu,
+        memory_bytes=max(m["memory_bytes"] for m in messages),
+    )
+
+
+def with_evaluation(row: StepRow, messages: list[Message], bytes_per_token: float) -> StepRow:
+    """The row with the validation split's loss (mean over its tokens), perplexity and bits per byte.
+
+    bits per byte = loss / ln 2 / bytes_per_token, with the text's UTF-8 bytes per token of the whole split.
+    """
+    tokens = sum(m["tokens"] for m in messages)
+    if tokens == 0:
+        return row
+    loss = sum(m["loss_sum"] for m in messages) / tokens
+    return replace(
+        row,
+        eval_loss=loss,
+        eval_perplexity=exp(min(loss, 700.0)),
+        eval_bits_per_byte=loss / log(2) / bytes_per_token,
+    )

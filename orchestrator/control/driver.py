@@ -1,0 +1,243 @@
+"""The driver of one run: opens it, joins the cluster, hands over to the controller, closes everything."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.checkpoint.commit import committed_steps
+from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.store import Store
+from orchestrator.codec import encode
+from orchestrator.config import RunConfig
+from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.cluster import RayCluster, here, is_joining, wanted_device
+from orchestrator.control.controller import Controller, Interruption
+from orchestrator.control.lifecycle import State
+from orchestrator.control.opening import (
+    OpenRun,
+    find_folder,
+    is_finished,
+    locked,
+    open_run,
+    plan_for,
+    read_data,
+)
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
+from orchestrator.observe.console import Console
+from orchestrator.observe.ledger import read_events
+from orchestrator.observe.metrics import read_last_rows
+from orchestrator.observe.tracking import start_tracking
+from orchestrator.observe.wording import EndFacts, StartFacts
+from orchestrator.placement import place
+from orchestrator.plan import memory_limit_bytes
+from orchestrator.runfolder import RunFolder
+from orchestrator.spec import NodeFacts, Placement, ResumePoint
+
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""The first one drains the run (save at a step boundary, exit 75), a second one ends it at once."""
+EXIT_CODES = {State.finished: 0, State.failed: EXIT_FAILED, State.preempted: EXIT_PREEMPTED}
+ORDERLY_ENDS = frozenset({"run_finished", "run_failed", "preemption_notice"})
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """What the person typed, for the run folder and for the words at the end."""
+
+    overrides: list[str]
+    config_yaml: str
+    command: str
+
+
+def drive(config: RunConfig, typed: Typed) -> int:
+    """Run, or go on with a run, to its end; returns the exit code.
+
+    Raises ConfigError (nothing was started) with every problem that can be known before the cluster is asked,
+    PlacementError where the cluster is too small.
+    """
+    manifest = read_data(config)
+    folder = find_folder(config, manifest)
+    min_cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
+    local = [here(min_cpus)]
+    device = wanted_device(config.cluster, local)
+    plan = plan_for(config, manifest, folder, device)
+    if is_finished(folder, plan):
+        print(
+            f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}"
+        )
+        return 0
+    if not is_joining(config.cluster):
+        _place(config, device, local)
+    with locked(folder), notices() as count_notices, RayCluster(config.cluster, min_cpus) as cluster:
+        nodes = cluster.nodes()
+        device = wanted_device(config.cluster, nodes)
+        placement = _place(config, device, nodes)
+        plan = plan_for(config, manifest, folder, device)
+        run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml)
+        return _Session(run, cluster, placement, typed).run(count_notices)
+
+
+def _place(config: RunConfig, device: str, nodes: list[NodeFacts]) -> Placement:
+    return place(
+        num_workers=config.cluster.num_workers,
+        workers_per_node=config.cluster.workers_per_node,
+        cpus_per_worker=config.cluster.cpus_per_worker,
+        gpus_per_worker=int(device == "cuda"),
+        nodes=nodes,
+    )
+
+
+@contextlib.contextmanager
+def notices() -> Iterator["_Count"]:
+    """Counts SIGTERM, SIGUSR1 and SIGINT while the run goes on; a handler only counts."""
+    count = _Count()
+    before = {number: signal.signal(number, count.add) for number in NOTICES}
+    try:
+        yield count
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Count:
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, *_: object) -> None:
+        self._count += 1
+
+    def __call__(self) -> int:
+        return self._count
+
+
+class _Session:
+    """From an open run to its exit code."""
+
+    def __init__(self, run: OpenRun, cluster: RayCluster, placement: Placement, typed: Typed) -> None:
+        self._run = run
+        self._cluster = cluster
+        self._placement = placement
+        self._typed = typed
+        self._started_s = time.monotonic()
+        tracking = run.config.tracking
+        console = Console(sys.stdout, sys.stdout.isatty(), every_steps=tracking.console_every_steps)
+        tracker = start_tracking(
+            tracking.wandb,
+            run_id=run.plan.run_id,
+            run_folder=run.folder,
+            run_config=encode(run.config),
+            resumed=run.is_resumed,
+        )
+        self._events = read_events(run.folder.events)
+        self._chronicle = Chronicle(run.folder, console, tracker, tracking.every_steps)
+
+    def run(self, count_notices: "_Count") -> int:
+        chronicle, run = self._chronicle, self._run
+        exit_code = EXIT_FAILED
+        try:
+            self._tell_start()
+            controller = Controller(
+                run,
+                self._cluster,
+                chronicle,
+                count_notices,
+                interruption=interruption(run.folder, self._events),
+            )
+            exit_code = EXIT_CODES[controller.run(self._placement)]
+            self._cluster.release()
+            self._tell_end(controller)
+        finally:
+            chronicle.close(exit_code)
+        return exit_code
+
+    def _tell_start(self) -> None:
+        run, config = self._run, self._run.config
+        plan = run.plan
+        workers = [bundle.workers for bundle in self._placement.bundles]
+        names = [node.name for node in self._cluster.nodes()]
+        facts = StartFacts(
+            run_folder=str(run.folder.path),
+            nodes=dict(zip(names, workers, strict=False)),
+            resume=newest_committed(run),
+            tracking=self._chronicle.tracker.where,
+            warnings=degraded(config, plan.device, self._cluster),
+        )
+        limit = memory_limit_bytes(config, device=plan.device)
+        self._chronicle.console.start(plan, facts, memory_limit_bytes=limit)
+        if not run.is_resumed:
+            self._chronicle.event(
+                "run_started", 0, 0, run_id=plan.run_id, steps=plan.steps, world_size=plan.batch.world_size
+            )
+        previous = [e["world_size"] for e in self._events if e["event"] == "attempt_started"]
+        if previous and previous[-1] != plan.batch.world_size:
+            size = plan.batch.world_size
+            self._chronicle.event("resized", 0, facts.resume.step, world_size=size, previous=previous[-1])
+
+    def _tell_end(self, controller: Controller) -> None:
+        console, plan = self._chronicle.console, self._run.plan
+        if controller.state is State.failed:
+            console.failure(controller.failure_digest or "no rank could be started")
+            return
+        row = self._chronicle.last_row
+        console.end(
+            EndFacts(
+                run_id=plan.run_id,
+                run_folder=str(self._run.folder.path),
+                is_finished=controller.state is State.finished,
+                step=row.step if row else 0,
+                steps=plan.steps,
+                tokens=self._chronicle.tokens,
+                elapsed_s=time.monotonic() - self._started_s,
+                loss=row.loss if row else None,
+                restarts=controller.restarts,
+                downtime_s=controller.downtime_s,
+                checkpoint=controller.last_checkpoint,
+                resume_command=self._typed.command,
+            )
+        )
+
+
+def newest_committed(run: OpenRun) -> ResumePoint:
+    """For the summary only: what will be loaded is verified first, by the controller."""
+    store = Store(run.checkpoint_url)
+    steps = committed_steps(store)
+    if not steps:
+        return ResumePoint()
+    return ResumePoint(step=steps[-1], checkpoint=store.where(step_folder(steps[-1])))
+
+
+def degraded(config: RunConfig, device: str, cluster: RayCluster) -> list[str]:
+    """What works, but not as well as it could, one sentence each."""
+    warnings = []
+    cores = os.cpu_count() or 1
+    cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
+    if cluster.is_ours and device == "cpu" and cpus > cores:
+        warnings.append(f"{config.cluster.num_workers} workers share {cores} CPU cores: slow, but right")
+    if not Store(config.checkpoint.url or ".").claims_exclusively():
+        warnings.append(
+            f"checkpoint.url={config.checkpoint.url} has no exclusive create: two live copies of this run could "
+            "overwrite each other's checkpoints"
+        )
+    return warnings
+
+
+def interruption(folder: RunFolder, events: list[dict[str, object]]) -> Interruption | None:
+    """What the death of an earlier driver cost so far; None where the run had not begun, or had ended in order."""
+    last_attempt: list[dict[str, object]] = []
+    for event in events:
+        if event["event"] == "attempt_started":
+            last_attempt = []
+        last_attempt.append(event)
+    has_begun = any(event["event"] == "attempt_started" for event in last_attempt)
+    if not has_begun or any(event["event"] in ORDERLY_ENDS for event in last_attempt):
+        return None
+    rows = read_last_rows(folder.metrics, 1)
+    seen_s = max(float(str(event["t"])) for event in last_attempt)
+    if folder.metrics.exists():
+        seen_s = max(seen_s, folder.metrics.stat().st_mtime)
+    return Interruption(
+        since_s=time.monotonic() - max(0.0, time.time() - seen_s), at_step=rows[0].step if rows else 0
+    )

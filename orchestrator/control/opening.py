@@ -1,0 +1,175 @@
+"""Opening a run: the folder, the lock, what an earlier start recorded, the plan, the files written before anything
+starts. Starting a run whose folder exists resumes it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.codec import decode, encode
+from orchestrator.config import RunConfig
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.shards import check_shards, read_manifest
+from orchestrator.errors import ConfigError
+from orchestrator.observe.ledger import read_events
+from orchestrator.plan import plan_run, recorded, run_id_of
+from orchestrator.runfolder import RunFolder
+from orchestrator.spec import RunPlan
+
+PACKAGES = ("phalanx", "torch", "deepspeed", "ray", "hydra-core", "omegaconf", "wandb", "tokenizers", "numpy")
+BYTES_PER_PARAMETER = 12
+"""A checkpoint's fp32 master and two moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run whose folder is ours."""
+
+    config: RunConfig
+    plan: RunPlan
+    manifest: Manifest
+    folder: RunFolder
+    checkpoint_url: str
+    is_resumed: bool
+
+
+def read_data(config: RunConfig) -> Manifest:
+    """The manifest, its shards checked. Raises DataError or ConfigError."""
+    if config.data.path is None:
+        raise ConfigError(
+            "data.path is not set; name a folder of prepared data, or make one: "
+            "phalanx prepare data.source=... data.path=..."
+        )
+    manifest = read_manifest(config.data.path)
+    check_shards(config.data.path, manifest)
+    return manifest
+
+
+def find_folder(config: RunConfig, manifest: Manifest) -> RunFolder:
+    return RunFolder(Path(config.run.root) / run_id_of(config, manifest))
+
+
+def recorded_plan(folder: RunFolder) -> RunPlan | None:
+    """The plan of the last start, None where the run never started. Raises ConfigError where it can't be read."""
+    try:
+        return decode(RunPlan, json.loads(folder.plan.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{folder.plan} can't be read ({error!r}); restore it, or start another run with run.id=..."
+        ) from error
+
+
+def plan_for(config: RunConfig, manifest: Manifest, folder: RunFolder, device: str) -> RunPlan:
+    """The plan, held to what the folder's first start fixed. Raises ConfigError with every problem."""
+    before = recorded_plan(folder)
+    return plan_run(config, manifest, device=device, resumed=None if before is None else recorded(before))
+
+
+def is_finished(folder: RunFolder, plan: RunPlan) -> bool:
+    """Whether the run has already done all the steps that are asked for."""
+    return any(
+        event["event"] == "run_finished" and (event["step"] or 0) >= plan.steps
+        for event in read_events(folder.events)
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock, which the kernel frees however this process ends. Raises ConfigError if it is held.
+
+    A folder in which nothing was started is taken away again.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            raise ConfigError(
+                f"run {folder.run_id} is already running ({holder or 'by another process'}); "
+                f"watch it with: phalanx status {folder.path}"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            if not folder.plan.exists():
+                with contextlib.suppress(OSError):
+                    folder.lock.unlink()
+                    folder.path.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def open_run(
+    config: RunConfig, manifest: Manifest, plan: RunPlan, overrides: list[str], config_yaml: str
+) -> OpenRun:
+    """Write the files that say what the run is; call with the lock held."""
+    folder = RunFolder(Path(config.run.root) / plan.run_id)
+    is_resumed = folder.plan.exists()
+    url = config.checkpoint.url or str(folder.checkpoints.resolve())
+    _check_space(url, plan)
+    _write(folder.config, config_yaml)
+    _write(folder.overrides, "".join(f"- {json.dumps(word)}\n" for word in overrides) or "[]\n")
+    _write(folder.ds_config, json.dumps(plan.ds_config, indent=2) + "\n")
+    _write(folder.env, json.dumps(environment_facts(), indent=2) + "\n")
+    _write(folder.plan, json.dumps(encode(plan), indent=2) + "\n")  # last: from here on the run exists
+    return OpenRun(config, plan, manifest, folder, url, is_resumed)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _check_space(url: str, plan: RunPlan) -> None:
+    """One checkpoint must fit beside what is there: better refused now than lost at the first save."""
+    if not Store(url).is_local:
+        return
+    needed_bytes = plan.parameters * BYTES_PER_PARAMETER
+    parent = next(p for p in (Path(url), *Path(url).parents) if p.exists())
+    free_bytes = shutil.disk_usage(parent).free
+    if free_bytes < needed_bytes:
+        raise ConfigError(
+            f"checkpoint.url={url} has {free_bytes / 2**20:,.0f} MiB free, one checkpoint of "
+            f"{plan.parameters:,} parameters takes {needed_bytes / 2**20:,.0f} MiB; free some space or set "
+            "checkpoint.url to another disk"
+        )
+
+
+def environment_facts() -> dict[str, Any]:
+    """Versions and the machine; no environment variables, which may hold secrets."""
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -1,0 +1,60 @@
+"""One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
+
+from orchestrator.config import RunConfig
+from orchestrator.data.manifest import Manifest
+from orchestrator.spec import Placement, ResumePoint, RunPlan, WorkerSpec
+
+
+def worker_specs(
+    config: RunConfig,
+    plan: RunPlan,
+    manifest: Manifest,
+    placement: Placement,
+    *,
+    attempt: int,
+    resume: ResumePoint,
+    checkpoint_url: str,
+    store_host: str,
+    store_port: int,
+    interfaces: list[str | None],
+) -> list[WorkerSpec]:
+    """In rank order. `interfaces` has the network interface of each of the placement's nodes."""
+    return [
+        WorkerSpec(
+            run_id=plan.run_id,
+            fingerprint=plan.fingerprint,
+            attempt=attempt,
+            rank=place.rank,
+            world_size=len(placement.ranks),
+            local_rank=place.local_rank,
+            local_size=placement.bundles[place.node].workers,
+            node=place.node,
+            device=plan.device,
+            threads=worker_threads(config),
+            seed=config.run.seed,
+            steps=plan.steps,
+            schedule_steps=plan.schedule_steps,
+            model=plan.model,
+            optim=config.optim,
+            train=config.train,
+            data=config.data,
+            manifest=manifest,
+            checkpoint=config.checkpoint,
+            checkpoint_url=checkpoint_url,
+            batch=plan.batch,
+            zero_stage=plan.zero_stage,
+            activation_checkpointing=config.parallel.activation_checkpointing,
+            ds_config=plan.ds_config,
+            resume=resume,
+            store_host=store_host,
+            store_port=store_port,
+            network_interface=interfaces[place.node],
+            collective_timeout_s=config.fault.collective_timeout_s,
+        )
+        for place in placement.ranks
+    ]
+
+
+def worker_threads(config: RunConfig) -> int:
+    """Intra-operation threads of one rank."""
+    return config.worker.threads or config.cluster.cpus_per_worker

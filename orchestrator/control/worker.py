@@ -1,0 +1,115 @@
+"""What one rank does from its WorkerSpec to its exit. Runs in a process forked from the zygote.
+
+Exit codes: 0 done (or drained), 1 failed; a failure is also told to the agent, with its traceback, before exit.
+"""
+
+import contextlib
+import os
+import random
+import socket
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.engine import Engine, EngineSettings, join_process_group
+from model.optimizer import OptimizerSettings
+from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.codec import decode
+from orchestrator.control.channel import Channel
+from orchestrator.control.loop import Loop
+from orchestrator.spec import WorkerSpec
+
+RANK_OOM_SCORE_ADJ = 500
+"""Ranks go first under memory pressure, never the agent that holds what they need to recover."""
+
+
+def run_worker(channel: Channel) -> int:
+    spec = decode(WorkerSpec, channel.receive())
+    try:
+        _prepare_process(spec)
+        join_process_group(
+            device=spec.device,
+            store_host=spec.store_host,
+            store_port=spec.store_port,
+            prefix=f"attempt_{spec.attempt}",
+            rank=spec.rank,
+            world_size=spec.world_size,
+            timeout_s=spec.collective_timeout_s,
+        )
+        engine = Engine(engine_settings(spec), is_restored=spec.resume.checkpoint is not None)
+        if spec.resume.checkpoint is not None:
+            restore(engine, spec)
+        Loop(spec, engine, channel).run()
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            channel.send(failure_message(error))
+        return 1
+    return 0
+
+
+def failure_message(error: Exception) -> dict[str, Any]:
+    return {
+        "kind": "failed",
+        "message": f"{type(error).__name__}: {error}",
+        "trace": traceback.format_exc()[-8000:],
+    }
+
+
+def _prepare_process(spec: WorkerSpec) -> None:
+    """Environment and seeds; DeepSpeed reads these variables and tries MPI without LOCAL_RANK."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(RANK_OOM_SCORE_ADJ))
+    os.environ.update(
+        RANK=str(spec.rank),
+        LOCAL_RANK=str(spec.local_rank),
+        WORLD_SIZE=str(spec.world_size),
+        LOCAL_WORLD_SIZE=str(spec.local_size),
+        LOCAL_SIZE=str(spec.local_size),
+        MASTER_ADDR=spec.store_host,
+        MASTER_PORT=str(spec.store_port),
+    )
+    if spec.network_interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", spec.network_interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", spec.network_interface)
+    torch.set_num_threads(spec.threads)
+    random.seed(spec.seed)
+    np.random.seed(spec.seed % 2**32)
+    torch.manual_seed(spec.seed)
+    if spec.device == "cuda":
+        torch.cuda.set_device(spec.local_rank)
+    print(
+        f"rank {spec.rank} of {spec.world_size} on {socket.gethostname()}, attempt {spec.attempt}", flush=True
+    )
+
+
+def engine_settings(spec: WorkerSpec) -> EngineSettings:
+    optim = spec.optim
+    return EngineSettings(
+        model=spec.model,
+        optimizer=OptimizerSettings(
+            name=optim.name.value,
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+        ),
+        ds_config=spec.ds_config,
+        zero_stage=spec.zero_stage,
+        device=f"cuda:{spec.local_rank}" if spec.device == "cuda" else "cpu",
+        seed=spec.seed,
+        tokens_per_step=spec.batch.tokens_per_step,
+        activation_checkpointing=spec.activation_checkpointing,
+        eos_token_id=spec.manifest.tokenizer.eos_token_id if spec.data.isolate_documents else None,
+    )
+
+
+def restore(engine: Engine, spec: WorkerSpec) -> None:
+    """Range reads of this rank's own share; any world size and stage may have written the checkpoint."""
+    assert spec.resume.checkpoint is not None
+    reader = CheckpointReader.open(spec.resume.checkpoint)
+    engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)

@@ -1,0 +1,60 @@
+"""What can go wrong, one sentence each. Every class survives pickling, because it may cross an actor boundary.
+
+Exit codes (contract): 0 done; 1 the run failed; 2 the config or the arguments are wrong; 75 stopped early but resumable.
+"""
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_PREEMPTED = 75
+
+
+class PhalanxError(Exception):
+    """Base of what we raise on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(PhalanxError):
+    """The person can fix it: one sentence per problem, all problems at once."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.args
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+class PlacementError(ConfigError):
+    """The cluster does not have what the plan needs."""
+
+
+class DataError(ConfigError):
+    """The prepared data or its source is missing, damaged or does not fit the run."""
+
+
+class CheckpointError(PhalanxError):
+    """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class StoreError(CheckpointError):
+    """The store can't be read or written (space, permission, network): says nothing about what it holds."""
+
+
+class CheckpointMismatchError(CheckpointError, ConfigError):
+    """A checkpoint or a run folder was made by another model, data or seed; both values are named."""
+
+    exit_code = EXIT_USAGE
+
+
+class WorkerFailedError(PhalanxError):
+    """The run failed: the digest of the first failing rank, with what to do next."""
+
+
+class LifecycleError(PhalanxError):
+    """A pair of state and event that can't happen: a bug in us."""

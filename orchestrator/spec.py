@@ -1,0 +1,172 @@
+"""The values that flow from a config to the ranks: RunPlan, Placement, ResumePoint, WorkerSpec. Plan half.
+
+Chosen by a person: `...Config`. Derived and frozen: everything here. All of it is JSON at heart, so that
+`plan.json` and a worker's spec can be read by people.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from model.config import ModelConfig
+from orchestrator.config import CheckpointConfig, DataConfig, OptimConfig, Precision, TrainConfig
+from orchestrator.data.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchShape:
+    """How one optimizer step's samples spread over ranks and micro-steps.
+
+    96 samples, micro-batches of 4, 8 ranks: 3 micro-steps. 100 samples would need 4, the last of them with
+    padding rows of zero weight (only after a resize: the first start refuses what does not divide).
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    seq_len: int
+
+    @property
+    def micro_steps(self) -> int:
+        """Forward and backward passes per rank and optimizer step (gradient accumulation)."""
+        per_pass = self.micro_batch_size * self.world_size
+        return -(-self.global_batch_size // per_pass)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Target tokens of the global batch: what the summed loss is divided by."""
+        return self.global_batch_size * self.seq_len
+
+    @property
+    def is_even(self) -> bool:
+        return self.global_batch_size % (self.micro_batch_size * self.world_size) == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankMemory:
+    """Peak bytes of one rank, by what they hold."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """fp32 masters and moments."""
+    activations: int
+    logits: int
+    buffers: int
+    """Communication buckets."""
+    host: int
+    """Offloaded bytes, in CPU memory (or on NVMe)."""
+
+    @property
+    def device_total(self) -> int:
+        return (
+            self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPlan:
+    """Everything that follows from the config (and the manifest) before anything starts."""
+
+    run_id: str
+    fingerprint: str
+    """16 hexadecimal digits over `identity`."""
+    identity: dict[str, Any]
+    """Dotted key -> value of all that makes this run this run: a difference is refused on resume."""
+    model: ModelConfig
+    """With every null resolved: vocab_size, num_kv_heads."""
+    batch: BatchShape
+    precision: Precision
+    zero_stage: int
+    device: str
+    """`cpu` or `cuda`."""
+    steps: int
+    schedule_steps: int
+    parameters: int
+    """Distinct trainable parameters (tied ones once)."""
+    flops_per_token: int
+    """Forward and backward, attention included."""
+    memory_by_stage: dict[int, RankMemory]
+    """ZeRO stage -> peak of one rank; this plan's own stage is `zero_stage`."""
+    peak_flops_per_worker: float | None
+    """From the hardware table; None where the peak is not known (a CPU)."""
+    ds_config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeFacts:
+    """What a machine offers."""
+
+    name: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """One node's reservation: `workers` ranks, one agent."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankPlace:
+    rank: int
+    node: int
+    """Index into `Placement.bundles`."""
+    local_rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    bundles: tuple[Bundle, ...]
+    ranks: tuple[RankPlace, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumePoint:
+    """Where an attempt starts. A fresh run is ResumePoint(step=0)."""
+
+    step: int = 0
+    """Optimizer steps already done."""
+    checkpoint: str | None = None
+    """URL of the committed checkpoint's folder; None starts from the seeded initial weights."""
+    skipped_windows: tuple[int, ...] = ()
+    """Indices of global batches that are never trained on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSpec:
+    """All that one rank needs; a worker reads no other config."""
+
+    run_id: str
+    fingerprint: str
+    attempt: int
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    node: int
+    device: str
+    threads: int
+    seed: int
+    steps: int
+    schedule_steps: int
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    data: DataConfig
+    manifest: Manifest
+    checkpoint: CheckpointConfig
+    checkpoint_url: str
+    """Resolved: never None."""
+    batch: BatchShape
+    zero_stage: int
+    activation_checkpointing: bool
+    ds_config: dict[str, Any]
+    resume: ResumePoint
+    store_host: str
+    store_port: int
+    network_interface: str | None
+    collective_timeout_s: float
