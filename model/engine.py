@@ -37,7 +37,7 @@ def prewarm() -> None:
     import deepspeed.runtime.zero.muon.muon_optimizer
     import deepspeed.runtime.zero.stage3  # noqa: F401
     import torch._dynamo
-    import torch._inductor.compile_fx  # noqa: F401
+    import torch._inductor.compile_fx
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
     _calm_deepspeed()

@@ -82,11 +82,7 @@ def flat_leaves(engine: Any) -> list[tuple[torch.Tensor, int]]:
             groups = optimizer.sub_group_to_group_id
             return [(leaf, groups[sub]) for sub, leaf in enumerate(optimizer.fp32_partitioned_groups_flat)]
         case Flavour.replicated:
-            return [
-                (leaf, index)
-                for index, group in enumerate(optimizer.param_groups)
-                for leaf in group["params"]
-            ]
+            return [(leaf, index) for index, group in enumerate(optimizer.param_groups) for leaf in group["params"]]
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:

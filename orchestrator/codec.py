@@ -30,22 +30,21 @@ def decode(kind: type[T], raw: Any) -> T:
 
 def _decode(kind: Any, raw: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return raw
     if origin in (typing.Union, types.UnionType):
-        if raw is None and type(None) in arguments:
-            return None
-        return _decode(next(a for a in arguments if a is not type(None)), raw)
-    if origin is tuple:
-        return tuple(_decode(arguments[0], item) for item in raw)
-    if origin is list:
-        return [_decode(arguments[0], item) for item in raw]
+        return None if raw is None else _decode(next(a for a in arguments if a is not type(None)), raw)
+    if origin in (list, tuple):
+        return origin(_decode(arguments[0], item) for item in raw)
     if origin is dict:
         return {_decode(arguments[0], key): _decode(arguments[1], item) for key, item in raw.items()}
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind)}
-        return kind(**{name: _decode(hints[name], item) for name, item in raw.items() if name in known})
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _decode_fields(kind, raw)
     if isinstance(kind, type) and issubclass(kind, Enum | int | float) and not isinstance(raw, bool):
         return kind(raw)
     return raw
+
+
+def _decode_fields(kind: type, raw: Mapping[str, Any]) -> Any:
+    """Fields that this version does not know are left out: a newer version wrote them."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    return kind(**{name: _decode(hints[name], item) for name, item in raw.items() if name in known})

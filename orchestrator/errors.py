@@ -1,6 +1,7 @@
 """What can go wrong, one sentence each. Every class survives pickling, because it may cross an actor boundary.
 
-Exit codes (contract): 0 done; 1 the run failed; 2 the config or the arguments are wrong; 75 stopped early but resumable.
+Exit codes (contract): 0 done; 1 the run failed; 2 the config or the arguments are wrong; 75 stopped early but
+resumable.
 """
 
 EXIT_FAILED = 1
