@@ -1,0 +1,130 @@
+"""The rules of the house, held by reading every source file: imports, sizes, what the plan half loads."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "orchestrator", "launch")
+"""In the direction of the arrow, backwards: each may import itself and those before it."""
+SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+ONLY_IN = {
+    "ray": "orchestrator/control/cluster.py",
+    "deepspeed": "model/engine.py",
+    "wandb": "orchestrator/observe/wandb_process.py",
+    "hydra": "launch/compose.py",
+}
+NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "subprocess")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+PLAN_HALF: list[str] = [
+    name
+    for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
+    if (ROOT / name).is_file()
+]
+
+
+def imported_names(file: Path) -> Iterator[str]:
+    """Full names of all that `file` imports, wherever in it: `orchestrator.control.cluster`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno} imports relatively"
+            yield str(node.module)
+
+
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_scan() -> None:
+    assert len(SOURCES) > 10
+    assert len(PLAN_HALF) > 5
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=relative)
+def test_imports_point_from_launch_to_orchestrator_to_model(file: Path) -> None:
+    own = relative(file).split("/")[0]
+    backwards = PACKAGES[PACKAGES.index(own) + 1 :]
+    wrong = [name for name in imported_names(file) if name.split(".")[0] in (*backwards, "tests", "slurm")]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
+def test_only_one_file_imports_an_outside_library(library: str, home: str) -> None:
+    importers = [
+        relative(file) for file in SOURCES if any(name.split(".")[0] == library for name in imported_names(file))
+    ]
+    assert set(importers) <= {home}
+
+
+@pytest.mark.parametrize("name", PLAN_HALF)
+def test_a_plan_half_module_loads_nothing_heavy(name: str) -> None:
+    module = name.removesuffix(".py").replace("/", ".")
+    script = f"import sys, {module}; print(*sorted(set({NOT_IN_PLAN_HALF!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare", "list", "cp", "schema"])
+def test_help_loads_neither_torch_nor_ray(verb: str) -> None:
+    script = (
+        f"import sys; from launch.cli import main; code = main([{verb!r}, '--help']); "
+        "heavy = {'torch', 'ray', 'deepspeed', 'wandb'} & set(sys.modules); "
+        "print('\\nloaded:', *sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "examples:" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+@pytest.mark.parametrize("name", PLAN_HALF)
+def test_the_plan_half_reads_neither_clock_nor_environment(name: str) -> None:
+    tops = {imported.split(".")[0] for imported in imported_names(ROOT / name)}
+    assert tops & {"time", "os", "subprocess", "socket", "threading", "random"} == set()
+
+
+def test_no_file_exceeds_its_lines() -> None:
+    lengths = {relative(file): len(file.read_text().splitlines()) for file in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_no_function_exceeds_its_lines() -> None:
+    long = {}
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long[f"{relative(file)}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
+    names = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py", "base.py"}
+    assert [relative(file) for file in SOURCES if file.name in names] == []
+
+
+def test_nothing_unpickles_or_calls_a_shell() -> None:
+    wrong = []
+    for file in SOURCES:
+        names = set(imported_names(file))
+        if names & {"pickle", "dill", "cloudpickle", "joblib"}:
+            wrong.append(relative(file))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "shell":
+                wrong.append(f"{relative(file)}:{node.value.lineno}")
+    assert wrong == []
