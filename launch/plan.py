@@ -1,0 +1,129 @@
+"""`phalanx plan`: what a config means, before anything starts. Imports neither torch nor ray."""
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from launch.compose import compose
+from launch.plan_text import (
+    ASSUMED_UTILISATION,
+    batch_words,
+    plan_sections,
+    seconds_at_assumed_utilisation,
+    total_flops,
+    total_tokens,
+)
+from orchestrator.codec import encode
+from orchestrator.config import Device, RunConfig
+from orchestrator.control.opening import find_folder, plan_for
+from orchestrator.data import files
+from orchestrator.data.manifest import FILE_NAME, Manifest
+from orchestrator.data.shards import read_manifest
+from orchestrator.errors import ConfigError
+from orchestrator.memory import held_bytes
+from orchestrator.placement import place, planned_nodes
+from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
+from orchestrator.spec import Placement, RunPlan
+
+EXAMPLES = """examples:
+  phalanx plan experiment=quickstart
+  phalanx plan experiment=llama_8b_h100x64 cluster.num_workers=512
+  phalanx plan --json experiment=gpt_1_3b_h100x8 parallel=zero3
+
+Needs neither data, nor a GPU, nor a cluster. Exits 2, with the numbers, when the plan can't work.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Print a config's plan. Raises ConfigError when it can't work; one that lacks memory is shown first."""
+    options, overrides = _parser().parse_known_args(argv)
+    config = compose(overrides).config
+    manifest, notes = _manifest_if_any(config)
+    device = planned_device(config)
+    if manifest is None:
+        plan = plan_run(config, None, device=device)
+    else:  # the run may have been started before: then its schedule is fixed, and the batch may be uneven
+        plan = plan_for(config, manifest, find_folder(config, manifest), device)
+    placement = place(
+        num_workers=plan.batch.world_size,
+        workers_per_node=config.cluster.workers_per_node,
+        cpus_per_worker=config.cluster.cpus_per_worker,
+        gpus_per_worker=1 if device == "cuda" else 0,
+        nodes=planned_nodes(config.cluster, device=device),
+    )
+    refusal = memory_refusal(config, plan)
+    if options.json:
+        print(json.dumps(_as_json(plan, placement, config, notes, refusal), indent=2))
+    else:
+        _print(plan, placement, config, notes)
+    if refusal is not None:
+        raise ConfigError(refusal)
+    return 0
+
+
+def planned_device(config: RunConfig) -> str:
+    """`auto` can't look at a node here: it is CUDA where the config names an accelerator, else the CPU."""
+    if config.cluster.device is not Device.auto:
+        return config.cluster.device.value
+    return "cpu" if config.cluster.hardware is None else "cuda"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="phalanx plan",
+        usage="phalanx plan [--json] [KEY=VALUE ...]",
+        description="What a config means: batch, placement, parameters, FLOPs, memory, DeepSpeed JSON.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _manifest_if_any(config: RunConfig) -> tuple[Manifest | None, list[str]]:
+    """The prepared data's manifest, if there is one: planning needs no data. DataError if it is damaged."""
+    path = config.data.path
+    if path is not None and files.file_bytes(files.join(path, FILE_NAME)) is not None:
+        return read_manifest(path), []
+    where = "data.path is not set" if path is None else f"data.path={path} has no {FILE_NAME} yet"
+    if config.model.vocab_size is not None:
+        return None, [f"{where}: the data is not checked"]
+    return None, [f"{where}: the vocabulary is assumed, and the data is not checked"]
+
+
+def _print(plan: RunPlan, placement: Placement, config: RunConfig, notes: list[str]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for section in plan_sections(plan, placement, config):
+        console.print(Text(section.title, style="bold cyan"))
+        for index, line in enumerate(section.lines):
+            console.print(Text(f"  {line}", style="bold" if index == section.marked else ""))
+        console.print()
+    for note in notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
+def _as_json(
+    plan: RunPlan, placement: Placement, config: RunConfig, notes: list[str], refusal: str | None
+) -> dict[str, Any]:
+    return {
+        "plan": encode(plan),
+        "placement": encode(placement),
+        "batch": {
+            "words": batch_words(plan.batch),
+            "micro_steps": plan.batch.micro_steps,
+            "tokens_per_step": plan.batch.tokens_per_step,
+        },
+        "total_tokens": total_tokens(plan),
+        "tokens_per_parameter": total_tokens(plan) / plan.parameters,
+        "total_flops": total_flops(plan),
+        "assumed_utilisation": ASSUMED_UTILISATION,
+        "training_time_s": seconds_at_assumed_utilisation(plan),
+        "memory_bytes": held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device),
+        "memory_limit_bytes": memory_limit_bytes(config, device=plan.device),
+        "notes": notes,
+        "problems": [] if refusal is None else [refusal],
+    }

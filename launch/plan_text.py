@@ -1,0 +1,184 @@
+"""A plan as text for people: pure, so that `train`, `submit` and a golden test can show the same words."""
+
+import json
+from dataclasses import dataclass
+from itertools import groupby
+
+from orchestrator.config import RunConfig
+from orchestrator.memory import gigabytes, held_bytes
+from orchestrator.plan import memory_limit_bytes
+from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
+
+ASSUMED_UTILISATION = 0.4
+"""Share of the peak that the time is reckoned with: what large runs reach."""
+_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    lines: tuple[str, ...]
+    marked: int | None = None
+    """Index of the line that a terminal shows bold."""
+
+
+def batch_words(batch: BatchShape) -> str:
+    """`global batch 512 samples = 8 per pass x 64 workers x 1 pass`; says where padding is needed."""
+    passes = f"{batch.micro_steps:,} pass" + ("" if batch.micro_steps == 1 else "es")
+    workers = f"{batch.world_size:,} worker" + ("" if batch.world_size == 1 else "s")
+    spread = f"{batch.micro_batch_size:,} per pass x {workers} x {passes}"
+    head = f"global batch {batch.global_batch_size:,} samples"
+    if batch.is_even:
+        return f"{head} = {spread}"
+    places = batch.micro_batch_size * batch.world_size * batch.micro_steps
+    return f"{head} in {spread} = {places:,} rows, {places - batch.global_batch_size:,} of them padding"
+
+
+def compact(number: float) -> str:
+    """Three digits and a scale: 299,998,642,176 -> 300 B; below a million in full."""
+    for scale, letter in _SCALES:
+        if number >= scale * 0.9995:
+            scaled = number / scale
+            return f"{scaled:,.0f} {letter}" if scaled >= 999.5 else f"{scaled:.3g} {letter}"
+    return f"{number:,.0f}"
+
+
+def total_tokens(plan: RunPlan) -> int:
+    return plan.steps * plan.batch.tokens_per_step
+
+
+def total_flops(plan: RunPlan) -> int:
+    return total_tokens(plan) * plan.flops_per_token
+
+
+def seconds_at_assumed_utilisation(plan: RunPlan) -> float | None:
+    """Training time of all steps; None where the peak is not known."""
+    if plan.peak_flops_per_worker is None:
+        return None
+    return total_flops(plan) / (plan.peak_flops_per_worker * plan.batch.world_size * ASSUMED_UTILISATION)
+
+
+def plan_sections(plan: RunPlan, placement: Placement, config: RunConfig) -> list[Section]:
+    """All that `phalanx plan` prints, in order."""
+    return [
+        Section("Run", (f"{plan.run_id}, fingerprint {plan.fingerprint}",)),
+        Section("Batch", tuple(_batch_lines(plan))),
+        Section("Model", tuple(_model_lines(plan))),
+        Section("Placement", tuple(_placement_lines(placement))),
+        _memory_section(plan, config),
+        Section("DeepSpeed", tuple(json.dumps(plan.ds_config, indent=2).splitlines())),
+    ]
+
+
+def render_plan(plan: RunPlan, placement: Placement, config: RunConfig) -> str:
+    """The sections as plain text: titles, then lines indented by two."""
+    return "\n\n".join(
+        "\n".join([section.title, *(f"  {line}" for line in section.lines)])
+        for section in plan_sections(plan, placement, config)
+    )
+
+
+def _batch_lines(plan: RunPlan) -> list[str]:
+    tokens = compact(total_tokens(plan))
+    schedule = "" if plan.schedule_steps == plan.steps else f", schedule of {plan.schedule_steps:,} steps"
+    return [
+        batch_words(plan.batch),
+        f"{plan.batch.tokens_per_step:,} tokens per step; {tokens} tokens in {plan.steps:,} steps{schedule}",
+    ]
+
+
+def _model_lines(plan: RunPlan) -> list[str]:
+    model = plan.model
+    lines = [
+        f"{model.name}: {plan.parameters:,} parameters ({compact(plan.parameters)}), "
+        f"{total_tokens(plan) / plan.parameters:,.3g} tokens per parameter",
+        f"vocabulary {model.vocab_size or 0:,}, sequence {plan.batch.seq_len:,}, {plan.precision} on {plan.device}",
+        f"{_flops(plan.flops_per_token)} per token, {_flops(total_flops(plan))} in all",
+    ]
+    seconds = seconds_at_assumed_utilisation(plan)
+    if seconds is not None and plan.peak_flops_per_worker is not None:
+        lines.append(
+            f"{_duration(seconds)} at {ASSUMED_UTILISATION:.0%} of the peak, "
+            f"{plan.batch.world_size:,} x {plan.peak_flops_per_worker / 1e12:,.1f} TFLOP/s"
+        )
+    return lines
+
+
+def _placement_lines(placement: Placement) -> list[str]:
+    """Neighbouring nodes with equal bundles share a row."""
+    rows: list[tuple[str, ...]] = [("nodes", "workers each", "CPUs each", "GPUs each", "ranks")]
+    node = rank = 0
+    for bundle, group in groupby(placement.bundles):
+        count = len(list(group))
+        rows.append(_bundle_row(bundle, node, rank, count))
+        node, rank = node + count, rank + count * bundle.workers
+    return _table(rows)
+
+
+def _bundle_row(bundle: Bundle, node: int, rank: int, count: int) -> tuple[str, ...]:
+    return (
+        _span(node, count),
+        f"{bundle.workers:,}",
+        f"{bundle.cpus:,}",
+        f"{bundle.gpus:,}",
+        _span(rank, count * bundle.workers),
+    )
+
+
+def _memory_section(plan: RunPlan, config: RunConfig) -> Section:
+    rows: list[tuple[str, ...]] = [
+        ("ZeRO", "parameters", "gradients", "optimizer", "activations", "logits", "buffers", "total", "host")
+    ]
+    for stage, memory in plan.memory_by_stage.items():
+        sizes = (
+            memory.parameters,
+            memory.gradients,
+            memory.optimizer,
+            memory.activations,
+            memory.logits,
+            memory.buffers,
+            memory.device_total,
+            memory.host,
+        )
+        mark = "> " if stage == plan.zero_stage else "  "
+        rows.append((f"{mark}{stage}", *(gigabytes(size) if size else "-" for size in sizes)))
+    lines = _table(rows)
+    limit = memory_limit_bytes(config, device=plan.device)
+    if limit is not None:
+        needed = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
+        verb = "fits in" if needed <= limit else "does not fit in"
+        lines.append(f"stage {plan.zero_stage} {verb} {gigabytes(limit)}: {needed / limit:.0%}")
+    marked = 1 + list(plan.memory_by_stage).index(plan.zero_stage)
+    return Section("Memory of one rank", tuple(lines), marked=marked)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """First column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _span(first: int, count: int) -> str:
+    return f"{first:,}" if count == 1 else f"{first:,} to {first + count - 1:,}"
+
+
+def _flops(number: float) -> str:
+    if number >= 1e18:
+        return f"{number:.2e} FLOPs"
+    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= scale:
+            return f"{number / scale:.3g} {prefix}FLOPs"
+    return f"{number:,.0f} FLOPs"
+
+
+def _duration(seconds: float) -> str:
+    for scale, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
