@@ -1,0 +1,247 @@
+"""`phalanx ckpt`: list, verify and prune a run's checkpoints."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.runs import DEFAULT_ROOT, checkpoint_settings, checkpoint_store, find_run, is_run
+from orchestrator.checkpoint.commit import (
+    Standing,
+    StepStanding,
+    prune,
+    step_standings,
+    steps_to_prune,
+)
+from orchestrator.checkpoint.layout import step_folder, step_of
+from orchestrator.checkpoint.reader import CheckpointReader, read_marker
+from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verify import logical_digest, verify
+from orchestrator.config import CheckpointConfig
+from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, PhalanxError, StoreError
+from orchestrator.runfolder import RunFolder
+
+EXAMPLES = """examples:
+  phalanx ckpt ls quickstart-1a2b3c4d
+  phalanx ckpt verify quickstart-1a2b3c4d --digest
+  phalanx ckpt verify runs/quickstart-1a2b3c4d/checkpoints/step_00001000
+  phalanx ckpt verify s3://bucket/checkpoints --step 1000 --json
+  phalanx ckpt prune quickstart-1a2b3c4d --keep 2 --dry-run
+"""
+_COLUMNS = ("step", "age", "size", "files", "world", "stage", "attempt", "loss", "state")
+
+
+def run(argv: list[str]) -> int:
+    """`phalanx ckpt ARGV`; the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.act(options))
+    except PhalanxError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="phalanx ckpt",
+        description="List, verify and prune the checkpoints of a run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(required=True, metavar="ls|verify|prune")
+    ls = _add(verbs, "ls", _ls, "what checkpoints there are", "phalanx ckpt ls RUN --json")
+    checks = _add(
+        verbs,
+        "verify",
+        _verify,
+        "re-read every byte; exit 1 on any damage",
+        "phalanx ckpt verify RUN --step 1000 --digest",
+    )
+    checks.add_argument("--step", type=int, help="only this step (default: all that were committed)")
+    checks.add_argument(
+        "--digest",
+        action="store_true",
+        help="print, last, one xxh3_128 over the logical tensors of the newest step verified",
+    )
+    for verb in (ls, checks):
+        verb.add_argument("--json", action="store_true", help="one JSON object")
+    prunes = _add(verbs, "prune", _prune, "delete all but the newest", "phalanx ckpt prune RUN --keep 2 --dry-run")
+    prunes.add_argument(
+        "--keep",
+        type=_positive,
+        metavar="N",
+        help="how many to keep (default: the run's checkpoint.keep_last)",
+    )
+    prunes.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    return parser
+
+
+def _add(verbs: Any, name: str, act: Any, summary: str, example: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument("run", help="a run's id or folder, a folder or URL of checkpoints, or one step's folder")
+    verb.add_argument("--root", default=DEFAULT_ROOT, help="where runs lie (default: %(default)s)")
+    verb.set_defaults(act=act)
+    return verb
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be 1 or more: the last checkpoint is never deleted")
+    return number
+
+
+class _Target(NamedTuple):
+    store: Store
+    step: int | None
+    """Where one step's folder was named."""
+    run: RunFolder | None
+
+
+def _target(options: argparse.Namespace) -> _Target:
+    name: str = options.run
+    parent, _, last = name.rstrip("/").rpartition("/")
+    step = step_of(last)
+    if step is not None:
+        return _Target(Store(parent or ("/" if name.startswith("/") else ".")), step, None)
+    path = Path(name)
+    holds_steps = path.is_dir() and any(step_of(child.name) is not None for child in path.iterdir())
+    if "://" in name or (holds_steps and not is_run(path)):
+        return _Target(Store(name), None, None)
+    found = find_run(name, options.root)
+    return _Target(checkpoint_store(found), None, found)
+
+
+def _ls(options: argparse.Namespace) -> int:
+    store, only, _ = _target(options)
+    standings = [item for item in step_standings(store) if only in (None, item.step)]
+    rows = [_row(store, item, time.time()) for item in standings]
+    if options.json:
+        print(json.dumps({"url": store.where(""), "checkpoints": rows}, indent=2))
+    elif rows:
+        print(_table(rows))
+    else:
+        print(f"{store.where('')} holds no checkpoints")
+    return 0
+
+
+def _row(store: Store, item: StepStanding, now_s: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": item.step, "state": str(item.standing), "reason": item.reason or None}
+    if item.standing is Standing.torn:
+        return row
+    try:
+        marker = read_marker(store, item.step)
+    except StoreError:
+        raise
+    except CheckpointError as error:
+        return row | {"state": "damaged", "reason": item.reason or str(error)}
+    return row | {
+        "age_s": round(now_s - marker.time, 1),
+        "bytes": marker.total_bytes,
+        "files": len(marker.files),
+        "world_size": marker.world_size,
+        "zero_stage": marker.zero_stage,
+        "attempt": marker.attempt,
+        "loss": marker.loss,
+        "run_id": marker.run_id,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS) - 1)]
+    lines = []
+    for line in cells:
+        padded = [text.rjust(width) for text, width in zip(line[:-1], widths, strict=True)]
+        lines.append("  ".join([*padded, line[-1]]))
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    state = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
+    if "bytes" not in row:
+        return (str(row["step"]), *["-"] * (len(_COLUMNS) - 2), state)
+    loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+    counts = [str(row[key]) for key in ("files", "world_size", "zero_stage", "attempt")]
+    return (str(row["step"]), _age(row["age_s"]), _size(row["bytes"]), *counts, loss, state)
+
+
+def _age(seconds: float) -> str:
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def _verify(options: argparse.Namespace) -> int:
+    store, named, _ = _target(options)
+    step = options.step if options.step is not None else named
+    standings = step_standings(store)
+    steps = [item.step for item in standings if item.standing is not Standing.torn]
+    if step is not None:
+        steps = [step]
+    if not steps:
+        raise CheckpointError(f"{store.where('')} holds no committed checkpoint")
+    rejected = {item.step: item.reason for item in standings if item.standing is Standing.rejected}
+    problems: dict[int, list[str]] = {}
+    for each in steps:
+        problems[each] = verify(store, each)
+        if not options.json:
+            _print_verified(store, each, problems[each], each in rejected)
+    digest = _digest(store, problems, rejected, step) if options.digest else None
+    if options.json:
+        found = [{"step": each, "problems": problems[each], "rejected": rejected.get(each)} for each in steps]
+        print(json.dumps({"url": store.where(""), "checkpoints": found, "digest": digest}, indent=2))
+    elif digest:
+        print(digest)
+    return EXIT_FAILED if any(problems.values()) else 0
+
+
+def _print_verified(store: Store, step: int, problems: list[str], is_rejected: bool) -> None:
+    note = " (set aside)" if is_rejected else ""
+    if problems:
+        print(f"{store.where(step_folder(step))}{note}: damaged")
+        print("\n".join(f"  {problem}" for problem in problems), flush=True)
+        return
+    marker = read_marker(store, step)
+    size = _size(marker.total_bytes)
+    print(f"{store.where(step_folder(step))}{note}: {len(marker.files)} files, {size}, good", flush=True)
+
+
+def _digest(store: Store, problems: dict[int, list[str]], rejected: dict[int, str], step: int | None) -> str | None:
+    """Of the named step, else of the newest that a run would resume from; None where that is damaged."""
+    good = [each for each, found in problems.items() if not found and (each == step or each not in rejected)]
+    return logical_digest(CheckpointReader(store, read_marker(store, max(good)))) if good else None
+
+
+def _prune(options: argparse.Namespace) -> int:
+    store, step, found = _target(options)
+    if step is not None:
+        raise ConfigError(f"{options.run} is one checkpoint; name the run or the folder that holds it")
+    keep = options.keep
+    if keep is None:
+        settings = checkpoint_settings(found) if found else {}
+        keep = settings.get("keep_last", CheckpointConfig().keep_last)
+    steps = steps_to_prune(store, keep) if options.dry_run else prune(store, keep)
+    verb = "would delete" if options.dry_run else "deleted"
+    for each in steps:
+        print(f"{verb} {store.where(step_folder(each))}")
+    if not steps:
+        print(f"nothing to delete in {store.where('')}: {f'the newest {keep}' if keep else 'all'} are kept")
+    return 0

@@ -1,0 +1,145 @@
+"""Reads logical tensors of a committed checkpoint by ranges, whatever world size and stage wrote them."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+import numpy as np
+
+from orchestrator.checkpoint.layout import (
+    BYTES_PER_ELEMENT,
+    MARKER,
+    Marker,
+    Piece,
+    SmallEntry,
+    TensorEntry,
+    step_folder,
+    step_of,
+)
+from orchestrator.checkpoint.payload import DTYPES
+from orchestrator.checkpoint.store import Store
+from orchestrator.errors import CheckpointError
+
+
+def read_marker(store: Store, step: int) -> Marker:
+    """The marker of a committed step. CheckpointError if there is none or it is damaged, else StoreError."""
+    path = f"{step_folder(step)}/{MARKER}"
+    where = store.where(path)
+    if not store.exists(path):
+        raise CheckpointError(f"{where} does not exist: step {step} was never committed")
+    try:
+        text = store.read(path).decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where} is damaged: byte {error.start} is not UTF-8") from error
+    marker = Marker.from_json(text, where)
+    if marker.step != step:
+        raise CheckpointError(f"{where} is the marker of step {marker.step}: the folder was renamed")
+    return marker
+
+
+class CheckpointReader:
+    """Range reads over one checkpoint; memory is what is asked for. Checksums are `verify`'s business."""
+
+    def __init__(self, store: Store, marker: Marker) -> None:
+        self.store = store
+        self.marker = marker
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, entry in marker.tensors.items()}
+        self._folder = step_folder(marker.step)
+        self._small: dict[str, tuple[str, SmallEntry]] = {
+            key: (file.file, entry) for file in marker.files for key, entry in file.small.items()
+        }
+        # (name, kind) -> pieces by rising start, and their starts; made on first use.
+        self._index: dict[tuple[str, str], tuple[list[Piece], list[int]]] = {}
+
+    @classmethod
+    def open(cls, folder_url: str) -> "CheckpointReader":
+        """The checkpoint in a step folder, `runs/x/checkpoints/step_00001000`. Raises CheckpointError."""
+        parent, _, name = folder_url.rstrip("/").rpartition("/")
+        step = step_of(name)
+        if step is None:
+            raise CheckpointError(f"{folder_url} is not a checkpoint folder: its name must be like step_00001000")
+        store = Store(parent or ("/" if folder_url.startswith("/") else "."))
+        return cls(store, read_marker(store, step))
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """What is held of a tensor: `master` and, where it is trained, its moments."""
+        return tuple(self._entry(name).kinds)
+
+    def numel(self, name: str) -> int:
+        return self._entry(name).numel
+
+    def read(
+        self,
+        name: str,
+        kind: str = "master",
+        start: int = 0,
+        count: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Flat elements [start, start + count) of a tensor: float32[count], into `out` where given.
+
+        `count=None` reads to the tensor's end. Raises CheckpointError for what is not held.
+        """
+        numel = self.numel(name)
+        count = numel - start if count is None else count
+        if start < 0 or count < 0 or start + count > numel:
+            raise CheckpointError(f"elements [{start}, {start + count}) of {name} were asked for, it has {numel}")
+        target = np.empty(count, "<f4") if out is None else out
+        if target.dtype != np.dtype("<f4") or target.shape != (count,) or not target.flags.c_contiguous:
+            raise ValueError(f"out must be float32[{count}], contiguous; got {target.dtype}{list(target.shape)}")
+        pieces, starts = self._pieces(name, kind)
+        if count:
+            self._fill(name, pieces, max(0, bisect_right(starts, start) - 1), start, target)
+        return target
+
+    def small_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(self._small))
+
+    def small(self, key: str) -> np.ndarray:
+        """A small tensor, whole. Raises CheckpointError where it is not held."""
+        if key not in self._small:
+            raise CheckpointError(f"{self.where} has no small tensor {key!r}; it has {list(self._small)}")
+        file, entry = self._small[key]
+        array = np.empty(entry.shape, DTYPES[entry.dtype])
+        if array.nbytes:
+            out = memoryview(array.reshape(-1).view(np.uint8))
+            self.store.read_range(f"{self._folder}/{file}", entry.offset, entry.bytes, out)
+        return array
+
+    @property
+    def where(self) -> str:
+        return self.store.where(self._folder)
+
+    def _entry(self, name: str) -> TensorEntry:
+        try:
+            return self.marker.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.where} has no tensor {name!r}") from None
+
+    def _pieces(self, name: str, kind: str) -> tuple[list[Piece], list[int]]:
+        if (name, kind) not in self._index:
+            kinds = self._entry(name).kinds
+            if kind not in kinds:
+                raise CheckpointError(f"{self.where} has no {kind} of {name}; it has {', '.join(kinds)}")
+            pieces = sorted((piece for piece in kinds[kind] if piece.count), key=lambda piece: piece.start)
+            self._index[name, kind] = pieces, [piece.start for piece in pieces]
+        return self._index[name, kind]
+
+    def _fill(self, name: str, pieces: list[Piece], first: int, start: int, target: np.ndarray) -> None:
+        data = memoryview(target).cast("B")
+        done = 0
+        for piece in pieces[first:]:
+            if done == len(target):
+                break
+            skipped = start + done - piece.start
+            count = min(piece.count - skipped, len(target) - done)
+            if skipped < 0 or count <= 0:
+                break
+            self.store.read_range(
+                f"{self._folder}/{piece.file}",
+                piece.offset + skipped * BYTES_PER_ELEMENT,
+                count * BYTES_PER_ELEMENT,
+                data[done * BYTES_PER_ELEMENT : (done + count) * BYTES_PER_ELEMENT],
+            )
+            done += count
+        if done < len(target):
+            raise CheckpointError(f"{self.where} does not hold element {start + done} of {name}")

@@ -1,0 +1,178 @@
+"""Where checkpoints lie: a local folder or any fsspec URL, behind few calls. Failures become one sentence."""
+
+import errno
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.checkpoint.local_files import Buffer, LocalFiles
+from orchestrator.errors import CheckpointError, StoreError
+
+CHUNK_BYTES = 8 << 20
+"""What streaming reads and writes hold in memory at a time."""
+
+
+class Store:
+    """A folder of checkpoints. Paths are relative to it, with `/`; everything raises StoreError.
+
+    A file that is not there is None or an empty list for `size` and `list`, an error for the others.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        text = str(url)
+        scheme, separator, rest = text.partition("://")
+        self.url = text.rstrip("/") if text.strip("/") else text
+        self.is_local = not separator or scheme in {"file", "local"}
+        if not self.is_local:
+            with self._translated("open", ""):
+                # Imported only for URLs: a local store needs no fsspec.
+                from orchestrator.checkpoint.object_files import ObjectFiles
+
+                self._files: LocalFiles | ObjectFiles = ObjectFiles(self.url)
+        else:
+            self._files = LocalFiles(Path(rest if separator else text).expanduser())
+            self.url = str(self._files.root)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.where('')!r})"
+
+    def url_of(self, path: str) -> str:
+        """The whole URL of `path`, to open it by; for people there is `where`."""
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def where(self, path: str) -> str:
+        """The whole URL of `path` for people: without a password or key in it."""
+        full = self.url_of(path)
+        if self.is_local or "@" not in full:
+            return full
+        parts = urlsplit(full)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    def write_atomic(self, path: str, chunks: Iterable[Buffer], num_bytes: int | None = None) -> None:
+        """Write `chunks` so that `path` is there whole and durably, or not at all; replaces what was there.
+
+        `num_bytes`, where known, goes into the message when space runs out.
+        """
+        source = _Source(chunks)
+        with self._translated("write", path, num_bytes, source):
+            self._files.write_atomic(path, source)
+
+    def create_exclusive(self, path: str, data: bytes) -> bool:
+        """Write `path` only where it does not exist; False if it does. Of several callers one gets True."""
+        with self._translated("write", path, len(data)):
+            return self._files.create_exclusive(path, data)
+
+    def claims_exclusively(self) -> bool:
+        """Whether `create_exclusive` really refuses a second writer, tried on a file of its own.
+
+        Some object stores ignore the condition; two live copies of a run could then both commit.
+        """
+        if isinstance(self._files, LocalFiles):
+            return True
+        probe = f".exclusive.{secrets.token_hex(4)}.tmp"
+        with self._translated("write", probe):
+            try:
+                return self._files.refuses_second_put(probe)
+            finally:
+                self._files.remove(probe)
+
+    def read(self, path: str) -> bytes:
+        with self._translated("read", path):
+            return self._files.read(path)
+
+    def read_range(self, path: str, offset: int, count: int, out: memoryview | None = None) -> memoryview:
+        """Bytes [offset, offset + count) of a file, into `out` where given. CheckpointError if shorter."""
+        target = memoryview(bytearray(count)) if out is None else out.cast("B")
+        if len(target) != count:
+            raise ValueError(f"out holds {len(target)} bytes, {count} were asked for")
+        with self._translated("read", path):
+            found = self._files.read_into(path, offset, target)
+        if found < count:
+            raise CheckpointError(
+                f"{self.where(path)} is damaged: it ends at byte {offset + found}, {offset + count} bytes are needed"
+            )
+        return target
+
+    def read_chunks(self, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """The whole file in order; each chunk is valid until the next one is asked for."""
+        buffer = memoryview(bytearray(chunk_bytes))
+        offset = 0
+        while True:
+            with self._translated("read", path):
+                found = self._files.read_into(path, offset, buffer)
+            if found:
+                yield buffer[:found]
+            offset += found
+            if found < chunk_bytes:
+                return
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names in a folder, sorted; empty where there is no such folder."""
+        with self._translated("list", folder):
+            return self._files.list(folder)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        with self._translated("look at", path):
+            return self._files.size(path)
+
+    def exists(self, path: str) -> bool:
+        return self.size(path) is not None
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all in it; nothing happens where there is none."""
+        with self._translated("remove", path):
+            self._files.remove(path)
+
+    @contextmanager
+    def _translated(
+        self, verb: str, path: str, num_bytes: int | None = None, source: "_Source | None" = None
+    ) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, CheckpointError) or (source and source.failure is error):
+                raise
+            if isinstance(error, OSError):
+                raise StoreError(self._sentence(verb, path, error, num_bytes)) from error
+            # Each backend of fsspec brings its own exceptions (botocore, aiohttp, google.auth, ...).
+            raise StoreError(
+                f"can't {verb} {self.where(path)}: {type(error).__name__}: {error}; "
+                "check the URL, the backend's package and the credentials"
+            ) from error
+
+    def _sentence(self, verb: str, path: str, error: OSError, num_bytes: int | None) -> str:
+        where = self.where(path)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            needed = f", it needs {num_bytes:,} bytes" if num_bytes is not None else ""
+            free = self._files.free_bytes()
+            left = f" and {free:,} are free" if free is not None else ""
+            return (
+                f"no space left to write {where}{needed}{left}; "
+                "free some, lower checkpoint.keep_last or set checkpoint.url to another place"
+            )
+        if isinstance(error, FileNotFoundError):
+            return f"can't {verb} {where}: it does not exist"
+        if isinstance(error, PermissionError):
+            return f"can't {verb} {where}: permission denied; check the owner, the mode or the credentials"
+        return f"can't {verb} {where}: {error.strerror or error}"
+
+
+class _Source:
+    """The chunks of a write, remembering a failure of their own: that is not the store's."""
+
+    def __init__(self, chunks: Iterable[Buffer]) -> None:
+        self._chunks = chunks
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Buffer]:
+        try:
+            yield from self._chunks
+        except BaseException as error:
+            self.failure = error
+            raise
