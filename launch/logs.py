@@ -1,0 +1,123 @@
+"""`phalanx logs`: what a rank printed. Reads files only."""
+
+import argparse
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from launch.runs import find_run
+from orchestrator.errors import ConfigError
+from orchestrator.observe.failure import rank_ranges
+from orchestrator.observe.ledger import EventName, read_events
+from orchestrator.observe.state import RunState, run_state
+from orchestrator.runfolder import RunFolder
+
+_EXAMPLES = """examples:
+  phalanx logs quickstart-1a2b3c4d              the newest attempt's rank 0, or the rank that failed first
+  phalanx logs runs/quickstart-1a2b3c4d -f      follow it until the run ends
+  phalanx logs RUN --rank 3 --attempt 1 --tail 50
+"""
+_POLL_S = 0.2
+
+
+def run(argv: Sequence[str]) -> int:
+    """The verb. The file's name goes to standard error, its content to standard output."""
+    arguments = _parser().parse_args(argv)
+    folder = find_run(arguments.run, arguments.root)
+
+    def choose() -> Path:
+        return chosen_log(folder, rank=arguments.rank, attempt=arguments.attempt)
+
+    path = choose()
+    print(f"==> {path}", file=sys.stderr, flush=True)
+    try:
+        with path.open("rb") as log:
+            _print_all(log, sys.stdout.buffer, arguments.tail)
+            if arguments.follow:
+                _follow(folder, log, path, choose, sys.stdout.buffer)
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass  # Ctrl-C and `| head` are how a person ends this
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="phalanx logs",
+        description="What a rank printed.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="a run's id or folder")
+    parser.add_argument("--rank", type=int, help="default: 0, or the rank that failed first")
+    parser.add_argument("--attempt", type=int, help="default: the newest")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    return parser
+
+
+def chosen_log(folder: RunFolder, *, rank: int | None, attempt: int | None) -> Path:
+    """The log file that is meant. Errors: ConfigError naming the attempts or ranks that there are."""
+    started = _numbers(folder.path, r"attempt_(\d+)")
+    ranks_of = {number: _numbers(folder.attempt(number), r"rank_(\d+)\.log") for number in started}
+    attempts = [number for number in started if ranks_of[number]]
+    if not attempts:
+        raise ConfigError(f"run {folder.run_id} has no logs yet: no rank was started in {folder.path}")
+    if attempt is None:
+        attempt = attempts[-1]
+    elif attempt not in attempts:
+        raise ConfigError(f"--attempt={attempt}: run {folder.run_id} has logs of attempts {rank_ranges(attempts)}")
+    ranks = ranks_of[attempt]
+    if rank is None:
+        failed = first_failing_rank(read_events(folder.events), attempt)
+        rank = failed if failed in ranks else ranks[0]
+    elif rank not in ranks:
+        raise ConfigError(f"--rank={rank}: attempt {attempt} of run {folder.run_id} has ranks {rank_ranges(ranks)}")
+    return folder.rank_log(attempt, rank)
+
+
+def first_failing_rank(events: Sequence[dict[str, Any]], attempt: int) -> int | None:
+    """The rank that the failed run's end names, else the first to die; None where it did not fail."""
+    failed = [event for event in events if event["event"] == EventName.run_failed]
+    if not failed or failed[-1]["attempt"] != attempt:
+        return None
+    if isinstance(failed[-1].get("rank"), int):
+        return int(failed[-1]["rank"])
+    died = [event for event in events if event["event"] == EventName.rank_died and event["attempt"] == attempt]
+    return int(died[0]["rank"]) if died else None
+
+
+def _numbers(folder: Path, pattern: str) -> list[int]:
+    names = (re.fullmatch(pattern, path.name) for path in folder.iterdir())
+    return sorted(int(name.group(1)) for name in names if name)
+
+
+def _print_all(log: BinaryIO, out: BinaryIO, tail: int | None) -> None:
+    """The whole file, or its last `tail` lines in memory for those lines only."""
+    for line in log if tail is None else deque(log, maxlen=max(0, tail)):
+        out.write(line)
+    out.flush()
+
+
+def _follow(folder: RunFolder, log: BinaryIO, path: Path, choose: Callable[[], Path], out: BinaryIO) -> None:
+    """Prints what is added until the run ends; a newer attempt's log is taken up when it appears."""
+    with ExitStack() as opened:
+        while True:
+            # Asked before reading: what was written before the end is then still printed.
+            is_running = run_state(folder).state is RunState.running
+            newest = choose()
+            out.write(log.read())
+            if newest != path:
+                out.flush()
+                print(f"==> {newest}", file=sys.stderr, flush=True)
+                path, log = newest, opened.enter_context(newest.open("rb"))
+                out.write(log.read())
+            out.flush()
+            if not is_running:
+                return
+            time.sleep(_POLL_S)

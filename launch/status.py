@@ -1,0 +1,142 @@
+"""`phalanx status`: what runs there are and how they are. Reads files only."""
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launch.runs import find_run
+from orchestrator.observe.ledger import EventName, read_events
+from orchestrator.observe.state import RunState, RunStatus, run_folders, run_state
+from orchestrator.observe.units import duration_text, plural
+from orchestrator.observe.wording import event_line
+from orchestrator.runfolder import RunFolder
+
+_EXAMPLES = """examples:
+  phalanx status                       every run under runs/
+  phalanx status quickstart-1a2b3c4d   one run: attempts, last events, checkpoint, W&B
+  phalanx status --json                the same for programs
+"""
+_LAST_EVENTS = 8
+
+
+def run(argv: Sequence[str]) -> int:
+    """The verb. Exit code 0; 2 where the run is not known (as ConfigError) or the arguments are wrong."""
+    arguments = _parser().parse_args(argv)
+    now_s = time.time()
+    if arguments.run is None:
+        statuses = [run_state(folder) for folder in run_folders(arguments.root)]
+        print(as_json([asdict(status) for status in statuses]) if arguments.json else table(statuses, now_s))
+        if not statuses and not arguments.json:
+            print(f"no runs under {arguments.root}/; start one: phalanx train experiment=quickstart")
+        return 0
+    folder = find_run(arguments.run, arguments.root)
+    status, events = run_state(folder), read_events(folder.events)
+    if arguments.json:
+        uploads = {"wandb": wandb_words(folder)}
+        print(as_json(asdict(status) | uploads | {"events": events[-_LAST_EVENTS:]}))
+    else:
+        print("\n".join(details(status, events, wandb_words(folder), now_s)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="phalanx status",
+        description="What runs there are and how they are.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", nargs="?", help="a run's id or folder; without it, a table of all")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False, default=str)
+
+
+def table(statuses: Sequence[RunStatus], now_s: float) -> str:
+    """One line a run under a header; nothing where there is none."""
+    if not statuses:
+        return ""
+    header = ("ID", "STATE", "STEP/TOTAL", "LOSS", "TOK/S", "RESTARTS", "ETA", "AGE", "PATH")
+    rows = [header] + [_cells(status, now_s) for status in statuses]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cells(status: RunStatus, now_s: float) -> tuple[str, ...]:
+    return (
+        status.run_id,
+        str(status.state),
+        f"{status.step}/{'?' if status.steps is None else status.steps}",
+        "-" if status.loss is None else f"{status.loss:.4f}",
+        "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f}",
+        str(status.restarts),
+        "-" if status.eta_s is None else duration_text(status.eta_s),
+        "-" if status.started_s is None else duration_text(now_s - status.started_s),
+        status.path,
+    )
+
+
+def details(status: RunStatus, events: Sequence[dict[str, Any]], wandb: str | None, now_s: float) -> list[str]:
+    """One run: a line for each thing worth knowing, its last events, and what to do next."""
+    of = "" if status.steps is None else f" of {status.steps}"
+    restarts = f", {duration_text(status.downtime_s)} lost" if status.restarts else ""
+    rows = {
+        "run": status.run_id,
+        "state": str(status.state),
+        "step": f"{status.step}{of}",
+        "loss": "none yet" if status.loss is None else f"{status.loss:.4f}",
+        "speed": "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f} tok/s",
+        "time left": None if status.eta_s is None else duration_text(status.eta_s),
+        "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{restarts})",
+        "checkpoint": status.checkpoint or "none",
+        "W&B": wandb,
+        "folder": status.path,
+    }
+    lines = [f"{name:<12}{value}" for name, value in rows.items() if value is not None]
+    if events:
+        lines += ["", "last events"]
+        lines += [f"  {_event_words(event, now_s)}" for event in events[-_LAST_EVENTS:]]
+    return [*lines, "", *next_lines(status, events)]
+
+
+def _event_words(event: dict[str, Any], now_s: float) -> str:
+    words = event_line(event) or str(event["event"]).replace("_", " ")
+    return f"{duration_text(max(0.0, now_s - event['t'])):>7} ago  {words}"
+
+
+def next_lines(status: RunStatus, events: Sequence[dict[str, Any]]) -> list[str]:
+    """The digest of a failed run and the command that is most likely wanted next."""
+    path = shlex.quote(status.path)
+    match status.state:
+        case RunState.running:
+            return [f"next        phalanx logs -f {path}"]
+        case RunState.finished:
+            return [f"next        phalanx generate {path}"]
+        case RunState.failed:
+            failed = [event for event in events if event["event"] == EventName.run_failed]
+            return [*str(failed[-1].get("digest") or "").splitlines(), f"next        phalanx logs {path}"]
+        case _:
+            return [f"next        the command that started it goes on from its checkpoint; phalanx logs {path}"]
+
+
+def wandb_words(folder: RunFolder) -> str | None:
+    """Where W&B's files are and how to upload them; None where there are none."""
+    segments = sorted(path.name for path in folder.wandb.glob("*run-*") if path.is_dir())
+    offline = [name for name in segments if name.startswith("offline-run-")]
+    if not segments:
+        return None
+    if not offline:
+        return f"online, {plural(len(segments), 'segment')}"
+    sync = f"wandb sync {shlex.quote(str(folder.wandb))}/offline-run-*"
+    return f"offline, {plural(len(offline), 'segment')}; to upload: {sync}"

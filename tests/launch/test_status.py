@@ -1,0 +1,145 @@
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.status import run
+from orchestrator.errors import ConfigError
+from orchestrator.observe.ledger import Ledger
+from orchestrator.observe.metrics import MetricsLog, StepRow
+from orchestrator.runfolder import RunFolder
+
+
+def step_row(step: int, attempt: int = 1) -> StepRow:
+    return StepRow(
+        step=step,
+        attempt=attempt,
+        loss=2.5,
+        lr=1e-3,
+        grad_norm=1.0,
+        tokens=1024,
+        tokens_per_s=2048.0,
+        step_s=0.5,
+        data_s=0.01,
+        batch_digest="0" * 16,
+    )
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """Three runs: one running at step 40 of 100 after a restart, one finished, one failed."""
+    root = tmp_path / "runs"
+    for started_s, name, end in (
+        (30.0, "going", None),
+        (20.0, "done", "run_finished"),
+        (10.0, "lost", "run_failed"),
+    ):
+        folder = RunFolder(root / name)
+        ledger = Ledger(folder.events, lambda at=started_s: at)
+        folder.plan.write_text(json.dumps({"steps": 100}))
+        folder.config.write_text("{}\n")
+        ledger.append("run_started", 1, None)
+        ledger.append("attempt_started", 1, None)
+        if end is None:
+            ledger.append("checkpoint_committed", 1, 20, path="checkpoints/step_00000020")
+            ledger.append("rank_died", 1, 27, rank=1, node="here", signal=9)
+            ledger.append("attempt_started", 2, None, resume_step=20, steps_lost=7)
+            ledger.append("recovered", 2, 21, downtime_s=1.5, steps_lost=7, source="disk")
+        else:
+            ledger.append(end, 1, 40, digest="rank 0 on here failed first\nnext: mend it")
+        log = MetricsLog(folder.metrics)
+        for step in range(1, 41):
+            log.append(step_row(step))
+    return root
+
+
+@pytest.fixture
+def driver(runs):
+    """The lock that the live driver of `going` holds."""
+    fd = os.open(RunFolder(runs / "going").lock, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    yield
+    os.close(fd)
+
+
+def test_the_table(runs, driver, capsys):
+    assert run(["--root", str(runs)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["ID", "STATE", "STEP/TOTAL", "LOSS", "TOK/S", "RESTARTS", "ETA", "AGE", "PATH"]
+    assert lines[1][:7] == ["going", "running", "40/100", "2.5000", "2,048", "1", "30s"]
+    assert [line[:2] for line in lines[1:]] == [
+        ["going", "running"],
+        ["done", "finished"],
+        ["lost", "failed"],
+    ]
+    assert lines[2][6] == "-"
+    assert [line[-1] for line in lines[1:]] == [str(runs / name) for name in ("going", "done", "lost")]
+
+
+def test_the_table_as_json_is_what_the_table_says(runs, driver, capsys):
+    assert run(["--root", str(runs), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["run_id"], each["state"], each["step"], each["steps"]) for each in told] == [
+        ("going", "running", 40, 100),
+        ("done", "finished", 40, 100),
+        ("lost", "failed", 40, 100),
+    ]
+
+
+def test_one_run(runs, driver, capsys):
+    (runs / "going/wandb/offline-run-20260101_000000-going").mkdir(parents=True)
+    assert run(["going", "--root", str(runs)]) == 0
+    text = capsys.readouterr().out
+    for line in (
+        "state       running",
+        "step        40 of 100",
+        "time left   30s",
+        "attempts    2 (1 restart, 1.50s lost)",
+        "checkpoint  checkpoints/step_00000020",
+        f"W&B         offline, 1 segment; to upload: wandb sync {runs}/going/wandb/offline-run-*",
+        f"next        phalanx logs -f {runs}/going",
+    ):
+        assert line in text.splitlines()
+    assert "ago  rank 1 on here was killed by signal 9 (SIGKILL) after step 27" in text
+    assert "ago  restarting as attempt 2 from step 20, 7 steps are repeated" in text
+
+
+def test_a_run_without_a_driver_and_without_an_end_was_interrupted(runs, capsys):
+    assert run([str(runs / "going"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["restarts"], told["wandb"]) == ("interrupted", 1, None)
+    assert told["events"][-1]["event"] == "recovered"
+
+
+def test_a_failed_run_shows_its_digest(runs, capsys):
+    assert run(["lost", "--root", str(runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "rank 0 on here failed first",
+        "next: mend it",
+        f"next        phalanx logs {runs}/lost",
+    ]
+
+
+def test_looking_changes_no_file(runs, driver, capsys):
+    def files():
+        return {path: path.read_bytes() for path in sorted(runs.rglob("*")) if path.is_file()}
+
+    before = files()
+    run(["--root", str(runs)])
+    run(["going", "--root", str(runs)])
+    assert files() == before
+
+
+def test_no_runs_says_how_to_start_one(tmp_path, capsys):
+    assert run(["--root", str(tmp_path / "none")]) == 0
+    assert "phalanx train" in capsys.readouterr().out
+    assert run(["--root", str(tmp_path / "none"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_an_unknown_run_is_refused(runs):
+    with pytest.raises(ConfigError, match="gong"):
+        run(["gong", "--root", str(runs)])
