@@ -1,0 +1,124 @@
+"""`phalanx prepare`: text to token shards, as Ray tasks of one core each."""
+
+import os
+from collections.abc import Generator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from orchestrator.config import ClusterConfig, RunConfig
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.prepare import Prepared, Progress, UnitTask, prepare_data
+from orchestrator.data.sources import Unit
+from orchestrator.data.units import UnitFailure, UnitResult
+
+_PLAIN_LINES = 10
+"""Lines of progress where there is no terminal to draw on."""
+
+
+def prepare(config: RunConfig) -> int:
+    """Prepare `data.source` into `data.path`; the exit code. Raises DataError.
+
+    Side effects: writes the folder; starts or joins Ray where there is something to tokenize.
+    """
+    console = Console(highlight=False)
+    with _ProgressView(console) as view:
+        prepared = prepare_data(
+            config.data,
+            config.model.vocab_size,
+            map_tasks=lambda task, units: _map_on_ray(config.cluster, task, units),
+            say=lambda line: console.print(escape(line), soft_wrap=True),
+            on_progress=view.show,
+        )
+    for line in summary(str(config.data.path), prepared):
+        console.print(escape(line), soft_wrap=True)
+    return 0
+
+
+def summary(path: str, prepared: Prepared) -> list[str]:
+    """What was prepared and what to do next, as lines."""
+    manifest = prepared.manifest
+    documents = manifest.train.documents + manifest.validation.documents
+    tokens = manifest.train.tokens + manifest.validation.tokens
+    text_bytes = manifest.train.text_bytes + manifest.validation.text_bytes
+    state = "prepared" if prepared.is_new else "already prepared, nothing to do"
+    shards = len(manifest.train.shards) + len(manifest.validation.shards)
+    return [
+        f"data.path={path} {state}",
+        f"  source      {manifest.source['num_files']:,} files, {documents:,} documents, "
+        f"{text_bytes / 1e6:,.1f} MB of text",
+        f"  tokens      {tokens:,} in {shards:,} shards of {manifest.dtype}, "
+        f"{text_bytes / max(1, tokens):.2f} bytes per token",
+        f"  tokenizer   {manifest.tokenizer.vocab_size:,} tokens",
+        f"  validation  {manifest.validation.documents:,} documents, {manifest.validation.tokens:,} tokens "
+        f"({100 * manifest.validation.tokens / max(1, tokens):.1f}%)",
+        *_skipped_lines(manifest),
+        f"next: phalanx train data.path={path}",
+    ]
+
+
+def _skipped_lines(manifest: Manifest) -> list[str]:
+    count, named = manifest.source["skipped"], manifest.source["skipped_names"]
+    if not count:
+        return []
+    lines = [f"  skipped     {count:,} that can't be read:"]
+    lines += [f"    {item['where']}: {item['reason']}" for item in named]
+    if count > len(named):
+        lines.append(f"    and {count - len(named):,} more")
+    return lines
+
+
+def _map_on_ray(
+    cluster: ClusterConfig, task: UnitTask, units: Sequence[Unit]
+) -> Generator[UnitResult | UnitFailure, None, None]:
+    from orchestrator.control.cluster import map_tasks
+
+    def on_one_core(unit: Unit) -> UnitResult | UnitFailure:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        return task(unit)
+
+    yield from map_tasks(on_one_core, units, cluster)
+
+
+class _ProgressView:
+    """A bar on a terminal, a line every tenth elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lines_shown = 0
+        self._bar = ProgressBar(
+            TextColumn("tokenizing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, counts="", visible=False)
+
+    def __enter__(self) -> "_ProgressView":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        counts = (
+            f"{progress.bytes_done / 1e6:,.1f} of {progress.bytes_total / 1e6:,.1f} MB, "
+            f"{progress.documents:,} documents, {progress.tokens:,} tokens"
+        )
+        self._bar.update(
+            self._task,
+            completed=progress.units_done,
+            total=progress.units_total,
+            counts=counts,
+            visible=True,
+        )
+        tenths = _PLAIN_LINES * progress.units_done // max(1, progress.units_total)
+        if not self._console.is_terminal and tenths > self._lines_shown:
+            self._lines_shown = tenths
+            self._console.print(f"tokenizing: {100 * tenths // _PLAIN_LINES}%, {counts}", soft_wrap=True)

@@ -1,0 +1,44 @@
+"""The batch digest (contract, DESIGN section 5): what was read, as a sum that ignores order and ranks."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+_MODULUS = 2**64
+WORDS_OF_ROW_ID = 2
+
+
+def rows_digest(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> int:
+    """Sum modulo 2**64, over rows with an id >= 0, of xxh3_64 of the row's id and tokens.
+
+    row_ids: int64[n]; tokens: [n, seq_len + 1] of any integer type. Hashed is the id as little-endian int64,
+    then the tokens as little-endian uint32. Digests of parts of a batch add up to the digest of the whole.
+    """
+    is_sample = row_ids >= 0
+    words = row_words(row_ids[is_sample], tokens.shape[1])
+    words[:, WORDS_OF_ROW_ID:] = tokens[is_sample]
+    return words_digest(words)
+
+
+def row_words(row_ids: NDArray[np.int64], row_tokens: int) -> NDArray[np.uint32]:
+    """What is hashed, [n, WORDS_OF_ROW_ID + row_tokens]: ids filled in, tokens left to the caller."""
+    words = np.empty((row_ids.size, WORDS_OF_ROW_ID + row_tokens), dtype="<u4")
+    words[:, :WORDS_OF_ROW_ID] = row_ids.astype("<i8").view("<u4").reshape(-1, WORDS_OF_ROW_ID)
+    return words
+
+
+def words_digest(words: NDArray[np.uint32]) -> int:
+    """`rows_digest` of rows that lie ready for hashing."""
+    return sum_digests(map(xxhash.xxh3_64_intdigest, words))
+
+
+def sum_digests(digests: Iterable[int]) -> int:
+    """Digest of the whole from the digests of disjoint parts (ranks, micro-batches)."""
+    return sum(digests) % _MODULUS
+
+
+def format_digest(digest: int) -> str:
+    """As metrics.jsonl shows it: 16 hexadecimal digits."""
+    return f"{digest:016x}"

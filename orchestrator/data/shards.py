@@ -1,0 +1,196 @@
+"""Reading prepared data: the manifest, its checks, and rows of tokens out of the shards."""
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data import files
+from orchestrator.data.manifest import FILE_NAME, Manifest, Shard, Split
+from orchestrator.errors import DataError
+
+_MAX_OPEN_SHARDS = 4096
+"""Mappings a reader holds at a time: a process may have about 65,000."""
+
+
+def split_of(manifest: Manifest, split_name: str) -> Split:
+    """The manifest's `train` or `validation` split."""
+    return {"train": manifest.train, "validation": manifest.validation}[split_name]
+
+
+def read_manifest(path_or_url: str) -> Manifest:
+    """The manifest of the prepared data in a folder or under a URL. Raises DataError."""
+    manifest_url = files.join(path_or_url, FILE_NAME)
+    try:
+        text = files.read_bytes(manifest_url).decode()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"data.path={path_or_url} has no {FILE_NAME}; "
+            f"run: phalanx prepare data.source=... data.path={path_or_url}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{manifest_url} can't be read: {error}") from error
+    return Manifest.from_json(text, manifest_url)
+
+
+def check_shards(path_or_url: str, manifest: Manifest) -> None:
+    """Compare sizes and the tokenizer with the manifest. Raises DataError with every problem at once."""
+    problems = _size_problems(path_or_url, manifest)
+    tokenizer_url = files.join(path_or_url, manifest.tokenizer.file)
+    if files.file_bytes(tokenizer_url) is None:
+        problems.append(f"{tokenizer_url} is missing")
+    elif (found := files.file_xxh3_128(tokenizer_url)) != manifest.tokenizer.xxh3_128:
+        problems.append(
+            f"{tokenizer_url} is not the tokenizer that the shards were made with: "
+            f"its xxh3_128 is {found}, the manifest says {manifest.tokenizer.xxh3_128}"
+        )
+    _raise(path_or_url, problems)
+
+
+def verify_shards(path_or_url: str, manifest: Manifest) -> None:
+    """`check_shards`, and read every byte again against its checksum. Raises DataError."""
+    check_shards(path_or_url, manifest)
+    problems = []
+    for shard in (*manifest.train.shards, *manifest.validation.shards):
+        found = files.file_xxh3_128(files.join(path_or_url, shard.file))
+        if found != shard.xxh3_128:
+            problems.append(
+                f"{files.join(path_or_url, shard.file)} is damaged: its xxh3_128 is {found}, "
+                f"the manifest says {shard.xxh3_128}"
+            )
+    _raise(path_or_url, problems)
+
+
+def _size_problems(path_or_url: str, manifest: Manifest) -> list[str]:
+    itemsize = np.dtype(manifest.dtype).itemsize
+    problems = []
+    for split_name in ("train", "validation"):
+        split = split_of(manifest, split_name)
+        for shard in split.shards:
+            problems += _shard_problems(files.join(path_or_url, shard.file), shard, itemsize)
+        if (total := sum(shard.tokens for shard in split.shards)) != split.tokens:
+            problems.append(
+                f"the manifest's {split_name} shards hold {total:,} tokens, its total says {split.tokens:,}"
+            )
+    return problems
+
+
+def _shard_problems(shard_url: str, shard: Shard, itemsize: int) -> list[str]:
+    found = files.file_bytes(shard_url)
+    if found is None:
+        return [f"{shard_url} is missing"]
+    problems = []
+    if found != shard.bytes:
+        problems.append(f"{shard_url} has {found:,} bytes, the manifest says {shard.bytes:,}")
+    if shard.tokens * itemsize != shard.bytes:
+        problems.append(
+            f"{shard_url}: {shard.tokens:,} tokens of {itemsize} bytes do not make "
+            f"the manifest's {shard.bytes:,} bytes"
+        )
+    return problems
+
+
+def _raise(path_or_url: str, problems: list[str]) -> None:
+    if problems:
+        cure = "restore the files or prepare the data again in another folder"
+        raise DataError(*(f"data.path={path_or_url}: {problem}; {cure}" for problem in problems))
+
+
+class TokenReader:
+    """Rows of one split: row r is the seq_len + 1 tokens from token r * seq_len of the shards' joint stream.
+
+    Local shards are mapped into memory when first needed; of remote ones only the rows' bytes are fetched.
+    """
+
+    def __init__(self, path_or_url: str, manifest: Manifest, split_name: str, seq_len: int) -> None:
+        split = split_of(manifest, split_name)
+        self.row_tokens = seq_len + 1
+        self.num_rows = split.num_rows(seq_len)
+        self.dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self._seq_len = seq_len
+        self._shards = split.shards
+        self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)], dtype=np.int64)
+        self._folder = path_or_url
+        self._is_local = files.local_path(path_or_url) is not None
+        self._open: OrderedDict[int, NDArray] = OrderedDict()
+
+    def rows(self, row_ids: NDArray[np.int64]) -> NDArray:
+        """Tokens of rows: [n, seq_len + 1] of the manifest's dtype. Raises IndexError, DataError."""
+        rows = np.empty((row_ids.size, self.row_tokens), dtype=self.dtype)
+        self.read_into(row_ids, rows)
+        return rows
+
+    def read_into(self, row_ids: NDArray[np.int64], rows: NDArray) -> None:
+        """As `rows`, into [n, seq_len + 1] of any integer type that is wide enough."""
+        if row_ids.size and not 0 <= row_ids.min() <= row_ids.max() < self.num_rows:
+            raise IndexError(f"rows {row_ids.min()}..{row_ids.max()} of a split of {self.num_rows} rows")
+        first_tokens = row_ids * self._seq_len
+        if not self._is_local:
+            rows[...] = self._fetch(first_tokens)
+            return
+        shards = np.searchsorted(self._starts, first_tokens, side="right") - 1
+        offsets = (first_tokens - self._starts[shards]).tolist()
+        for shard in np.unique(shards).tolist():
+            of_shard = self._tokens_of(shard)
+            for i in np.flatnonzero(shards == shard).tolist():
+                tokens = of_shard[offsets[i] : offsets[i] + self.row_tokens]
+                if tokens.size == self.row_tokens:
+                    rows[i] = tokens
+                else:
+                    rows[i, : tokens.size] = tokens
+                    self._read_rest(rows[i], tokens.size, shard + 1)
+
+    def _read_rest(self, row: NDArray, filled: int, shard: int) -> None:
+        """Fill what is left of a row that runs past the end of a shard from the shards after it."""
+        while filled < self.row_tokens:
+            tokens = self._tokens_of(shard)[: self.row_tokens - filled]
+            row[filled : filled + tokens.size] = tokens
+            filled += tokens.size
+            shard += 1
+
+    def _extents(self, first_token: int) -> list[tuple[int, int, int]]:
+        """(shard, first, end) in tokens within each shard that a row touches, in order."""
+        extents = []
+        end = first_token + self.row_tokens
+        shard = int(np.searchsorted(self._starts, first_token, side="right")) - 1
+        while first_token < end:
+            shard_start, shard_end = int(self._starts[shard]), int(self._starts[shard + 1])
+            stop = min(end, shard_end)
+            if stop > first_token:
+                extents.append((shard, first_token - shard_start, stop - shard_start))
+            first_token = stop
+            shard += 1
+        return extents
+
+    def _tokens_of(self, shard: int) -> NDArray:
+        if shard not in self._open:
+            if len(self._open) >= _MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
+            self._open[shard] = self._map(self._shards[shard])
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _map(self, shard: Shard) -> NDArray:
+        path = files.local_path(files.join(self._folder, shard.file))
+        try:
+            return np.memmap(path, dtype=self.dtype, mode="r", shape=(shard.tokens,)).view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} can't be read: {error}") from error
+
+    def _fetch(self, first_tokens: NDArray[np.int64]) -> NDArray:
+        """Rows of remote shards, all byte ranges asked for at once."""
+        extents = [self._extents(int(first_token)) for first_token in first_tokens]
+        flat = [extent for of_row in extents for extent in of_row]
+        itemsize = self.dtype.itemsize
+        filesystem, root = files.open_filesystem(self._folder)
+        try:
+            parts = filesystem.cat_ranges(
+                [files.join(root, self._shards[shard].file) for shard, _, _ in flat],
+                [start * itemsize for _, start, _ in flat],
+                [stop * itemsize for _, _, stop in flat],
+                on_error="raise",
+            )
+        except OSError as error:
+            raise DataError(f"{self._folder} can't be read: {error}") from error
+        tokens = np.frombuffer(b"".join(parts), dtype=self.dtype)
+        return tokens.reshape(len(extents), self.row_tokens)

@@ -1,0 +1,107 @@
+"""Rows out of shards, and what the checks say about damaged ones."""
+
+import dataclasses
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prepared import stream_of, write_shards
+
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.shards import TokenReader, check_shards, read_manifest, verify_shards
+from orchestrator.errors import DataError
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), seq_len=st.integers(1, 12))
+def test_rows_are_slices_of_the_joint_stream(tmp_path_factory, lengths, seq_len):
+    folder = tmp_path_factory.mktemp("shards")
+    reader = TokenReader(str(folder), write_shards(folder, lengths), "train", seq_len)
+    stream = stream_of(folder, "train")
+    ids = np.random.default_rng(len(lengths)).permutation(reader.num_rows)
+    rows = reader.rows(ids)
+    assert rows.shape == (reader.num_rows, seq_len + 1)
+    for row_id, row in zip(ids, rows, strict=True):
+        assert row.tolist() == stream[row_id * seq_len : row_id * seq_len + seq_len + 1].tolist()
+
+
+def test_rows_of_a_url_are_those_of_the_folder(tmp_path):
+    manifest = write_shards(tmp_path, [50, 3, 70], dtype="uint32")
+    fsspec.filesystem("memory").put(str(tmp_path), "/reader-test", recursive=True)
+    local = TokenReader(str(tmp_path), manifest, "train", 9)
+    remote = TokenReader("memory://reader-test", read_manifest("memory://reader-test"), "train", 9)
+    ids = np.array([12, 0, 5, 5, 4], dtype=np.int64)
+    assert local.rows(ids).tolist() == remote.rows(ids).tolist()
+    verify_shards("memory://reader-test", manifest)
+
+
+@pytest.mark.parametrize("row", [-1, 13])
+def test_a_row_outside_of_the_split_is_refused(tmp_path, row):
+    reader = TokenReader(str(tmp_path), write_shards(tmp_path, [131]), "train", 10)
+    assert reader.num_rows == 13
+    with pytest.raises(IndexError, match="13 rows"):
+        reader.rows(np.array([row]))
+
+
+def test_a_folder_without_a_manifest_says_what_to_run(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(DataError) as caught:
+            read_manifest(str(folder))
+        assert str(caught.value) == (
+            f"data.path={folder} has no manifest.json; run: phalanx prepare data.source=... data.path={folder}"
+        )
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "phalanx-tokens-1"}', "\x00"])
+def test_what_is_no_manifest_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_sound_folder_passes(tmp_path):
+    manifest = write_shards(tmp_path, [10, 20])
+    assert read_manifest(str(tmp_path)) == manifest
+    check_shards(str(tmp_path), manifest)
+    verify_shards(str(tmp_path), manifest)
+
+
+def test_check_names_every_problem_at_once(tmp_path):
+    manifest = write_shards(tmp_path, [10, 20, 30])
+    (tmp_path / "train_00000.bin").unlink()
+    (tmp_path / "train_00001.bin").write_bytes(b"12345")
+    (tmp_path / "tokenizer.json").write_text("another")
+    with pytest.raises(DataError) as caught:
+        check_shards(str(tmp_path), manifest)
+    missing, short, tokenizer = caught.value.problems
+    assert "train_00000.bin is missing" in missing
+    assert "train_00001.bin has 5 bytes, the manifest says 40" in short
+    assert "is not the tokenizer that the shards were made with" in tokenizer
+
+
+def test_check_finds_a_manifest_that_contradicts_itself(tmp_path):
+    manifest = write_shards(tmp_path, [10])
+    wrong = dataclasses.replace(manifest.train.shards[0], tokens=9)
+    with pytest.raises(DataError, match="9 tokens of 2 bytes"):
+        check_shards(
+            str(tmp_path),
+            dataclasses.replace(manifest, train=dataclasses.replace(manifest.train, shards=(wrong,))),
+        )
+
+
+def test_only_verify_finds_a_flipped_bit(tmp_path):
+    manifest = write_shards(tmp_path, [10, 20])
+    path = tmp_path / "train_00001.bin"
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+    check_shards(str(tmp_path), manifest)
+    with pytest.raises(DataError, match=r"train_00001\.bin is damaged"):
+        verify_shards(str(tmp_path), manifest)
+
+
+def test_a_manifest_survives_its_file(tmp_path):
+    manifest = write_shards(tmp_path, [1, 2, 3])
+    assert Manifest.from_json(manifest.to_json(), "here") == manifest
