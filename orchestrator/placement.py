@@ -49,6 +49,17 @@ def place(
     return Placement(bundles=tuple(bundles), ranks=tuple(ranks))
 
 
+def place_workers(cluster: ClusterConfig, device: str, nodes: Sequence[NodeFacts]) -> Placement:
+    """`place` with the numbers of the config; one GPU for each worker on `cuda`."""
+    return place(
+        num_workers=cluster.num_workers,
+        workers_per_node=cluster.workers_per_node,
+        cpus_per_worker=cluster.cpus_per_worker,
+        gpus_per_worker=int(device == "cuda"),
+        nodes=nodes,
+    )
+
+
 def planned_nodes(cluster: ClusterConfig, *, device: str) -> list[NodeFacts]:
     """Just enough imaginary nodes for the workers, so that a thousand GPUs can be planned on a laptop."""
     per_node = cluster.workers_per_node or DEFAULT_WORKERS_PER_NODE

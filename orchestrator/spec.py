@@ -58,9 +58,7 @@ class RankMemory:
 
     @property
     def device_total(self) -> int:
-        return (
-            self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
-        )
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,6 +69,11 @@ class Attempt:
         self.failures.append(failure)
         return failure
 
+    @property
+    def first_failure(self) -> RankFailure:
+        """The one that the others follow from; there must be one."""
+        return first_failure(self.failures)
+
     def signature(self) -> str:
         """Equal for failures that would only happen again: the same error at the same step.
 
@@ -76,7 +81,7 @@ class Attempt:
         """
         if not self.failures:
             return f"attempt {self.number}"
-        first = first_failure(self.failures)
+        first = self.first_failure
         if first.signal is not None:
             return f"attempt {self.number}: signal {first.signal}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"

@@ -32,9 +32,7 @@ class Chronicle:
         self.console.event(record)
         self.tracker.event(record)
         if name in TOLD_AS_ALERT:
-            self.tracker.alert(
-                TOLD_AS_ALERT[name], str(fields.get("message") or fields.get("digest") or fields)
-            )
+            self.tracker.alert(TOLD_AS_ALERT[name], str(fields.get("message") or fields.get("digest") or fields))
         for notice in self.tracker.take_notices():
             self.console.note(notice)
 

@@ -114,9 +114,7 @@ class RayCluster:
         ]
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
-    def start_agents(
-        self, placement: Placement, *, run_id: str, is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
+    def start_agents(self, placement: Placement, *, run_id: str, is_warm: bool, threads: int) -> list[AgentHandle]:
         """Reserve the placement's bundles and start one agent in each; waits until all answer.
 
         Raises PlacementError where the nodes don't come free in `cluster.start_timeout_s`.

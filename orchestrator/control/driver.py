@@ -32,14 +32,16 @@ from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows
 from orchestrator.observe.tracking import start_tracking
 from orchestrator.observe.wording import EndFacts, StartFacts
-from orchestrator.placement import place
+from orchestrator.placement import place_workers
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.runfolder import RunFolder
-from orchestrator.spec import NodeFacts, Placement, ResumePoint
+from orchestrator.spec import Placement, ResumePoint
 
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """The first one drains the run (save at a step boundary, exit 75), a second one ends it at once."""
 EXIT_CODES = {State.finished: 0, State.failed: EXIT_FAILED, State.preempted: EXIT_PREEMPTED}
+TRACKER_WAIT_S = 3.0
+"""How long the summary waits to name the W&B run; the ranks are still importing then."""
 ORDERLY_ENDS = frozenset({"run_finished", "run_failed", "preemption_notice"})
 
 
@@ -65,29 +67,17 @@ def drive(config: RunConfig, typed: Typed) -> int:
     device = wanted_device(config.cluster, local)
     plan = plan_for(config, manifest, folder, device)
     if is_finished(folder, plan):
-        print(
-            f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}"
-        )
+        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
         return 0
     if not is_joining(config.cluster):
-        _place(config, device, local)
+        place_workers(config.cluster, device, local)
     with locked(folder), notices() as count_notices, RayCluster(config.cluster, min_cpus) as cluster:
         nodes = cluster.nodes()
         device = wanted_device(config.cluster, nodes)
-        placement = _place(config, device, nodes)
+        placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
         run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml)
         return _Session(run, cluster, placement, typed).run(count_notices)
-
-
-def _place(config: RunConfig, device: str, nodes: list[NodeFacts]) -> Placement:
-    return place(
-        num_workers=config.cluster.num_workers,
-        workers_per_node=config.cluster.workers_per_node,
-        cpus_per_worker=config.cluster.cpus_per_worker,
-        gpus_per_worker=int(device == "cuda"),
-        nodes=nodes,
-    )
 
 
 @contextlib.contextmanager
@@ -138,7 +128,6 @@ class _Session:
         chronicle, run = self._chronicle, self._run
         exit_code = EXIT_FAILED
         try:
-            self._tell_start()
             controller = Controller(
                 run,
                 self._cluster,
@@ -146,7 +135,9 @@ class _Session:
                 count_notices,
                 interruption=interruption(run.folder, self._events),
             )
-            exit_code = EXIT_CODES[controller.run(self._placement)]
+            controller.start_agents(self._placement)
+            self._tell_start()  # while the zygotes import
+            exit_code = EXIT_CODES[controller.run()]
             self._cluster.release()
             self._tell_end(controller)
         finally:
@@ -162,7 +153,7 @@ class _Session:
             run_folder=str(run.folder.path),
             nodes=dict(zip(names, workers, strict=False)),
             resume=newest_committed(run),
-            tracking=self._chronicle.tracker.where,
+            tracking=self._chronicle.tracker.wait_until_known(TRACKER_WAIT_S),
             warnings=degraded(config, plan.device, self._cluster),
         )
         limit = memory_limit_bytes(config, device=plan.device)
@@ -194,7 +185,7 @@ class _Session:
                 loss=row.loss if row else None,
                 restarts=controller.restarts,
                 downtime_s=controller.downtime_s,
-                checkpoint=controller.last_checkpoint,
+                checkpoint=controller.reports.last_checkpoint,
                 resume_command=self._typed.command,
             )
         )

@@ -96,9 +96,7 @@ class GaveUp:
     """What the run needs can't be had: no nodes in time, no checkpoint that verifies."""
 
 
-Event = (
-    Placed | FirstStep | AttemptFailed | NodeLost | Stopped | AllDone | Drained | PreemptionNotice | GaveUp
-)
+Event = Placed | FirstStep | AttemptFailed | NodeLost | Stopped | AllDone | Drained | PreemptionNotice | GaveUp
 
 
 @dataclass(frozen=True, slots=True)

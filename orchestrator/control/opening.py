@@ -115,9 +115,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_run(
-    config: RunConfig, manifest: Manifest, plan: RunPlan, overrides: list[str], config_yaml: str
-) -> OpenRun:
+def open_run(config: RunConfig, manifest: Manifest, plan: RunPlan, overrides: list[str], config_yaml: str) -> OpenRun:
     """Write the files that say what the run is; call with the lock held."""
     folder = RunFolder(Path(config.run.root) / plan.run_id)
     is_resumed = folder.plan.exists()

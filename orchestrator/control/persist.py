@@ -9,6 +9,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.attempt import Message
 from orchestrator.control.opening import OpenRun, versions
+from orchestrator.data.files import local_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ def marker_of(saved: Saved, messages: list[Message]) -> Marker:
         data=DataState(saved.step, saved.skipped_windows),
         model=encode(plan.model),
         seq_len=plan.batch.seq_len,
-        data_path=run.config.data.path,
+        data_path=absolute(str(run.config.data.path)),
         tokenizer_xxh3_128=run.manifest.tokenizer.xxh3_128,
         files=files,
         tensors=tensors,
@@ -59,3 +60,9 @@ def marker_of(saved: Saved, messages: list[Message]) -> Marker:
         wandb_run_id=saved.wandb_run_id,
         versions=versions(),
     )
+
+
+def absolute(path_or_url: str) -> str:
+    """So that a checkpoint finds its data from any working directory; URLs stay as they are."""
+    local = local_path(path_or_url)
+    return path_or_url if local is None else str(local.resolve())

@@ -81,9 +81,8 @@ def _prepare_process(spec: WorkerSpec) -> None:
     torch.manual_seed(spec.seed)
     if spec.device == "cuda":
         torch.cuda.set_device(spec.local_rank)
-    print(
-        f"rank {spec.rank} of {spec.world_size} on {socket.gethostname()}, attempt {spec.attempt}", flush=True
-    )
+    place = f"rank {spec.rank} of {spec.world_size} on {socket.gethostname()}"
+    print(f"{place}: attempt {spec.attempt}, pid {os.getpid()}", flush=True)
 
 
 def engine_settings(spec: WorkerSpec) -> EngineSettings:
