@@ -8,7 +8,7 @@ import functools
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from model.config import ModelConfig
 from model.initial import initial_value
 from model.objective import token_losses_sum
 from model.optimizer import OptimizerSettings, build_optimizer, parameter_groups
-from model.partition import Fragment
+from model.partition import StatePart
 from model.transformer import Transformer, document_ids
 
 Fetch = Callable[[str, str, int, int], np.ndarray]
@@ -159,9 +159,15 @@ class Engine:
                 own.zero_()
                 own[: part.numel()].copy_(part)
 
-    def train_step(self, step: int, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+    def train_step(
+        self, step: int, micro_batches: Sequence[MicroBatch], lr: float, before_update: Callable[[], None]
+    ) -> StepResult:
         """One optimizer step. `step` (0-based) and the micro-batch's place in the global batch seed dropout,
-        so the masks depend on neither the attempt nor the world size."""
+        so the masks depend on neither the attempt nor the world size.
+
+        `before_update` is called once, between the last backward pass and the update: until then the masters and
+        moments are those of the step before.
+        """
         engine, world_size = self._engine, dist.get_world_size()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -175,8 +181,10 @@ class Engine:
             loss = self._losses_sum(micro_batch)
             loss_sum += loss.detach()
             engine.backward(loss * scale)
-            if self.settings.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
-                grad_norm = self._replicated_grad_norm()
+            if engine.is_gradient_accumulation_boundary():
+                if self.settings.zero_stage == 0:
+                    grad_norm = self._replicated_grad_norm()
+                before_update()
             engine.step()
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
@@ -206,14 +214,15 @@ class Engine:
     def _optimizer(self) -> torch.optim.Optimizer:
         return partition.base_optimizer(self._engine)
 
-    def owned_state(self) -> Iterator[tuple[Fragment, str, torch.Tensor]]:
-        """(fragment, kind, float32 [count] view) of what this rank saves; valid until the next train_step."""
-        for fragment in partition.owned_fragments(self._engine):
-            yield fragment, "master", fragment.master
-            for kind in self.settings.optimizer.moments:
-                moment = fragment.moment(self._optimizer, kind)
-                if moment is not None:
-                    yield fragment, kind, moment
+    def state_parts(self) -> list[StatePart]:
+        """Everything of the optimizer on this rank, as flat views: valid for the life of the engine, their values
+        until the next update. Call after the first step or `restore`: a fresh optimizer has no moments."""
+        return partition.state_parts(self._engine, self.settings.optimizer.moments)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Every rank holds the whole state (stage 0)."""
+        return partition.flavour(self._engine) is partition.Flavour.replicated
 
     @torch.no_grad()
     def restore(self, fetch: Fetch, step: int, counters: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ imported in `engine.py` alone.
 `param._hp_mapping` is not used: with round-robin gradients it names the wrong ranges.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -55,6 +55,15 @@ class Fragment:
         return None if state is None else state.view(-1).narrow(0, self.flat_start, self.count)
 
 
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """One flat float32 tensor of the optimizer and what it holds: `values[f.flat_start:][:f.count]` for each."""
+
+    kind: str
+    values: torch.Tensor
+    fragments: tuple[Fragment, ...]
+
+
 def flavour(engine: Any) -> Flavour:
     optimizer_class = type(engine.optimizer).__name__
     if optimizer_class == "DeepSpeedZeroOptimizer":
@@ -97,16 +106,19 @@ def fragments(engine: Any) -> Iterator[Fragment]:
                 yield Fragment(engine.param_names[leaf], tuple(leaf.shape), 0, leaf.numel(), leaf, 0, group)
 
 
-def owned_fragments(engine: Any) -> Iterator[Fragment]:
-    """What this rank saves: together the ranks own every element once. At stage 0 replicas share the work."""
-    if flavour(engine) is not Flavour.replicated:
-        yield from fragments(engine)
-        return
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    for whole in fragments(engine):
-        start, stop = (whole.count * part // world_size for part in (rank, rank + 1))
-        if start < stop:
-            yield Fragment(whole.name, whole.shape, start, stop - start, whole.flat, start, whole.group)
+def state_parts(engine: Any, moments: Sequence[str]) -> list[StatePart]:
+    """Each optimizer leaf's master and moments, with the fragments that lie in it."""
+    optimizer = base_optimizer(engine)
+    by_leaf: dict[int, list[Fragment]] = {}
+    for fragment in fragments(engine):
+        by_leaf.setdefault(id(fragment.flat), []).append(fragment)
+    parts = []
+    for leaf, _ in flat_leaves(engine):
+        members = tuple(by_leaf.get(id(leaf), ()))
+        parts.append(StatePart("master", leaf.data.view(-1), members))
+        for kind in moments:
+            parts.append(StatePart(kind, optimizer.state[leaf][MOMENTS[kind]].view(-1), members))
+    return parts
 
 
 def _flat_fragments(engine: Any) -> Iterator[Fragment]:

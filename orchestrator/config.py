@@ -182,7 +182,10 @@ class WorkerConfig:
 @dataclass(kw_only=True, slots=True)
 class SnapshotConfig:
     every_steps: int = 1
-    """Snapshots in shared memory (the next release); accepted so that configs need not change."""
+    """A snapshot in the agents' memory every so many steps, copied while the next step computes; 0 takes one only
+    where a checkpoint is due, on its way to storage."""
+    slots: int = 3
+    """Snapshots that each rank's agent has room for: one newest, one being written, one on its way to storage."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import ModelConfig
-from orchestrator.config import CheckpointConfig, DataConfig, OptimConfig, Precision, TrainConfig
+from orchestrator.config import CheckpointConfig, DataConfig, OptimConfig, Precision, SnapshotConfig, TrainConfig
 from orchestrator.data.manifest import Manifest
 
 
@@ -128,8 +128,10 @@ class ResumePoint:
 
     step: int = 0
     """Optimizer steps already done."""
+    source: str = "start"
+    """`start` (the seeded initial weights), `memory` (the agents' snapshots), `disk` or `remote`."""
     checkpoint: str | None = None
-    """URL of the committed checkpoint's folder; None starts from the seeded initial weights."""
+    """URL of the committed checkpoint's folder; set for disk and remote."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
 
@@ -156,6 +158,7 @@ class WorkerSpec:
     train: TrainConfig
     data: DataConfig
     manifest: Manifest
+    snapshot: SnapshotConfig
     checkpoint: CheckpointConfig
     checkpoint_url: str
     """Resolved: never None."""

@@ -26,7 +26,8 @@ from typing import Any
 import psutil
 
 from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
-from orchestrator.errors import WorkerFailedError
+from orchestrator.control.slotkeeper import PersistJob, SlotKeeper
+from orchestrator.errors import CheckpointError, WorkerFailedError
 
 Event = dict[str, Any]
 BATCHED_KINDS = frozenset({"step", "output"})
@@ -58,6 +59,7 @@ class NodeAgent:
         self._changed = threading.Condition()
         self._ranks: dict[str, _Rank] = {}
         self._store: tuple[Channel, int] | None = None
+        self._slots = SlotKeeper()
         self._start_zygote()
 
     def describe(self) -> dict[str, Any]:
@@ -141,10 +143,18 @@ class NodeAgent:
         except (EOFError, OSError):
             problem = "the forked process died"
         if problem is not None:
-            self.close()
+            self._end_zygote()
             self._is_warm = False
             self._start_zygote()
         return problem
+
+    def sealed_steps(self) -> dict[int, list[int]]:
+        """rank -> steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
+        return self._slots.sealed_steps()
+
+    def keep_snapshots(self, step: int | None) -> None:
+        """Before an attempt that starts from `step`: the snapshots of other steps are not the run's any more."""
+        self._slots.keep_only(step)
 
     def start_ranks(self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """Fork one rank for each (rank, encoded WorkerSpec)."""
@@ -209,7 +219,11 @@ class NodeAgent:
         return events
 
     def close(self) -> None:
-        """End the zygote, and with it every rank and the store."""
+        """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
+        self._end_zygote()
+        self._slots.close()
+
+    def _end_zygote(self) -> None:
         self._zygote_socket.shutdown(socket.SHUT_RDWR)
         self._zygote.wait()
 
@@ -223,9 +237,44 @@ class NodeAgent:
     def _hear_rank(self, rank: _Rank) -> None:
         while True:
             try:
-                self._emit(rank, rank.channel.receive())
+                message = rank.channel.receive()
+                match message["kind"]:
+                    case "slots":
+                        self._hand_slots(rank, message)
+                    case "persist":
+                        self._persist(rank, message)
+                    case _:
+                        self._emit(rank, message)
             except (EOFError, OSError):
                 return
+
+    def _hand_slots(self, rank: _Rank, wanted: Event) -> None:
+        try:
+            descriptors, held = self._slots.slots_for(rank.rank, wanted["slot_bytes"], wanted["count"])
+        except CheckpointError as error:
+            rank.channel.send_descriptors({"kind": "slots", "held": [], "problem": str(error)}, [])
+            return
+        rank.channel.send_descriptors({"kind": "slots", "held": held, "problem": None}, descriptors)
+
+    def _persist(self, rank: _Rank, message: Event) -> None:
+        """Tell first, release then: a rank that was released knows that the controller will hear of it."""
+        job = PersistJob(
+            rank=rank.rank,
+            world_size=message["world_size"],
+            attempt=rank.attempt,
+            slot=message["slot"],
+            step=message["step"],
+            url=message["url"],
+        )
+
+        def on_done(event: Event) -> None:
+            self._emit(rank, event)
+            for living in list(self._ranks.values()):
+                if living.rank == rank.rank:
+                    with contextlib.suppress(OSError):
+                        living.channel.send({"kind": "released", "slot": job.slot})
+
+        self._slots.persist(job, on_done)
 
     def _read_output(self, rank: _Rank, descriptor: int) -> None:
         with os.fdopen(descriptor, "r", errors="replace") as output:

@@ -6,7 +6,9 @@ Length-prefixed frames through multiprocessing's Connection; only bytes are sent
 import array
 import contextlib
 import json
+import os
 import socket
+import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +20,7 @@ class Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
+        self._sending = threading.Lock()
 
     @staticmethod
     def pair() -> tuple["Channel", int]:
@@ -29,7 +32,21 @@ class Channel:
         return self._connection.fileno()
 
     def send(self, message: Message) -> None:
-        self._connection.send_bytes(json.dumps(message).encode())
+        with self._sending:
+            self._connection.send_bytes(json.dumps(message).encode())
+
+    def send_descriptors(self, message: Message, descriptors: list[int]) -> None:
+        """A message and duplicates of descriptors; the peer takes them with `receive_descriptors`."""
+        with self._sending:
+            self._connection.send_bytes(json.dumps({**message, "descriptors": len(descriptors)}).encode())
+            with socket.socket(fileno=os.dup(self.fileno())) as sock:
+                socket.send_fds(sock, [b"D"], descriptors)
+
+    def receive_descriptors(self, message: Message) -> list[int]:
+        """What came with `message`, which was just received."""
+        with socket.socket(fileno=os.dup(self.fileno())) as sock:
+            _, descriptors, _, _ = socket.recv_fds(sock, 1, message["descriptors"])
+        return descriptors
 
     def receive(self) -> Message:
         message: Message = json.loads(self._connection.recv_bytes())

@@ -51,6 +51,7 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
         tokens_per_s=tokens_per_s,
         step_s=step_s,
         data_s=max(m["data_s"] for m in messages),
+        snapshot_s=max(m["snapshot_s"] for m in messages),
         batch_digest=f"{digest:016x}",
         world_size=len(messages),
         mfu=mfu,

@@ -19,11 +19,11 @@ from orchestrator.control.lifecycle import Action, Budget, State, decide
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.specs import worker_threads
-from orchestrator.control.starting import claim_attempt, resume_point, start_ranks
+from orchestrator.control.starting import claim_attempt, memory_point, resume_point, start_ranks
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.observe.failure import digest
 from orchestrator.placement import place_workers
-from orchestrator.spec import Placement
+from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 60.0
@@ -69,6 +69,8 @@ class Controller:
         self._stream: EventStream | None = None
         self._attempt: Attempt | None = None
         self._interruption = interruption
+        self._is_memory_trusted = True
+        """False from a damaged snapshot to the next attempt's first step."""
 
     def start_agents(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
@@ -152,7 +154,7 @@ class Controller:
         placement = self._placement
         assert placement is not None
         try:
-            resume = resume_point(self._run, self._store, self._reject_checkpoint)
+            resume = self._memory_point() or resume_point(self._run, self._store, self._reject_checkpoint)
         except CheckpointError as error:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
@@ -167,13 +169,27 @@ class Controller:
             number,
             resume.step,
             resume_step=resume.step,
+            source=resume.source,
             checkpoint=resume.checkpoint,
             world_size=len(placement.ranks),
             zero_stage=self._run.plan.zero_stage,
             steps_lost=lost,
         )
         with contextlib.suppress(ConnectionError):  # the stream tells of the dead agent
+            kept = resume.step if resume.source == "memory" else None
+            self._cluster.call_all([(agent, (kept,)) for agent in self._agents], "keep_snapshots")
             start_ranks(self._run, self._cluster, self._agents, placement, number=number, resume=resume)
+
+    def _memory_point(self) -> ResumePoint | None:
+        """The agents' snapshots, where they are newer than what is in storage."""
+        attempt, placement = self._attempt, self._placement
+        if attempt is None or placement is None or not self._is_memory_trusted:
+            return None
+        try:
+            point = memory_point(self._cluster, self._agents, len(placement.ranks), attempt.resume)
+        except ConnectionError:
+            return None
+        return point if point is not None and point.step >= self.reports.committed_step else None
 
     def _reject_checkpoint(self, step: int, reason: str) -> None:
         path = self._store.where(step_folder(step))
@@ -259,12 +275,19 @@ class Controller:
                 self.reports.hear_save_failed(attempt, message)
             case "done":
                 self._on_done(attempt, message)
+            case "snapshot_rejected":
+                self._is_memory_trusted = False
+                where = f"memory of rank {message['rank']}"
+                self._chronicle.event(
+                    "checkpoint_rejected", attempt.number, message["step"], path=where, message=message["message"]
+                )
             case "failed":
                 attempt.said[message["rank"]] = message
             case "exited":
                 self._on_exited(attempt, message)
 
     def _on_first_step(self, attempt: Attempt) -> None:
+        self._is_memory_trusted = True
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
             downtime_s = time.monotonic() - interruption.since_s
@@ -275,7 +298,7 @@ class Controller:
                 attempt.last_step,
                 downtime_s=downtime_s,
                 steps_lost=max(0, interruption.at_step - attempt.resume.step),
-                source="disk" if self._store.is_local else "remote",
+                source=attempt.resume.source,
                 resume_step=attempt.resume.step,
             )
         if self.state in (State.starting, State.draining):

@@ -9,26 +9,26 @@ from torch import distributed as dist
 
 from model.engine import Engine
 from model.schedule import learning_rate
-from orchestrator.checkpoint.layout import Extent, step_folder
-from orchestrator.checkpoint.payload import write_payload
-from orchestrator.checkpoint.store import Store
 from orchestrator.control.channel import Channel
+from orchestrator.control.inbox import Inbox
+from orchestrator.control.snapshots import Snapshots
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
 from orchestrator.data.digest import format_digest
 from orchestrator.data.order import GlobalOrder, eval_rows_at
 from orchestrator.data.shards import TokenReader
-from orchestrator.errors import CheckpointError
 from orchestrator.spec import WorkerSpec
 
 
 class Loop:
-    def __init__(self, spec: WorkerSpec, engine: Engine, channel: Channel) -> None:
+    def __init__(
+        self, spec: WorkerSpec, engine: Engine, channel: Channel, inbox: Inbox, snapshots: Snapshots
+    ) -> None:
         self._spec = spec
         self._engine = engine
         self._channel = channel
         self._agreement = Agreement(spec.world_size)
-        self._store = Store(spec.checkpoint_url)
-        self._is_drain_asked = False
+        self._inbox = inbox
+        self._snapshots = snapshots
 
     def run(self) -> None:
         """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave."""
@@ -47,24 +47,25 @@ class Loop:
             for step in range(spec.resume.step, spec.steps):
                 is_leaving = self._step(step, loader)
                 done = step + 1
-                if self._is_save_due(done) or is_leaving:
-                    self._save(done)
+                self._keep(done, is_leaving)
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
                     self._channel.send({"kind": "done", "step": done, "is_drained": True})
                     return
             self._channel.send({"kind": "done", "step": spec.steps, "is_drained": False})
+        self._snapshots.close()
 
     def _step(self, step: int, loader: BatchLoader) -> bool:
         """One optimizer step and its report; True where the ranks agreed to leave after it."""
         started = time.perf_counter()
         batch: StepBatch = loader.next()
         data_s = time.perf_counter() - started
-        vote = self._agreement.vote(self._drain_asked())
+        ballot = Ballot(self._agreement, self._inbox, self._snapshots)
         lr = self._learning_rate(step)
-        result = self._engine.train_step(step, batch.micro, lr)
-        is_leaving = vote.outcome()
+        result = self._engine.train_step(step, batch.micro, lr, ballot.cast)
+        is_leaving, common_step = ballot.outcome()
+        self._snapshots.agreed(common_step)
         self._channel.send(
             {
                 "kind": "step",
@@ -74,6 +75,7 @@ class Loop:
                 "lr": lr,
                 "step_s": time.perf_counter() - started,
                 "data_s": data_s,
+                "snapshot_s": ballot.stall_s,
                 "digest": format_digest(batch.digest),
                 "memory_bytes": self._peak_memory_bytes(),
                 "time": time.time(),
@@ -93,11 +95,6 @@ class Loop:
             decay_fraction=optim.decay_fraction,
         )
 
-    def _drain_asked(self) -> bool:
-        while not self._is_drain_asked and self._channel.ready():
-            self._is_drain_asked = self._channel.receive()["kind"] == "drain"
-        return self._is_drain_asked
-
     def _is_save_due(self, done: int) -> bool:
         every = self._spec.checkpoint.every_steps
         return done == self._spec.steps or (every > 0 and done % every == 0)
@@ -106,33 +103,13 @@ class Loop:
         every = self._spec.train.eval_every_steps
         return every > 0 and (done % every == 0 or done == self._spec.steps)
 
-    def _save(self, done: int) -> None:
-        """Write this rank's payload and tell; the controller commits once every rank has told."""
-        started = time.perf_counter()
-        extents = (
-            (
-                Extent(fragment.name, kind, fragment.shape, fragment.start, fragment.count),
-                view.detach().cpu().numpy(),
-            )
-            for fragment, kind, view in self._engine.owned_state()
-        )
-        small = {f"rng/torch/rank_{self._spec.rank:05d}": torch.get_rng_state().numpy()}
-        try:
-            payload = write_payload(
-                self._store, step_folder(done), self._spec.rank, self._spec.attempt, extents, small
-            )
-        except CheckpointError as error:  # training goes on; the controller says so
-            self._channel.send({"kind": "save_failed", "step": done, "message": str(error)})
-            return
-        self._channel.send(
-            {
-                "kind": "saved",
-                "step": done,
-                "payload": payload.to_dict(),
-                "counters": self._engine.counters(),
-                "seconds": time.perf_counter() - started,
-            }
-        )
+    def _keep(self, done: int, is_leaving: bool) -> None:
+        """A snapshot where one is due, on its way to storage where a checkpoint is due."""
+        every = self._spec.snapshot.every_steps
+        is_persisted = self._is_save_due(done) or is_leaving
+        if is_persisted or (every > 0 and done % every == 0):
+            is_last = is_leaving or done == self._spec.steps
+            self._snapshots.take(done, is_persisted=is_persisted, is_last=is_last)
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec
@@ -166,24 +143,40 @@ def peak_resident_bytes() -> int:
 
 
 class Agreement:
-    """All ranks leave after the same step: a flag's maximum over the ranks, reduced while the step computes."""
+    """What all ranks must know of each other at a step boundary, reduced while the update is made."""
 
     def __init__(self, world_size: int) -> None:
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
 
-    def vote(self, wants: bool) -> "Vote":
-        flag = torch.tensor([int(wants)], dtype=torch.int32)
+    def minimum(self, values: torch.Tensor) -> dist.Work | None:
+        """Begin to replace `values` (int64) by their minimum over the ranks."""
         if self._group is None:
-            return Vote(flag, None)
-        return Vote(flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True))
+            return None
+        return dist.all_reduce(values, op=dist.ReduceOp.MIN, group=self._group, async_op=True)
 
 
-class Vote:
-    def __init__(self, flag: torch.Tensor, work: dist.Work | None) -> None:
-        self._flag = flag
-        self._work = work
+class Ballot:
+    """One step's vote: whether anybody was asked to leave, and the newest snapshot that every rank has."""
 
-    def outcome(self) -> bool:
+    def __init__(self, agreement: Agreement, inbox: Inbox, snapshots: Snapshots) -> None:
+        self.stall_s = 0.0
+        """How long the update waited for the snapshot of the step before."""
+        self._agreement = agreement
+        self._inbox = inbox
+        self._snapshots = snapshots
+        self._values = torch.zeros(2, dtype=torch.int64)
+        self._work: dist.Work | None = None
+
+    def cast(self) -> None:
+        """Before the update: the snapshot of the step before is whole from here on."""
+        self.stall_s = self._snapshots.wait()
+        self._inbox.look()
+        self._values[0] = -int(self._inbox.is_drain_asked)
+        self._values[1] = self._snapshots.sealed_step
+        self._work = self._agreement.minimum(self._values)
+
+    def outcome(self) -> tuple[bool, int]:
+        """(whether all leave after this step, the newest step that is sealed on every rank)."""
         if self._work is not None:
             self._work.wait()
-        return bool(self._flag.item())
+        return bool(self._values[0] < 0), int(self._values[1])

@@ -39,6 +39,7 @@ def worker_specs(
             train=config.train,
             data=config.data,
             manifest=manifest,
+            snapshot=config.snapshot,
             checkpoint=config.checkpoint,
             checkpoint_url=checkpoint_url,
             batch=plan.batch,

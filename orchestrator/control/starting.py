@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.checkpoint.commit import newest_valid
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.cluster import AgentHandle, RayCluster
@@ -23,9 +24,23 @@ def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], Non
         return ResumePoint()
     return ResumePoint(
         step=marker.step,
+        source="disk" if store.is_local else "remote",
         checkpoint=store.url_of(step_folder(marker.step)),
         skipped_windows=marker.data.skipped_windows,
     )
+
+
+def memory_point(
+    cluster: RayCluster, agents: Sequence[AgentHandle], world_size: int, previous: ResumePoint
+) -> ResumePoint | None:
+    """The newest step of which the agents hold every rank's snapshot; None where there is none."""
+    held: dict[int, list[int]] = {}
+    for steps_of_rank in cluster.call_all([(agent, ()) for agent in agents], "sealed_steps"):
+        held |= steps_of_rank
+    step = newest_common_step([held.get(rank, []) for rank in range(world_size)])
+    if step is None:
+        return None
+    return ResumePoint(step=step, source="memory", skipped_windows=previous.skipped_windows)
 
 
 def claim_attempt(run: OpenRun) -> int:

@@ -19,7 +19,9 @@ from model.optimizer import OptimizerSettings
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.codec import decode
 from orchestrator.control.channel import Channel
+from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
+from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
 from orchestrator.spec import WorkerSpec
 
 RANK_OOM_SCORE_ADJ = 500
@@ -28,27 +30,37 @@ RANK_OOM_SCORE_ADJ = 500
 
 def run_worker(channel: Channel) -> int:
     spec = decode(WorkerSpec, channel.receive())
+    inbox = Inbox(channel)
     try:
-        _prepare_process(spec)
-        join_process_group(
-            device=spec.device,
-            store_host=spec.store_host,
-            store_port=spec.store_port,
-            prefix=f"attempt_{spec.attempt}",
-            rank=spec.rank,
-            world_size=spec.world_size,
-            timeout_s=spec.collective_timeout_s,
-        )
-        engine = Engine(engine_settings(spec), is_restored=spec.resume.checkpoint is not None)
-        if spec.resume.checkpoint is not None:
-            restore(engine, spec)
-        Loop(spec, engine, channel).run()
+        engine = open_engine(spec)
+        snapshots = Snapshots(spec, engine, channel, inbox)
+        restore(spec, engine, snapshots)
+        Loop(spec, engine, channel, inbox, snapshots).run()
+    except SnapshotDamagedError as error:
+        channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
+        channel.send(failure_message(error))
+        return 1
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(OSError):
             channel.send(failure_message(error))
         return 1
     return 0
+
+
+def open_engine(spec: WorkerSpec) -> Engine:
+    """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
+    _prepare_process(spec)
+    join_process_group(
+        device=spec.device,
+        store_host=spec.store_host,
+        store_port=spec.store_port,
+        prefix=f"attempt_{spec.attempt}",
+        rank=spec.rank,
+        world_size=spec.world_size,
+        timeout_s=spec.collective_timeout_s,
+    )
+    return Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
 
 
 def failure_message(error: Exception) -> dict[str, Any]:
@@ -107,8 +119,10 @@ def engine_settings(spec: WorkerSpec) -> EngineSettings:
     )
 
 
-def restore(engine: Engine, spec: WorkerSpec) -> None:
-    """Range reads of this rank's own share; any world size and stage may have written the checkpoint."""
-    assert spec.resume.checkpoint is not None
-    reader = CheckpointReader.open(spec.resume.checkpoint)
-    engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
+def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> None:
+    """From this rank's slot, or by range reads of its share from a checkpoint that any world and stage wrote."""
+    if spec.resume.source == "memory":
+        snapshots.restore()
+    elif spec.resume.checkpoint is not None:
+        reader = CheckpointReader.open(spec.resume.checkpoint)
+        engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)

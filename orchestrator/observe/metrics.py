@@ -33,6 +33,8 @@ class StepRow:
     """The part of step_s that the slowest rank waited for data."""
     batch_digest: str
     """16 hexadecimal digits over the rows that the ranks really read."""
+    snapshot_s: float | None = None
+    """The part of step_s that the slowest rank's update waited for the snapshot of the step before."""
     world_size: int | None = None
     mfu: float | None = None
     """Model FLOPs utilisation, 0 to 1; None where the peak of the hardware is not known."""

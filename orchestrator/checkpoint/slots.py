@@ -1,0 +1,223 @@
+"""Snapshot slots: pieces of shared memory that hold one rank's share of the training state at one step.
+
+A slot is a memfd: nothing in /dev/shm to leak, freed by the kernel when its last holder dies. The agent owns it, so
+it outlives the rank that writes it. Layout, little-endian:
+
+    header   one page: magic, state, step, attempt, sizes, xxh3_128 of everything after the page
+    index    JSON: for every extent [name, kind, shape, start, count, first float of the data]; set once
+    small    JSON: what is not a partition (counters, RNG state, data state), written at each seal
+    data     float32: the optimizer's flat leaves as they lie in the rank, page-aligned
+
+A slot is sealed last: one whose writer died in between says `writing` and is never chosen.
+"""
+
+import functools
+import json
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from orchestrator.checkpoint.layout import BYTES_PER_ELEMENT, Extent
+from orchestrator.errors import CheckpointError
+
+MAGIC = b"PHXSLOT1"
+PAGE_BYTES = mmap.PAGESIZE
+_HEADER = struct.Struct("<8sIxxxxqqqqq16s")
+SMALL_BYTES = 64 * 1024
+"""Room for the small state: RNG streams take about 7 KB in base64."""
+
+
+class SlotState(IntEnum):
+    empty = 0
+    writing = 1
+    sealed = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    state: SlotState
+    step: int
+    attempt: int
+    index_bytes: int
+    small_bytes: int
+    data_bytes: int
+    checksum: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedExtent:
+    """An extent and the first float of the slot's data that holds it."""
+
+    extent: Extent
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShape:
+    """What a slot must have room for: the same for every step of an engine."""
+
+    extents: tuple[PlacedExtent, ...]
+    num_floats: int
+
+    def index(self) -> bytes:
+        rows = [
+            [e.extent.name, e.extent.kind, e.extent.shape, e.extent.start, e.extent.count, e.first]
+            for e in self.extents
+        ]
+        return json.dumps(rows).encode()
+
+    @property
+    def slot_bytes(self) -> int:
+        return _data_start(len(self.index())) + self.num_floats * BYTES_PER_ELEMENT
+
+
+def create_slot(name: str, num_bytes: int) -> int:
+    """Descriptor of an empty slot whose pages exist already, so that its first use costs no more than the next."""
+    descriptor = os.memfd_create(f"phalanx-{name}", os.MFD_CLOEXEC)
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{num_bytes / 2**20:,.0f} MiB of memory for a snapshot slot can't be had ({error.strerror}); "
+            "set snapshot.slots=1, or leave fewer workers on a node"
+        ) from error
+    return descriptor
+
+
+class Slot:
+    """A slot behind a descriptor that somebody else owns. Its header is read and written without a map."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @functools.cached_property
+    def _map(self) -> mmap.mmap:
+        """Made at first use, with all its page table entries; goes with the last view of `data`."""
+        num_bytes = os.fstat(self.descriptor).st_size
+        return mmap.mmap(self.descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+
+    def format(self, shape: SlotShape) -> None:
+        """Make it an empty slot of this shape; what it held is gone."""
+        index = shape.index()
+        self._write_header(SlotState.empty, 0, 0, len(index), 0, shape.num_floats * BYTES_PER_ELEMENT, bytes(16))
+        self._map[PAGE_BYTES : PAGE_BYTES + len(index)] = index
+
+    def header(self) -> Header:
+        """Raises CheckpointError where it is no slot."""
+        magic, state, *numbers, checksum = _HEADER.unpack(os.pread(self.descriptor, _HEADER.size, 0))
+        if magic != MAGIC:
+            raise CheckpointError("a snapshot slot was never formatted")
+        step, attempt, index_bytes, small_bytes, data_bytes = numbers
+        return Header(SlotState(state), step, attempt, index_bytes, small_bytes, data_bytes, checksum)
+
+    def has_shape(self, shape: SlotShape) -> bool:
+        try:
+            header = self.header()
+        except CheckpointError:
+            return False
+        index = shape.index()
+        return header.index_bytes == len(index) and self._map[PAGE_BYTES : PAGE_BYTES + len(index)] == index
+
+    def begin(self, step: int, attempt: int, small: dict[str, Any]) -> np.ndarray:
+        """From here on the slot holds nothing, until `seal`. Returns its data, float32 [num_floats], to be filled."""
+        header = self.header()
+        text = json.dumps(small).encode()
+        if len(text) > SMALL_BYTES:
+            raise CheckpointError(f"the small state takes {len(text)} bytes, a slot has room for {SMALL_BYTES}")
+        self._write_header(
+            SlotState.writing, step, attempt, header.index_bytes, len(text), header.data_bytes, bytes(16)
+        )
+        start = PAGE_BYTES + header.index_bytes
+        self._map[start : start + len(text)] = text
+        return self.data()
+
+    def seal(self) -> None:
+        """Checksum it; only then is it sealed."""
+        h = self.header()
+        checksum = self.checksum()
+        numbers = (h.step, h.attempt, h.index_bytes, h.small_bytes, h.data_bytes)
+        self._write_header(SlotState.writing, *numbers, checksum)
+        self._write_header(SlotState.sealed, *numbers, checksum)
+
+    def discard(self) -> None:
+        """Make it empty: its step is not part of the run any more."""
+        h = self.header()
+        self._write_header(SlotState.empty, 0, 0, h.index_bytes, 0, h.data_bytes, bytes(16))
+
+    def checksum(self) -> bytes:
+        header = self.header()
+        digest = xxhash.xxh3_128()
+        with memoryview(self._map) as view:
+            digest.update(view[PAGE_BYTES : PAGE_BYTES + header.index_bytes + header.small_bytes])
+            start = _data_start(header.index_bytes)
+            digest.update(view[start : start + header.data_bytes])
+        return digest.digest()
+
+    def is_sound(self) -> bool:
+        header = self.header()
+        return header.state is SlotState.sealed and header.checksum == self.checksum()
+
+    def extents(self) -> tuple[PlacedExtent, ...]:
+        header = self.header()
+        rows = json.loads(self._map[PAGE_BYTES : PAGE_BYTES + header.index_bytes])
+        return tuple(
+            PlacedExtent(Extent(name, kind, tuple(shape), start, count), first)
+            for name, kind, shape, start, count, first in rows
+        )
+
+    def small(self) -> dict[str, Any]:
+        header = self.header()
+        start = PAGE_BYTES + header.index_bytes
+        small: dict[str, Any] = json.loads(self._map[start : start + header.small_bytes])
+        return small
+
+    def data(self) -> np.ndarray:
+        """float32 [num_floats], a view that keeps the map alive."""
+        header = self.header()
+        return np.frombuffer(
+            self._map,
+            dtype="<f4",
+            count=header.data_bytes // BYTES_PER_ELEMENT,
+            offset=_data_start(header.index_bytes),
+        )
+
+    def _write_header(self, state: SlotState, *fields: object) -> None:
+        os.pwrite(self.descriptor, _HEADER.pack(MAGIC, state, *fields), 0)
+
+
+class SlotReader:
+    """Range reads over one rank's sealed slot, with the interface of CheckpointReader.read."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._data = slot.data()
+        self._placed: dict[tuple[str, str], list[PlacedExtent]] = {}
+        for placed in slot.extents():
+            self._placed.setdefault((placed.extent.name, placed.extent.kind), []).append(placed)
+
+    def read(self, name: str, kind: str, start: int, count: int) -> np.ndarray:
+        """float32 [count], a view. Raises CheckpointError where the slot does not hold that range whole."""
+        for placed in self._placed.get((name, kind), ()):
+            extent = placed.extent
+            if extent.start <= start and start + count <= extent.start + extent.count:
+                first = placed.first + start - extent.start
+                return self._data[first : first + count]
+        raise CheckpointError(f"the snapshot does not hold {kind} of {name} [{start}, {start + count})")
+
+
+def newest_common_step(steps_of_ranks: Sequence[Sequence[int]]) -> int | None:
+    """The newest step that every rank has sealed, None where there is none: [[4, 5], [5, 6]] gives 5."""
+    common = set.intersection(*(set(steps) for steps in steps_of_ranks)) if steps_of_ranks else set()
+    return max(common, default=None)
+
+
+def _data_start(index_bytes: int) -> int:
+    used = PAGE_BYTES + index_bytes + SMALL_BYTES
+    return -(-used // PAGE_BYTES) * PAGE_BYTES

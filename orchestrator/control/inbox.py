@@ -1,0 +1,45 @@
+"""What an agent tells a rank while it trains: to drain, that a slot was released, which slots are the rank's."""
+
+from collections.abc import Callable
+
+from orchestrator.checkpoint.slots import Slot
+from orchestrator.control.channel import Channel, Message
+from orchestrator.errors import CheckpointError
+
+
+class Inbox:
+    """Read by the training thread only."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.is_drain_asked = False
+        self.on_released: Callable[[int], None] = lambda slot: None
+        self._channel = channel
+
+    def look(self) -> None:
+        """Take what has come; returns at once."""
+        while self._channel.ready():
+            self._take(self._channel.receive())
+
+    def wait(self) -> None:
+        """For one more message. Raises EOFError where the agent is gone."""
+        self._take(self._channel.receive())
+
+    def slots(self, slot_bytes: int | None, count: int) -> tuple[list[Slot], list[int]]:
+        """(slots, indices that are still on their way to storage); `slot_bytes=None` takes those that are there.
+
+        Raises CheckpointError where their memory can't be had.
+        """
+        self._channel.send({"kind": "slots", "slot_bytes": slot_bytes, "count": count})
+        while (message := self._channel.receive())["kind"] != "slots":
+            self._take(message)
+        descriptors = self._channel.receive_descriptors(message)
+        if message["problem"] is not None:
+            raise CheckpointError(message["problem"])
+        return [Slot(descriptor) for descriptor in descriptors], message["held"]
+
+    def _take(self, message: Message) -> None:
+        match message["kind"]:
+            case "drain":
+                self.is_drain_asked = True
+            case "released":
+                self.on_released(message["slot"])

@@ -1,0 +1,103 @@
+"""A rank's snapshots as its loop sees them: restore from memory, take one at a step boundary, see it to storage."""
+
+from typing import Any
+
+import torch
+
+from model.engine import Engine
+from orchestrator.checkpoint.slots import SlotReader, SlotState
+from orchestrator.control.channel import Channel
+from orchestrator.control.inbox import Inbox
+from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
+from orchestrator.errors import CheckpointError
+from orchestrator.spec import WorkerSpec
+
+
+class SnapshotDamagedError(CheckpointError):
+    """A slot is not what it was sealed as: its step can't be restored from memory."""
+
+
+class Snapshots:
+    def __init__(self, spec: WorkerSpec, engine: Engine, channel: Channel, inbox: Inbox) -> None:
+        self._spec = spec
+        self._engine = engine
+        self._channel = channel
+        self._inbox = inbox
+        self._snapshotter: Snapshotter | None = None
+
+    def restore(self) -> None:
+        """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
+        step = self._spec.resume.step
+        slots, _ = self._inbox.slots(None, self._spec.snapshot.slots)
+        for slot in slots:
+            header = slot.header()
+            if header.state is SlotState.sealed and header.step == step:
+                if not slot.is_sound():
+                    raise SnapshotDamagedError(f"the snapshot of step {step} does not match its checksum")
+                self._engine.restore(SlotReader(slot).read, step, slot.small()["counters"])
+                return
+        raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
+
+    @property
+    def sealed_step(self) -> int:
+        return self._snapshotter.sealed_step if self._snapshotter else NO_STEP
+
+    def agreed(self, common_step: int) -> None:
+        """Every rank has sealed `common_step`: older snapshots may go."""
+        if self._snapshotter is not None:
+            self._snapshotter.common_step = max(self._snapshotter.common_step, common_step)
+
+    def wait(self) -> float:
+        """Before an update: until the snapshot under way is whole; returns the seconds that took."""
+        return self._snapshotter.wait() if self._snapshotter else 0.0
+
+    def take(self, step: int, *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`; where `is_last`, return only once it is in storage or was given up.
+
+        Where no slot is free the snapshot is left out, and a checkpoint that is due is told as failed; the last one
+        waits instead.
+        """
+        snapshotter = self._snapshotter or self._open()
+        parts, small = self._engine.state_parts(), self._small()
+        is_taken = snapshotter.take(step, parts, small, is_persisted=is_persisted)
+        while not is_taken and is_last:
+            self._inbox.wait()
+            is_taken = snapshotter.take(step, parts, small, is_persisted=is_persisted)
+        if not is_taken and is_persisted:
+            message = (
+                "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"
+            )
+            self._channel.send({"kind": "save_failed", "step": step, "message": message})
+        if is_last:
+            snapshotter.wait()
+            while snapshotter.is_persisting:
+                self._inbox.wait()
+
+    def _open(self) -> Snapshotter:
+        """Slots need the moments' shapes, so they are asked for at the first snapshot."""
+        spec = self._spec
+        shape = slot_shape(self._engine.state_parts())
+        slots, held = self._inbox.slots(shape.slot_bytes, spec.snapshot.slots)
+        for index, slot in enumerate(slots):
+            if index not in held and not slot.has_shape(shape):
+                slot.format(shape)
+        snapshotter = Snapshotter(
+            self._channel, slots, held, attempt=spec.attempt, world_size=spec.world_size, url=spec.checkpoint_url
+        )
+        if spec.resume.source == "memory":
+            snapshotter.restored_from(spec.resume.step)
+        self._inbox.on_released = snapshotter.released
+        self._snapshotter = snapshotter
+        return snapshotter
+
+    def _small(self) -> dict[str, Any]:
+        return {
+            "counters": self._engine.counters(),
+            "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
+            "is_replicated": self._engine.is_replicated,
+            "skipped_windows": list(self._spec.resume.skipped_windows),
+        }
+
+    def close(self) -> None:
+        if self._snapshotter is not None:
+            self._snapshotter.close()

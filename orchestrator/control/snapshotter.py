@@ -1,0 +1,147 @@
+"""A rank's side of snapshots: fills slots of the agent's memory in the background, between two updates.
+
+From the end of one update to the next the masters and moments don't change, so a thread copies them while the next
+step's forward and backward passes run; the update waits for the copy. Only the small state is copied by the
+training thread. (The observation is DataStates-LLM's, arXiv 2406.10707.)
+
+A slot may be filled again once a newer step is sealed on every rank; the ranks agree on that step in the loop's vote.
+A slot whose content is on its way to storage is held until the agent releases it.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.partition import StatePart
+from orchestrator.checkpoint.layout import Extent
+from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape, SlotState
+from orchestrator.control.channel import Channel
+from orchestrator.control.staging import copy_to_host
+
+NO_STEP = -1
+
+
+def slot_shape(parts: Sequence[StatePart]) -> SlotShape:
+    """One slot's layout: the parts one after the other, as they lie in the engine."""
+    extents: list[PlacedExtent] = []
+    first = 0
+    for part in parts:
+        extents += [
+            PlacedExtent(Extent(f.name, part.kind, f.shape, f.start, f.count), first + f.flat_start)
+            for f in part.fragments
+        ]
+        first += part.values.numel()
+    return SlotShape(tuple(extents), first)
+
+
+@dataclass(slots=True)
+class _Copy:
+    slot: int
+    step: int
+    is_persisted: bool
+
+
+class Snapshotter:
+    def __init__(
+        self, channel: Channel, slots: Sequence[Slot], held: Sequence[int], *, attempt: int, world_size: int, url: str
+    ) -> None:
+        """`slots` are formatted; the agent still writes those in `held` to storage, at `url`."""
+        self.common_step = NO_STEP
+        """Newest step that is sealed on every rank."""
+        self.sealed_step = NO_STEP
+        """Newest step that is sealed on this rank."""
+        self._channel = channel
+        self._slots = list(slots)
+        self._held = set(held)
+        self._attempt = attempt
+        self._persisting = {"kind": "persist", "world_size": world_size, "url": url}
+        self._parts: Sequence[StatePart] = ()
+        self._copy: _Copy | None = None
+        self._error: Exception | None = None
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="snapshots", daemon=True)
+        self._thread.start()
+
+    def restored_from(self, step: int) -> None:
+        """This rank's state came from the slot of `step`, which every rank has."""
+        self.common_step = self.sealed_step = step
+
+    def take(self, step: int, parts: Sequence[StatePart], small: dict[str, Any], *, is_persisted: bool) -> bool:
+        """Begin the snapshot of `step`, at once; False where no slot is free. `wait` before the next update."""
+        slot = self._free_slot()
+        if slot is None:
+            return False
+        self._slots[slot].begin(step, self._attempt, small)
+        with self._changed:
+            self._parts = parts
+            if is_persisted:
+                self._held.add(slot)
+            self._copy = _Copy(slot, step, is_persisted)
+            self._changed.notify_all()
+        return True
+
+    def _free_slot(self) -> int | None:
+        for index, slot in enumerate(self._slots):
+            header = slot.header()
+            is_newest = header.state is SlotState.sealed and header.step >= self.common_step
+            if index not in self._held and not is_newest:
+                return index
+        return None
+
+    def wait(self) -> float:
+        """Until the snapshot under way is sealed; returns the seconds that took. Raises what stopped the copy."""
+        started = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self._copy is None or self._error is not None)
+            if self._error is not None:
+                raise self._error
+        return time.perf_counter() - started
+
+    def released(self, slot: int) -> None:
+        """The agent has written the slot to storage, or has given up."""
+        self._held.discard(slot)
+
+    @property
+    def is_persisting(self) -> bool:
+        return bool(self._held)
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._copy is not None or self._is_closed)
+                copy = self._copy
+                if copy is None:
+                    return
+            try:
+                self._fill(copy)
+            except Exception as error:
+                self._error = error
+            with self._changed:
+                self._copy = None
+                self._changed.notify_all()
+
+    def _fill(self, copy: _Copy) -> None:
+        slot = self._slots[copy.slot]
+        data = torch.from_numpy(slot.data())
+        first = 0
+        for part in self._parts:
+            count = part.values.numel()
+            copy_to_host(data[first : first + count], part.values)
+            first += count
+        slot.seal()
+        self.sealed_step = copy.step
+        if copy.is_persisted:
+            with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
+                self._channel.send({**self._persisting, "step": copy.step, "slot": copy.slot})
