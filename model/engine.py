@@ -23,7 +23,7 @@ from model.config import ModelConfig
 from model.initial import initial_value
 from model.objective import token_losses_sum
 from model.optimizer import OptimizerSettings, build_optimizer, parameter_groups
-from model.partition import StatePart
+from model.partition import Fragment, StatePart
 from model.transformer import Transformer, document_ids
 
 Fetch = Callable[[str, str, int, int], np.ndarray]
@@ -215,9 +215,16 @@ class Engine:
         return partition.base_optimizer(self._engine)
 
     def state_parts(self) -> list[StatePart]:
-        """Everything of the optimizer on this rank, as flat views: valid for the life of the engine, their values
-        until the next update. Call after the first step or `restore`: a fresh optimizer has no moments."""
-        return partition.state_parts(self._engine, self.settings.optimizer.moments)
+        """Everything of the optimizer on this rank, as flat views that hold until the next update.
+
+        Call after the first step or `restore`: a fresh optimizer has no moments. The views are made anew each time,
+        because DeepSpeed may replace a tensor's memory.
+        """
+        return partition.state_parts(self._leaves, self._optimizer, self.settings.optimizer.moments)
+
+    @functools.cached_property
+    def _leaves(self) -> list[tuple[torch.Tensor, tuple[Fragment, ...]]]:
+        return partition.fragments_by_leaf(self._engine)
 
     @property
     def is_replicated(self) -> bool:

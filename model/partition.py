@@ -106,15 +106,22 @@ def fragments(engine: Any) -> Iterator[Fragment]:
                 yield Fragment(engine.param_names[leaf], tuple(leaf.shape), 0, leaf.numel(), leaf, 0, group)
 
 
-def state_parts(engine: Any, moments: Sequence[str]) -> list[StatePart]:
-    """Each optimizer leaf's master and moments, with the fragments that lie in it."""
-    optimizer = base_optimizer(engine)
+def fragments_by_leaf(engine: Any) -> list[tuple[torch.Tensor, tuple[Fragment, ...]]]:
+    """Every optimizer leaf and what lies in it: the same for the life of the engine."""
     by_leaf: dict[int, list[Fragment]] = {}
     for fragment in fragments(engine):
         by_leaf.setdefault(id(fragment.flat), []).append(fragment)
+    return [(leaf, tuple(by_leaf.get(id(leaf), ()))) for leaf, _ in flat_leaves(engine)]
+
+
+def state_parts(
+    leaves: Sequence[tuple[torch.Tensor, tuple[Fragment, ...]]],
+    optimizer: torch.optim.Optimizer,
+    moments: Sequence[str],
+) -> list[StatePart]:
+    """Each leaf's master and moments as they lie in memory now."""
     parts = []
-    for leaf, _ in flat_leaves(engine):
-        members = tuple(by_leaf.get(id(leaf), ()))
+    for leaf, members in leaves:
         parts.append(StatePart("master", leaf.data.view(-1), members))
         for kind in moments:
             parts.append(StatePart(kind, optimizer.state[leaf][MOMENTS[kind]].view(-1), members))
