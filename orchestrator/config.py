@@ -184,8 +184,12 @@ class SnapshotConfig:
     every_steps: int = 1
     """A snapshot in the agents' memory every so many steps, copied while the next step computes; 0 takes one only
     where a checkpoint is due, on its way to storage."""
-    slots: int = 3
-    """Snapshots that each rank's agent has room for: one newest, one being written, one on its way to storage."""
+    replicate_every_steps: int = 1
+    """With several nodes: a copy in a peer node's memory every so many steps, or as often as the network bears;
+    0 never: a lost node then costs the steps since the last checkpoint."""
+    slots: int | None = None
+    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), and 5
+    where peers hold copies (being copied, newest that all peers hold)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -196,6 +200,10 @@ class CheckpointConfig:
     """Folder or fsspec URL; null: `checkpoints` in the run folder. Every node must reach it."""
     keep_last: int = 3
     """Committed checkpoints to keep; 0 keeps all."""
+    retry_timeout_s: float = 600.0
+    """How long a checkpoint is tried again where the store does not answer; training goes on meanwhile."""
+    final_timeout_s: float = 1800.0
+    """How long the last checkpoint of a run waits for a store that fails, whatever the cause."""
 
 
 @dataclass(kw_only=True, slots=True)

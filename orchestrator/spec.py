@@ -162,6 +162,10 @@ class WorkerSpec:
     checkpoint: CheckpointConfig
     checkpoint_url: str
     """Resolved: never None."""
+    num_slots: int
+    """Snapshot slots of each rank."""
+    has_peer: bool
+    """Another node holds copies of this one's snapshots."""
     batch: BatchShape
     zero_stage: int
     activation_checkpointing: bool

@@ -95,6 +95,8 @@ def create_slot(name: str, num_bytes: int) -> int:
 class Slot:
     """A slot behind a descriptor that somebody else owns. Its header is read and written without a map."""
 
+    HEADER_BYTES = _HEADER.size
+
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
@@ -151,6 +153,10 @@ class Slot:
         """Make it empty: its step is not part of the run any more."""
         h = self.header()
         self._write_header(SlotState.empty, 0, 0, h.index_bytes, 0, h.data_bytes, bytes(16))
+
+    def clear(self) -> None:
+        """Like one that was never formatted: other bytes are about to arrive."""
+        os.pwrite(self.descriptor, bytes(_HEADER.size), 0)
 
     def checksum(self) -> bytes:
         header = self.header()
@@ -210,6 +216,15 @@ class SlotReader:
                 first = placed.first + start - extent.start
                 return self._data[first : first + count]
         raise CheckpointError(f"the snapshot does not hold {kind} of {name} [{start}, {start + count})")
+
+
+def sealed_step(descriptor: int) -> int | None:
+    """The step that a slot was sealed at, None where it is not sealed."""
+    try:
+        header = Slot(descriptor).header()
+    except CheckpointError:
+        return None
+    return header.step if header.state is SlotState.sealed else None
 
 
 def newest_common_step(steps_of_ranks: Sequence[Sequence[int]]) -> int | None:

@@ -25,8 +25,10 @@ from typing import Any
 
 import psutil
 
+from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
-from orchestrator.control.slotkeeper import PersistJob, SlotKeeper
+from orchestrator.control.peers import PeerCopies, fetch_copy
+from orchestrator.control.slotkeeper import Peer, PersistJob, SlotKeeper
 from orchestrator.errors import CheckpointError, WorkerFailedError
 
 Event = dict[str, Any]
@@ -60,6 +62,8 @@ class NodeAgent:
         self._ranks: dict[str, _Rank] = {}
         self._store: tuple[Channel, int] | None = None
         self._slots = SlotKeeper()
+        self._copies = PeerCopies(address)
+        self._peer: Peer | None = None
         self._start_zygote()
 
     def describe(self) -> dict[str, Any]:
@@ -67,6 +71,7 @@ class NodeAgent:
             "host": socket.gethostname(),
             "address": self._address,
             "interface": _interface_of(self._address),
+            "port": self._copies.port,
             "pid": os.getpid(),
         }
 
@@ -152,9 +157,24 @@ class NodeAgent:
         """rank -> steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
         return self._slots.sealed_steps()
 
+    def copied_steps(self) -> dict[int, list[int]]:
+        """rank of another node -> steps of which this node's memory holds a whole copy."""
+        return self._copies.sealed_steps()
+
     def keep_snapshots(self, step: int | None) -> None:
         """Before an attempt that starts from `step`: the snapshots of other steps are not the run's any more."""
         self._slots.keep_only(step)
+        self._copies.keep_only(step)
+
+    def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
+        """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
+        self._copies.trust(secret)
+        self._peer = None if peer is None else Peer(*peer, secret)
+
+    def adopt_copies(self, secret: str, copies: Sequence[tuple[int, int, tuple[str, int]]]) -> None:
+        """Fetch each (rank, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
+        for rank, step, peer in copies:
+            self._slots.adopt(rank, fetch_copy(peer, secret, rank, step))
 
     def start_ranks(self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """Fork one rank for each (rank, encoded WorkerSpec)."""
@@ -222,6 +242,7 @@ class NodeAgent:
         """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
         self._end_zygote()
         self._slots.close()
+        self._copies.close()
 
     def _end_zygote(self) -> None:
         self._zygote_socket.shutdown(socket.SHUT_RDWR)
@@ -243,6 +264,8 @@ class NodeAgent:
                         self._hand_slots(rank, message)
                     case "persist":
                         self._persist(rank, message)
+                    case "replicate":
+                        self._replicate(rank, message)
                     case _:
                         self._emit(rank, message)
             except (EOFError, OSError):
@@ -265,6 +288,8 @@ class NodeAgent:
             slot=message["slot"],
             step=message["step"],
             url=message["url"],
+            is_last=message["is_last"],
+            patience=Patience(message["timeout_s"], ANY if message["is_last"] else PASSING),
         )
 
         def on_done(event: Event) -> None:
@@ -272,9 +297,19 @@ class NodeAgent:
             for living in list(self._ranks.values()):
                 if living.rank == rank.rank:
                     with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "released", "slot": job.slot})
+                        living.channel.send({"kind": "persisted", "slot": job.slot})
 
-        self._slots.persist(job, on_done)
+        self._slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
+
+    def _replicate(self, rank: _Rank, message: Event) -> None:
+        assert self._peer is not None
+
+        def on_done(is_copied: bool) -> None:
+            if is_copied:
+                with contextlib.suppress(OSError):
+                    rank.channel.send({"kind": "replicated", "slot": message["slot"], "step": message["step"]})
+
+        self._slots.replicate(rank.rank, message["slot"], self._peer, on_done)
 
     def _read_output(self, rank: _Rank, descriptor: int) -> None:
         with os.fdopen(descriptor, "r", errors="replace") as output:

@@ -31,6 +31,8 @@ class Attempt:
     last_step: int = 0
     """Newest step done by every rank."""
     saving_step: int | None = None
+    failed_saves: set[int] = field(default_factory=set)
+    """Steps whose checkpoint at least one rank could not write."""
     losses: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -27,14 +27,21 @@ class Chronicle:
         self._metrics = MetricsLog(folder.metrics)
         self._rank_logs: dict[tuple[int, int], TextIO] = {}
 
-    def event(self, name: str, attempt: int, step: int | None, **fields: Any) -> None:
+    def event(self, name: str, attempt: int, step: int | None, *, is_told: bool = True, **fields: Any) -> None:
+        """`is_told=False`: for the ledger and W&B; a person has heard it often enough."""
         record = self._ledger.append(name, attempt, step, **fields)
-        self.console.event(record)
+        if is_told:
+            self.console.event(record)
         self.tracker.event(record)
         if name in TOLD_AS_ALERT:
             self.tracker.alert(TOLD_AS_ALERT[name], str(fields.get("message") or fields.get("digest") or fields))
         for notice in self.tracker.take_notices():
             self.console.note(notice)
+
+    def alert(self, title: str, text: str) -> None:
+        """A warning that should find a person who is not watching."""
+        self.console.warn(text)
+        self.tracker.alert(title, text)
 
     def row(self, row: StepRow, is_last: bool) -> None:
         """A finished step. Every `tracking.every_steps`-th is kept, and always the last and the evaluated ones."""

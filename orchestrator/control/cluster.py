@@ -42,6 +42,8 @@ class AgentHandle:
     host: str
     address: str
     interface: str | None
+    port: int
+    """Where it takes and gives copies of snapshots."""
 
 
 class RayCluster:
@@ -114,47 +116,78 @@ class RayCluster:
         ]
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
-    def start_agents(self, placement: Placement, *, run_id: str, is_warm: bool, threads: int) -> list[AgentHandle]:
+    def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
         """Reserve the placement's bundles and start one agent in each; waits until all answer.
 
         Raises PlacementError where the nodes don't come free in `cluster.start_timeout_s`.
         """
-        ray = _import_ray()
-        from ray.exceptions import GetTimeoutError
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        self._group = ray.util.placement_group(
+        self._group = _import_ray().util.placement_group(
             [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles],
             strategy="STRICT_SPREAD" if len(placement.bundles) > 1 else "STRICT_PACK",
         )
-        if not self._group.wait(timeout_seconds=self._config.start_timeout_s):
+        self._wait_for_group(placement)
+        self._agents = self._start_actors(placement, list(range(len(placement.bundles))), is_warm, threads)
+        return self._agents
+
+    def replace_agents(
+        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
+    ) -> list[AgentHandle]:
+        """New agents for the bundles of lost ones: Ray moves a dead node's bundle to where there is room.
+
+        The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
+        PlacementError where no node takes the bundles in `cluster.start_timeout_s`.
+        """
+        ray = _import_ray()
+        for agent in lost:
+            with contextlib.suppress(Exception):
+                ray.kill(agent.actor)
+        self._wait_for_group(placement)
+        nodes = [agent.node for agent in lost]
+        others = [agent for agent in self._agents if agent.node not in nodes]
+        made = self._start_actors(placement, nodes, is_warm, threads)
+        self._agents = sorted([*others, *made], key=lambda agent: agent.node)
+        return self._agents
+
+    def _wait_for_group(self, placement: Placement) -> None:
+        limit_s = self._config.start_timeout_s
+        if not self._group.wait(timeout_seconds=limit_s):
+            wanted = ", ".join(f"{bundle.cpus} CPUs and {bundle.gpus} GPUs" for bundle in placement.bundles)
             raise PlacementError(
-                f"the cluster has not freed {placement.bundles} in cluster.start_timeout_s="
-                f"{self._config.start_timeout_s:g}; wait for other jobs, ask for less, or raise the limit"
+                f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={limit_s:g}; "
+                "wait for other jobs, ask for less, or raise the limit"
             )
+
+    def _start_actors(
+        self, placement: Placement, nodes: Sequence[int], is_warm: bool, threads: int
+    ) -> list[AgentHandle]:
+        """One agent in each of the placement's bundles `nodes`; waits until all answer."""
+        ray = _import_ray()
+        from ray.exceptions import GetTimeoutError, RayActorError
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
         actor_class = ray.remote(_AgentActor)
         actors = [
             actor_class.options(
-                num_cpus=bundle.cpus,
-                num_gpus=bundle.gpus,
+                num_cpus=placement.bundles[node].cpus,
+                num_gpus=placement.bundles[node].gpus,
                 max_concurrency=8,
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
-            ).remote(index, is_warm, threads)
-            for index, bundle in enumerate(placement.bundles)
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, node),
+            ).remote(node, is_warm, threads)
+            for node in nodes
         ]
+        limit_s = self._config.start_timeout_s
         try:
-            described = ray.get([a.describe.remote() for a in actors], timeout=self._config.start_timeout_s)
-        except GetTimeoutError as error:
+            described = ray.get([actor.describe.remote() for actor in actors], timeout=limit_s)
+        except (GetTimeoutError, RayActorError) as error:
             raise PlacementError(
-                f"agents of run {run_id} did not start in cluster.start_timeout_s="
-                f"{self._config.start_timeout_s:g}; see `ray status`"
+                f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({_first_line(error)}); "
+                "see `ray status`"
             ) from error
-        self._agents = [
-            AgentHandle(actor, index, facts["host"], facts["address"], facts["interface"])
-            for index, (actor, facts) in enumerate(zip(actors, described, strict=True))
+        return [
+            AgentHandle(actor, node, facts["host"], facts["address"], facts["interface"], facts["port"])
+            for actor, node, facts in zip(actors, nodes, described, strict=True)
         ]
-        return self._agents
 
     def call(self, agent: AgentHandle, method: str, *arguments: object) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone."""
@@ -201,9 +234,9 @@ class EventStream:
     def __init__(self, agents: Sequence[AgentHandle]) -> None:
         self._polls: dict[Any, AgentHandle] = {}
         for agent in agents:
-            self._ask(agent)
+            self.add(agent)
 
-    def _ask(self, agent: AgentHandle) -> None:
+    def add(self, agent: AgentHandle) -> None:
         self._polls[agent.actor.next_events.remote(LONG_POLL_S)] = agent
 
     def poll(self, timeout_s: float) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
@@ -218,7 +251,7 @@ class EventStream:
             agent = self._polls.pop(reference)
             try:
                 events.extend(ray.get(reference))
-                self._ask(agent)
+                self.add(agent)
             except ray.exceptions.RayError:
                 dead.append(agent)
         return events, dead

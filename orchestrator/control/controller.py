@@ -4,9 +4,11 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
@@ -18,16 +20,14 @@ from orchestrator.control.cluster import AgentHandle, EventStream, RayCluster
 from orchestrator.control.lifecycle import Action, Budget, State, decide
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
-from orchestrator.control.specs import worker_threads
-from orchestrator.control.starting import claim_attempt, memory_point, resume_point, start_ranks
+from orchestrator.control.specs import has_peers, worker_threads
+from orchestrator.control.starting import claim_attempt, memory_point, resume_point, set_peers, start_ranks
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.observe.failure import digest
-from orchestrator.placement import place_workers
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 60.0
-LOOK_FOR_NODES_S = 1.0
 
 
 @dataclass(slots=True)
@@ -65,6 +65,9 @@ class Controller:
         self._notices_taken = 0
         self._budget = self._full_budget()
         self._agents: list[AgentHandle] = []
+        self._lost: list[AgentHandle] = []
+        self._secret = secrets.token_hex(32)
+        """By which the agents know each other."""
         self._placement: Placement | None = None
         self._stream: EventStream | None = None
         self._attempt: Attempt | None = None
@@ -79,21 +82,28 @@ class Controller:
         """
         config = self._run.config
         self._placement = placement
-        self._agents = self._cluster.start_agents(
-            placement,
-            run_id=self._run.plan.run_id,
-            is_warm=config.worker.start is WorkerStart.fork,
-            threads=worker_threads(config),
-        )
+        self._agents = list(self._cluster.start_agents(placement, **self._agent_settings()))
+        self._introduce_peers()
         if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
             self._check_cuda_fork()
-        self._stream = self._cluster.events()
+        self._stream = EventStream(self._agents)
+
+    def _agent_settings(self) -> dict[str, Any]:
+        config = self._run.config
+        return {"is_warm": config.worker.start is WorkerStart.fork, "threads": worker_threads(config)}
+
+    def _introduce_peers(self) -> None:
+        if has_peers(self._run.config, len(self._agents)):
+            set_peers(self._cluster, self._agents, self._secret)
 
     def run(self) -> State:
         """Until the run has finished, failed or left. Agents and reservation are the cluster's to release."""
         self._tell(lifecycle.Placed())
-        while not self.state.is_end:
-            self._poll()
+        try:
+            while not self.state.is_end:
+                self._poll()
+        finally:
+            self.reports.close()
         return self.state
 
     # ---- deciding and carrying out
@@ -125,8 +135,11 @@ class Controller:
         events, dead = self._stream.poll(POLL_S)
         for event in events:
             self._hear(event)
+        if self.reports.hear_commits():
+            self._budget = self._full_budget()  # the limit is on failures without progress in between
         for agent in dead:
             self._lose_node(agent)
+        self._conclude_if_done()
         while self._notices_taken < self._count_notices() and not self.state.is_end:
             self._notices_taken += 1
             self._chronicle.event("preemption_notice", self._number, self._last_step)
@@ -176,40 +189,46 @@ class Controller:
             steps_lost=lost,
         )
         with contextlib.suppress(ConnectionError):  # the stream tells of the dead agent
-            kept = resume.step if resume.source == "memory" else None
+            kept = resume.step if resume.source in ("memory", "peer") else None
             self._cluster.call_all([(agent, (kept,)) for agent in self._agents], "keep_snapshots")
             start_ranks(self._run, self._cluster, self._agents, placement, number=number, resume=resume)
 
     def _memory_point(self) -> ResumePoint | None:
-        """The agents' snapshots, where they are newer than what is in storage."""
+        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
         attempt, placement = self._attempt, self._placement
         if attempt is None or placement is None or not self._is_memory_trusted:
             return None
         try:
-            point = memory_point(self._cluster, self._agents, len(placement.ranks), attempt.resume)
-        except ConnectionError:
+            point = memory_point(self._cluster, self._agents, placement, attempt.resume)
+            if point is None or point.resume.step < self.reports.committed_step:
+                return None
+            fetching = [agent for agent in self._agents if agent.node in point.to_fetch]
+            self._cluster.call_all(
+                [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
+            )
+        except (ConnectionError, CheckpointError):
             return None
-        return point if point is not None and point.step >= self.reports.committed_step else None
+        return point.resume
 
     def _reject_checkpoint(self, step: int, reason: str) -> None:
         path = self._store.where(step_folder(step))
         self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
 
     def _place_again(self) -> None:
-        """After a node was lost: wait for what the plan needs, for `cluster.start_timeout_s` at most."""
-        config = self._run.config
-        self._cluster.release()
-        deadline = time.monotonic() + config.cluster.start_timeout_s
-        while True:
-            try:
-                self.start_agents(place_workers(config.cluster, self._run.plan.device, self._cluster.nodes()))
-                break
-            except PlacementError as error:
-                if time.monotonic() > deadline:
-                    self.failure_digest = str(error)
-                    self._tell(lifecycle.GaveUp())
-                    return
-                time.sleep(LOOK_FOR_NODES_S)
+        """After a node was lost: another takes its place; the others keep their agents, and so their snapshots."""
+        placement, lost = self._placement, self._lost
+        assert placement is not None and self._stream is not None
+        self._lost = []
+        try:
+            self._agents = list(self._cluster.replace_agents(placement, lost, **self._agent_settings()))
+            self._introduce_peers()
+        except (PlacementError, ConnectionError) as error:
+            self.failure_digest = str(error)
+            self._tell(lifecycle.GaveUp())
+            return
+        for agent in self._agents:
+            if any(agent.node == gone.node for gone in lost):
+                self._stream.add(agent)
         self._tell(lifecycle.Placed())
 
     def _check_start_timeout(self) -> None:
@@ -234,6 +253,7 @@ class Controller:
                 self._hear(event)
         if self._attempt is not None:
             self.reports.flush(self._attempt)
+        self.reports.settle()
         self._chronicle.end_attempt()
         self.restarts += self.state in (State.stopping, State.replacing)
 
@@ -269,8 +289,9 @@ class Controller:
             case "evaluated":
                 self.reports.hear_evaluation(attempt, message)
             case "saved":
-                if self.reports.hear_saved(attempt, message):
-                    self._budget = self._full_budget()  # the limit is on failures without progress in between
+                self.reports.hear_saved(attempt, message)
+            case "save_delayed":
+                self.reports.hear_save_delayed(message)
             case "save_failed":
                 self.reports.hear_save_failed(attempt, message)
             case "done":
@@ -306,14 +327,27 @@ class Controller:
 
     def _on_done(self, attempt: Attempt, message: Message) -> None:
         attempt.dones[message["rank"]] = message
-        if not attempt.is_done or self.state not in (State.starting, State.running, State.draining):
+        self._conclude_if_done()
+
+    def _conclude_if_done(self) -> None:
+        """Where every rank has done its last step and it is known what became of its checkpoint."""
+        attempt = self._attempt
+        if (
+            attempt is None
+            or not attempt.is_done
+            or self.state not in (State.starting, State.running, State.draining)
+        ):
+            return
+        done_step = attempt.dones[0]["step"]
+        if self.reports.is_committing(done_step):
             return
         self.reports.flush(attempt)
-        done_step = message["step"]
         if self.reports.committed_step != done_step:
             self.failure_digest = (
-                f"all steps to {done_step} are done, but their checkpoint could not be saved to "
-                f"{self._run.checkpoint_url}; see checkpoint_failed in events.jsonl, then start the run again"
+                f"all steps to {done_step} are done, but their checkpoint could not be saved in "
+                f"checkpoint.final_timeout_s={self._run.config.checkpoint.final_timeout_s:g}: "
+                f"{self.reports.last_save_failure}; then start the run again: it goes on from "
+                f"{self.reports.last_checkpoint or 'the start'}"
             )
             self._tell(lifecycle.GaveUp())
         elif attempt.is_drained:
@@ -346,6 +380,7 @@ class Controller:
         if agent not in self._agents or self.state.is_end:
             return
         self._agents.remove(agent)
+        self._lost.append(agent)
         self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
         self._begin_interruption()
         self._tell(lifecycle.NodeLost(f"attempt {self._number}: node {agent.host}"))

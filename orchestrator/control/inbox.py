@@ -1,4 +1,4 @@
-"""What an agent tells a rank while it trains: to drain, that a slot was released, which slots are the rank's."""
+"""What an agent tells a rank while it trains: to drain, that a slot has been copied, which slots are the rank's."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,8 @@ class Inbox:
 
     def __init__(self, channel: Channel) -> None:
         self.is_drain_asked = False
-        self.on_released: Callable[[int], None] = lambda slot: None
+        self.on_persisted: Callable[[int], None] = lambda slot: None
+        self.on_replicated: Callable[[int, int], None] = lambda slot, step: None
         self._channel = channel
 
     def look(self) -> None:
@@ -41,5 +42,7 @@ class Inbox:
         match message["kind"]:
             case "drain":
                 self.is_drain_asked = True
-            case "released":
-                self.on_released(message["slot"])
+            case "persisted":
+                self.on_persisted(message["slot"])
+            case "replicated":
+                self.on_replicated(message["slot"], message["step"])

@@ -64,8 +64,8 @@ class Loop:
         ballot = Ballot(self._agreement, self._inbox, self._snapshots)
         lr = self._learning_rate(step)
         result = self._engine.train_step(step, batch.micro, lr, ballot.cast)
-        is_leaving, common_step = ballot.outcome()
-        self._snapshots.agreed(common_step)
+        is_leaving, common_step, common_replicated_step = ballot.outcome()
+        self._snapshots.agreed(common_step, common_replicated_step)
         self._channel.send(
             {
                 "kind": "step",
@@ -164,7 +164,7 @@ class Ballot:
         self._agreement = agreement
         self._inbox = inbox
         self._snapshots = snapshots
-        self._values = torch.zeros(2, dtype=torch.int64)
+        self._values = torch.zeros(3, dtype=torch.int64)
         self._work: dist.Work | None = None
 
     def cast(self) -> None:
@@ -173,10 +173,11 @@ class Ballot:
         self._inbox.look()
         self._values[0] = -int(self._inbox.is_drain_asked)
         self._values[1] = self._snapshots.sealed_step
+        self._values[2] = self._snapshots.replicated_step
         self._work = self._agreement.minimum(self._values)
 
-    def outcome(self) -> tuple[bool, int]:
-        """(whether all leave after this step, the newest step that is sealed on every rank)."""
+    def outcome(self) -> tuple[bool, int, int]:
+        """(whether all leave after this step, the newest step sealed on every rank, the newest copied for every)."""
         if self._work is not None:
             self._work.wait()
-        return bool(self._values[0] < 0), int(self._values[1])
+        return bool(self._values[0] < 0), int(self._values[1]), int(self._values[2])

@@ -2,23 +2,29 @@
 
 import time
 
-from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.layout import Marker, step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.collect import step_row, with_evaluation
+from orchestrator.control.commits import Commits, Outcome, patience_for
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.persist import Saved, save_checkpoint
-from orchestrator.errors import CheckpointError
+from orchestrator.control.storehealth import Say, StoreHealth
+from orchestrator.errors import StoreError
+from orchestrator.observe.units import duration_text, plural
 
 
 class Reports:
     def __init__(self, run: OpenRun, store: Store, chronicle: Chronicle) -> None:
         self.committed_step = 0
         self.last_checkpoint: str | None = None
+        self.last_save_failure: str | None = None
         self._run = run
         self._store = store
         self._chronicle = chronicle
+        self._commits = Commits(store)
+        self._health = StoreHealth()
 
     def hear_step(self, attempt: Attempt, message: Message) -> bool:
         """True where this completes the attempt's first step on every rank."""
@@ -56,18 +62,35 @@ class Reports:
         for step in sorted(attempt.held_rows):
             self._chronicle.row(attempt.held_rows.pop(step), step == self._run.plan.steps)
 
-    def hear_save_failed(self, attempt: Attempt, message: Message) -> None:
-        self._chronicle.event("checkpoint_failed", attempt.number, message["step"], message=message["message"])
+    def hear_save_delayed(self, message: Message) -> None:
+        """The store fails, and a rank's agent tries again."""
+        text = f"the checkpoint at step {message['step']} waits, and is tried again: {message['message']}"
+        self._say(self._health.failed(message["fault"], time.monotonic()), text)
 
-    def hear_saved(self, attempt: Attempt, message: Message) -> bool:
-        """True where this commits a checkpoint."""
+    def hear_save_failed(self, attempt: Attempt, message: Message) -> None:
+        """A rank could not write its part of a checkpoint."""
+        step = message["step"]
+        if step not in attempt.failed_saves:
+            attempt.failed_saves.add(step)
+            self._fail(attempt, step, message["message"], message["fault"])
+        self._add_save(attempt, message)
+
+    def hear_saved(self, attempt: Attempt, message: Message) -> None:
+        """A rank has written its part; the last one begins the commit, of which `hear_commits` tells."""
         step = message["step"]
         if attempt.saving_step != step:
             attempt.saving_step = step
             self._chronicle.event("checkpoint_started", attempt.number, step)
+        self._add_save(attempt, message)
+
+    def _add_save(self, attempt: Attempt, message: Message) -> None:
         messages = attempt.saves.add(message)
         if messages is None:
-            return False
+            return
+        step = message["step"]
+        if step in attempt.failed_saves:
+            self._commits.discard(step, [m["payload"]["file"] for m in messages if m["kind"] == "saved"])
+            return
         saved = Saved(
             run=self._run,
             attempt=attempt.number,
@@ -76,21 +99,76 @@ class Reports:
             loss=attempt.losses.get(step),
             wandb_run_id=self._chronicle.tracker.wandb_run_id,
         )
-        try:
-            marker = save_checkpoint(self._store, saved, messages)
-        except CheckpointError as error:
-            self._chronicle.event("checkpoint_failed", attempt.number, step, message=str(error))
-            return False
-        self.restored(step)
+        config = self._run.config.checkpoint
+        patience = patience_for(
+            is_last=any(m["is_last"] for m in messages),
+            retry_timeout_s=config.retry_timeout_s,
+            final_timeout_s=config.final_timeout_s,
+        )
+        self._commits.begin(attempt, step, messages, lambda: save_checkpoint(self._store, saved, messages), patience)
+
+    def hear_commits(self) -> bool:
+        """Record what became of the commits under way; True where a checkpoint was committed."""
+        has_committed = False
+        for outcome in self._commits.finished():
+            if outcome.marker is not None:
+                self._committed(outcome, outcome.marker)
+                has_committed = True
+            elif outcome.error is not None:
+                fault = outcome.error.fault if isinstance(outcome.error, StoreError) else None
+                self._fail(outcome.attempt, outcome.step, str(outcome.error), fault)
+            elif outcome.delayed_by is not None:
+                error = outcome.delayed_by
+                self.hear_save_delayed({"step": outcome.step, "message": str(error), "fault": error.fault})
+        return has_committed
+
+    def _committed(self, outcome: Outcome, marker: Marker) -> None:
+        self.restored(outcome.step)
         self._chronicle.event(
             "checkpoint_committed",
-            attempt.number,
-            step,
+            outcome.attempt.number,
+            outcome.step,
             path=self.last_checkpoint,
             bytes=marker.total_bytes,
-            seconds=max(m["seconds"] for m in messages),
+            seconds=max(m["seconds"] for m in outcome.messages),
         )
-        return True
+        outage_s = self._health.worked(time.monotonic())
+        if outage_s is not None:
+            missed = plural(self._health.failed_saves, "checkpoint")
+            text = f"checkpoints are written again after {duration_text(outage_s)}; {missed} could not be"
+            self._health.failed_saves = 0
+            self._chronicle.console.note(text)
+            self._chronicle.tracker.alert("checkpoints are written again", text)
+
+    def _fail(self, attempt: Attempt, step: int, message: str, fault: str | None) -> None:
+        self._health.failed_saves += 1
+        self.last_save_failure = message
+        say = self._health.failed(fault, time.monotonic())
+        is_told = say is not Say.nothing
+        self._chronicle.event(
+            "checkpoint_failed", attempt.number, step, is_told=is_told, message=message, fault=fault
+        )
+        if say is Say.alert:
+            text = f"the checkpoint at step {step} failed, training goes on: {message}"
+            self._chronicle.tracker.alert("a checkpoint failed", text)
+
+    def _say(self, say: Say, text: str) -> None:
+        if say is Say.alert:
+            self._chronicle.alert("a checkpoint waits for its store", text)
+        elif say is Say.line:
+            self._chronicle.console.warn(text)
+
+    def is_committing(self, step: int) -> bool:
+        return self._commits.is_pending(step)
+
+    def settle(self) -> None:
+        """Until no commit is under way, so that a restart knows what it can start from."""
+        self._commits.settle()
+        self.hear_commits()
+
+    def close(self) -> None:
+        self._commits.close()
+        self.hear_commits()
 
     def restored(self, step: int) -> None:
         """The newest checkpoint is now that of `step`."""

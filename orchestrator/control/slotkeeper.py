@@ -1,8 +1,10 @@
 """The agent's side of snapshots: owns the slots, writes them to storage, hands them to the next attempt's ranks."""
 
+import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,18 +14,43 @@ import numpy as np
 
 from orchestrator.checkpoint.layout import Extent, step_folder
 from orchestrator.checkpoint.payload import write_payload
-from orchestrator.checkpoint.slots import Header, PlacedExtent, Slot, SlotState, create_slot
+from orchestrator.checkpoint.retry import Patience, retried
+from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotState, create_slot, sealed_step
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import CheckpointError
+from orchestrator.control.peers import store_copy
+from orchestrator.errors import CheckpointError, StoreError
 
 WRITERS = 2
+RETRY_S = 1.0
+"""Between two tries to reach a peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The node that holds copies of this one's snapshots."""
+
+    host: str
+    port: int
+    secret: str
 
 
 @dataclass(slots=True)
 class _RankSlots:
     descriptors: list[int]
     slot_bytes: int
-    held: set[int] = field(default_factory=set)
+    held: Counter[int] = field(default_factory=Counter)
+    """slot -> transfers that still read it."""
+    doomed: set[int] = field(default_factory=set)
+    """Held slots whose step is not the run's any more: emptied once they are released."""
+
+    def held_slots(self) -> list[int]:
+        return sorted(slot for slot, readers in self.held.items() if readers)
+
+    def release(self, slot: int) -> None:
+        self.held[slot] -= 1
+        if self.held[slot] == 0 and slot in self.doomed:
+            self.doomed.discard(slot)
+            Slot(self.descriptors[slot]).discard()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +64,9 @@ class PersistJob:
     step: int
     url: str
     """The checkpoint store's."""
+    is_last: bool
+    """The run's last checkpoint, for which it waits."""
+    patience: Patience
 
 
 class SlotKeeper:
@@ -46,6 +76,14 @@ class SlotKeeper:
         self._ranks: dict[int, _RankSlots] = {}
         self._lock = threading.Lock()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="persist")
+        self._senders = ThreadPoolExecutor(WRITERS, thread_name_prefix="replicate")
+        self._stores: dict[str, Store] = {}
+        """Kept, because a store knows what was mounted when it was first used."""
+        self._is_closing = threading.Event()
+        self._is_hurried = threading.Event()
+        """A last checkpoint waits: the ones before it are not tried again any more."""
+        self._attempt_changed = threading.Event()
+        """Set, and made anew, when the ranks of an attempt are gone: nobody waits for their transfers any more."""
 
     def slots_for(self, rank: int, slot_bytes: int | None, count: int) -> tuple[list[int], list[int]]:
         """(descriptors, indices still held) of a rank's slots; made anew where they don't have this size.
@@ -55,24 +93,23 @@ class SlotKeeper:
         with self._lock:
             present = self._ranks.get(rank)
             if slot_bytes is None:
-                return (present.descriptors, sorted(present.held)) if present is not None else ([], [])
-            if present is not None and (present.slot_bytes, len(present.descriptors)) == (slot_bytes, count):
-                return present.descriptors, sorted(present.held)
-            if present is not None:
+                return (present.descriptors, present.held_slots()) if present is not None else ([], [])
+            if present is not None and present.slot_bytes != slot_bytes:
                 _close(present)
-            made = _RankSlots([], slot_bytes)
-            self._ranks[rank] = made
-            made.descriptors += [create_slot(f"rank-{rank}-slot-{i}", slot_bytes) for i in range(count)]
-            return made.descriptors, []
+                present = None
+            slots = self._ranks[rank] = present or _RankSlots([], slot_bytes)
+            missing = range(len(slots.descriptors), count)
+            slots.descriptors += [create_slot(f"rank-{rank}-slot-{index}", slot_bytes) for index in missing]
+            return slots.descriptors, slots.held_slots()
 
     def sealed_steps(self) -> dict[int, list[int]]:
         """rank -> steps of its sealed slots. Ask when no rank is alive."""
         with self._lock:
             return {
                 rank: [
-                    header.step
-                    for descriptor in slots.descriptors
-                    if (header := _header(descriptor)) is not None and header.state is SlotState.sealed
+                    step
+                    for slot, descriptor in enumerate(slots.descriptors)
+                    if slot not in slots.doomed and (step := sealed_step(descriptor)) is not None
                 ]
                 for rank, slots in self._ranks.items()
             }
@@ -82,34 +119,113 @@ class SlotKeeper:
 
         What is on its way to storage stays as it is until it is there.
         """
+        self._attempt_changed.set()
+        self._attempt_changed = threading.Event()
+        self._is_hurried.clear()
         with self._lock:
             for slots in self._ranks.values():
-                for index, descriptor in enumerate(slots.descriptors):
-                    if index not in slots.held:
-                        _discard_unless(descriptor, step)
+                for slot, descriptor in enumerate(slots.descriptors):
+                    if sealed_step(descriptor) == step:
+                        continue
+                    if slots.held[slot]:
+                        slots.doomed.add(slot)
+                    else:
+                        _discard(descriptor)
 
-    def persist(self, job: PersistJob, on_done: Callable[[dict[str, Any]], None]) -> None:
-        """Write a sealed slot as the rank's payload, in the background; `on_done` gets the event to tell."""
+    def adopt(self, rank: int, descriptor: int) -> None:
+        """A lost node's slot, fetched from its peer, is the first of this rank's from now on."""
         with self._lock:
-            slots = self._ranks[job.rank]
-            slots.held.add(job.slot)
-            descriptor = os.dup(slots.descriptors[job.slot])
+            present = self._ranks.pop(rank, None)
+            if present is not None:
+                _close(present)
+            self._ranks[rank] = _RankSlots([descriptor], os.fstat(descriptor).st_size)
+
+    def persist(
+        self,
+        job: PersistJob,
+        on_done: Callable[[dict[str, Any]], None],
+        on_delay: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> None:
+        """Write a sealed slot as the rank's payload, in the background; `on_done` gets the event to tell.
+
+        Where the store fails it is tried again as long as `job.patience` says; `on_delay` is told of the first time.
+        """
+        slots, descriptor = self._hold(job.rank, job.slot)
+        pause = self._is_closing.wait if job.is_last else self._is_hurried.wait
+        submitted_s = time.monotonic()
+        is_told = False
+        if job.is_last:
+            self._is_hurried.set()
+
+        def tell_delay(error: StoreError) -> None:
+            nonlocal is_told
+            if not is_told:
+                is_told = True
+                on_delay(failure_event("save_delayed", job.step, error))
 
         def work() -> None:
             started = time.monotonic()
             try:
-                event = {**_write(job, descriptor), "seconds": time.monotonic() - started}
+                written = retried(
+                    lambda: _write(job, self._store(job.url), descriptor),
+                    job.patience,
+                    pause=pause,
+                    on_wait=tell_delay,
+                    started_s=submitted_s,
+                )
+                event = {**written, "seconds": time.monotonic() - started, "is_last": job.is_last}
             except (CheckpointError, OSError) as error:
-                event = {"kind": "save_failed", "step": job.step, "message": str(error)}
+                event = failure_event("save_failed", job.step, error)
             finally:
-                os.close(descriptor)
-                with self._lock:
-                    slots.held.discard(job.slot)
+                self._release(slots, job.slot, descriptor)
             on_done(event)
 
         self._writers.submit(work)
 
+    def replicate(self, rank: int, slot: int, peer: Peer, on_done: Callable[[bool], None]) -> None:
+        """Copy a sealed slot into a peer's memory, in the background, trying again until it is there or the attempt
+        has ended; `on_done` gets which."""
+        slots, descriptor = self._hold(rank, slot)
+        is_over = self._attempt_changed
+
+        def work() -> None:
+            is_copied = False
+            try:
+                while not is_copied and not is_over.is_set():
+                    try:
+                        store_copy((peer.host, peer.port), peer.secret, descriptor, rank)
+                        is_copied = True
+                    except CheckpointError:
+                        is_over.wait(RETRY_S)
+            finally:
+                self._release(slots, slot, descriptor)
+            on_done(is_copied)
+
+        self._senders.submit(work)
+
+    def _hold(self, rank: int, slot: int) -> tuple[_RankSlots, int]:
+        with self._lock:
+            slots = self._ranks[rank]
+            slots.held[slot] += 1
+            return slots, os.dup(slots.descriptors[slot])
+
+    def _release(self, slots: _RankSlots, slot: int, descriptor: int) -> None:
+        os.close(descriptor)
+        with self._lock:
+            slots.release(slot)
+
+    def _store(self, url: str) -> Store:
+        with self._lock:
+            if url not in self._stores:
+                self._stores[url] = Store(url)
+            return self._stores[url]
+
     def close(self) -> None:
+        """What is on its way to storage arrives first, but a store that fails is not waited for."""
+        self._attempt_changed.set()
+        self._is_closing.set()
+        self._is_hurried.set()
+        self._senders.shutdown(wait=True)
         self._writers.shutdown(wait=True)
         with self._lock:
             for slots in self._ranks.values():
@@ -127,7 +243,13 @@ def owned_extent(placed: PlacedExtent, rank: int, world_size: int) -> PlacedExte
     return PlacedExtent(cut, placed.first + start)
 
 
-def _write(job: PersistJob, descriptor: int) -> dict[str, Any]:
+def failure_event(kind: str, step: int, error: Exception) -> dict[str, Any]:
+    """`save_delayed` (it is tried again) or `save_failed`, with the store's fault where it is one."""
+    fault = error.fault.value if isinstance(error, StoreError) else None
+    return {"kind": kind, "step": step, "message": str(error), "fault": fault}
+
+
+def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
     slot = Slot(descriptor)
     header = slot.header()
     if (header.state, header.step) != (SlotState.sealed, job.step):
@@ -140,7 +262,7 @@ def _write(job: PersistJob, descriptor: int) -> dict[str, Any]:
     tensors = [(p.extent, data[p.first : p.first + p.extent.count]) for p in placed]
     rng = np.frombuffer(bytes.fromhex(small["rng_torch"]), dtype=np.uint8)
     payload = write_payload(
-        Store(job.url),
+        store,
         step_folder(job.step),
         job.rank,
         job.attempt,
@@ -150,17 +272,8 @@ def _write(job: PersistJob, descriptor: int) -> dict[str, Any]:
     return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), "counters": small["counters"]}
 
 
-def _header(descriptor: int) -> Header | None:
-    """None where the slot was never formatted."""
-    try:
-        return Slot(descriptor).header()
-    except CheckpointError:
-        return None
-
-
-def _discard_unless(descriptor: int, step: int | None) -> None:
-    header = _header(descriptor)
-    if header is not None and header.step != step:
+def _discard(descriptor: int) -> None:
+    with contextlib.suppress(CheckpointError):  # never formatted
         Slot(descriptor).discard()
 
 

@@ -28,7 +28,7 @@ class Snapshots:
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
         step = self._spec.resume.step
-        slots, _ = self._inbox.slots(None, self._spec.snapshot.slots)
+        slots, _ = self._inbox.slots(None, self._spec.num_slots)
         for slot in slots:
             header = slot.header()
             if header.state is SlotState.sealed and header.step == step:
@@ -42,10 +42,16 @@ class Snapshots:
     def sealed_step(self) -> int:
         return self._snapshotter.sealed_step if self._snapshotter else NO_STEP
 
-    def agreed(self, common_step: int) -> None:
-        """Every rank has sealed `common_step`: older snapshots may go."""
-        if self._snapshotter is not None:
-            self._snapshotter.common_step = max(self._snapshotter.common_step, common_step)
+    @property
+    def replicated_step(self) -> int:
+        return self._snapshotter.replicated_step if self._snapshotter else NO_STEP
+
+    def agreed(self, common_step: int, common_replicated_step: int) -> None:
+        """Every rank has sealed the one, and has a copy of the other in a peer's memory: older ones may go."""
+        snapshotter = self._snapshotter
+        if snapshotter is not None:
+            snapshotter.common_step = max(snapshotter.common_step, common_step)
+            snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
 
     def wait(self) -> float:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
@@ -59,34 +65,55 @@ class Snapshots:
         """
         snapshotter = self._snapshotter or self._open()
         parts, small = self._engine.state_parts(), self._small()
-        is_taken = snapshotter.take(step, parts, small, is_persisted=is_persisted)
+        every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
+        is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
+        # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
+        has_backlog = is_persisted and not is_last and snapshotter.num_persisting >= self._max_backlog
+        how = {
+            "is_persisted": is_persisted and not has_backlog,
+            "is_replicated": is_replicated,
+            "is_last": is_last,
+        }
+        is_taken = snapshotter.take(step, parts, small, **how)
         while not is_taken and is_last:
             self._inbox.wait()
-            is_taken = snapshotter.take(step, parts, small, is_persisted=is_persisted)
-        if not is_taken and is_persisted:
+            is_taken = snapshotter.take(step, parts, small, **how)
+        if has_backlog or (not is_taken and is_persisted):
             message = (
                 "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"
             )
-            self._channel.send({"kind": "save_failed", "step": step, "message": message})
+            self._channel.send({"kind": "save_failed", "step": step, "message": message, "fault": None})
         if is_last:
             snapshotter.wait()
-            while snapshotter.is_persisting:
+            while snapshotter.num_persisting:
                 self._inbox.wait()
+
+    @property
+    def _max_backlog(self) -> int:
+        """Checkpoints that may be on their way to storage at a time."""
+        return max(1, self._spec.num_slots - (4 if self._spec.has_peer else 2))
 
     def _open(self) -> Snapshotter:
         """Slots need the moments' shapes, so they are asked for at the first snapshot."""
         spec = self._spec
         shape = slot_shape(self._engine.state_parts())
-        slots, held = self._inbox.slots(shape.slot_bytes, spec.snapshot.slots)
+        slots, held = self._inbox.slots(shape.slot_bytes, spec.num_slots)
         for index, slot in enumerate(slots):
             if index not in held and not slot.has_shape(shape):
                 slot.format(shape)
         snapshotter = Snapshotter(
-            self._channel, slots, held, attempt=spec.attempt, world_size=spec.world_size, url=spec.checkpoint_url
+            self._channel,
+            slots,
+            held,
+            attempt=spec.attempt,
+            world_size=spec.world_size,
+            url=spec.checkpoint_url,
+            config=spec.checkpoint,
         )
-        if spec.resume.source == "memory":
+        if spec.resume.source in ("memory", "peer"):
             snapshotter.restored_from(spec.resume.step)
-        self._inbox.on_released = snapshotter.released
+        self._inbox.on_persisted = snapshotter.persisted
+        self._inbox.on_replicated = snapshotter.replicated
         self._snapshotter = snapshotter
         return snapshotter
 

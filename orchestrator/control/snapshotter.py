@@ -11,6 +11,7 @@ A slot whose content is on its way to storage is held until the agent releases i
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from model.partition import StatePart
 from orchestrator.checkpoint.layout import Extent
 from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape, SlotState
+from orchestrator.config import CheckpointConfig
 from orchestrator.control.channel import Channel
 from orchestrator.control.staging import copy_to_host
 
@@ -44,23 +46,40 @@ class _Copy:
     slot: int
     step: int
     is_persisted: bool
+    is_replicated: bool
+    is_last: bool
 
 
 class Snapshotter:
     def __init__(
-        self, channel: Channel, slots: Sequence[Slot], held: Sequence[int], *, attempt: int, world_size: int, url: str
+        self,
+        channel: Channel,
+        slots: Sequence[Slot],
+        held: Sequence[int],
+        *,
+        attempt: int,
+        world_size: int,
+        url: str,
+        config: CheckpointConfig,
     ) -> None:
         """`slots` are formatted; the agent still writes those in `held` to storage, at `url`."""
         self.common_step = NO_STEP
         """Newest step that is sealed on every rank."""
         self.sealed_step = NO_STEP
         """Newest step that is sealed on this rank."""
+        self.common_replicated_step = NO_STEP
+        """Newest step of which every rank has a copy in a peer's memory: losing a node goes back to it."""
+        self.replicated_step = NO_STEP
+        """Newest step of which this rank has a copy in its peer's memory."""
         self._channel = channel
         self._slots = list(slots)
-        self._held = set(held)
+        self._held: Counter[int] = Counter(held)
+        self._replicating_step = NO_STEP
         self._attempt = attempt
+        self._config = config
         self._persisting = {"kind": "persist", "world_size": world_size, "url": url}
         self._parts: Sequence[StatePart] = ()
+        self._persisting_slots: set[int] = set()
         self._copy: _Copy | None = None
         self._error: Exception | None = None
         self._is_closed = False
@@ -72,7 +91,16 @@ class Snapshotter:
         """This rank's state came from the slot of `step`, which every rank has."""
         self.common_step = self.sealed_step = step
 
-    def take(self, step: int, parts: Sequence[StatePart], small: dict[str, Any], *, is_persisted: bool) -> bool:
+    def take(
+        self,
+        step: int,
+        parts: Sequence[StatePart],
+        small: dict[str, Any],
+        *,
+        is_persisted: bool,
+        is_replicated: bool,
+        is_last: bool = False,
+    ) -> bool:
         """Begin the snapshot of `step`, at once; False where no slot is free. `wait` before the next update."""
         slot = self._free_slot()
         if slot is None:
@@ -80,19 +108,27 @@ class Snapshotter:
         self._slots[slot].begin(step, self._attempt, small)
         with self._changed:
             self._parts = parts
+            self._held[slot] += is_persisted + is_replicated
             if is_persisted:
-                self._held.add(slot)
-            self._copy = _Copy(slot, step, is_persisted)
+                self._persisting_slots.add(slot)
+            if is_replicated:
+                self._replicating_step = step
+            self._copy = _Copy(slot, step, is_persisted, is_replicated, is_last)
             self._changed.notify_all()
         return True
 
     def _free_slot(self) -> int | None:
         for index, slot in enumerate(self._slots):
             header = slot.header()
-            is_newest = header.state is SlotState.sealed and header.step >= self.common_step
-            if index not in self._held and not is_newest:
+            is_needed = header.step >= self.common_step or header.step == self.common_replicated_step
+            if not self._held[index] and not (header.state is SlotState.sealed and is_needed):
                 return index
         return None
+
+    @property
+    def may_replicate(self) -> bool:
+        """Whether every rank's last copy has arrived: all ranks say the same, so they copy the same steps."""
+        return self.common_replicated_step == self._replicating_step
 
     def wait(self) -> float:
         """Until the snapshot under way is sealed; returns the seconds that took. Raises what stopped the copy."""
@@ -103,13 +139,19 @@ class Snapshotter:
                 raise self._error
         return time.perf_counter() - started
 
-    def released(self, slot: int) -> None:
+    def persisted(self, slot: int) -> None:
         """The agent has written the slot to storage, or has given up."""
-        self._held.discard(slot)
+        self._held[slot] -= 1
+        self._persisting_slots.discard(slot)
+
+    def replicated(self, slot: int, step: int) -> None:
+        """A peer has a copy of the slot, which holds `step`."""
+        self._held[slot] -= 1
+        self.replicated_step = step
 
     @property
-    def is_persisting(self) -> bool:
-        return bool(self._held)
+    def num_persisting(self) -> int:
+        return len(self._persisting_slots)
 
     def close(self) -> None:
         with self._changed:
@@ -142,6 +184,10 @@ class Snapshotter:
             first += count
         slot.seal()
         self.sealed_step = copy.step
-        if copy.is_persisted:
-            with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
-                self._channel.send({**self._persisting, "step": copy.step, "slot": copy.slot})
+        with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
+            if copy.is_replicated:
+                self._channel.send({"kind": "replicate", "step": copy.step, "slot": copy.slot})
+            if copy.is_persisted:
+                timeout_s = self._config.final_timeout_s if copy.is_last else self._config.retry_timeout_s
+                how = {"is_last": copy.is_last, "timeout_s": timeout_s}
+                self._channel.send({**self._persisting, **how, "step": copy.step, "slot": copy.slot})

@@ -42,6 +42,8 @@ def worker_specs(
             snapshot=config.snapshot,
             checkpoint=config.checkpoint,
             checkpoint_url=checkpoint_url,
+            num_slots=num_slots(config, len(placement.bundles)),
+            has_peer=has_peers(config, len(placement.bundles)),
             batch=plan.batch,
             zero_stage=plan.zero_stage,
             activation_checkpointing=config.parallel.activation_checkpointing,
@@ -54,6 +56,16 @@ def worker_specs(
         )
         for place in placement.ranks
     ]
+
+
+def has_peers(config: RunConfig, num_nodes: int) -> bool:
+    """Whether nodes hold copies of each other's snapshots."""
+    return num_nodes > 1 and config.snapshot.every_steps > 0 and config.snapshot.replicate_every_steps > 0
+
+
+def num_slots(config: RunConfig, num_nodes: int) -> int:
+    """Snapshot slots of each rank."""
+    return config.snapshot.slots or (5 if has_peers(config, num_nodes) else 3)
 
 
 def worker_threads(config: RunConfig) -> int:

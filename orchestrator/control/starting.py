@@ -1,6 +1,7 @@
 """Starting an attempt: the resume point, the attempt's number, the ranks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.commit import newest_valid
@@ -30,17 +31,48 @@ def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], Non
     )
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """A step of which every rank's snapshot is in some agent's memory."""
+
+    resume: ResumePoint
+    to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]]
+    """node -> (rank, step, peer that has the copy) of what its own memory lacks."""
+
+
 def memory_point(
-    cluster: RayCluster, agents: Sequence[AgentHandle], world_size: int, previous: ResumePoint
-) -> ResumePoint | None:
-    """The newest step of which the agents hold every rank's snapshot; None where there is none."""
-    held: dict[int, list[int]] = {}
-    for steps_of_rank in cluster.call_all([(agent, ()) for agent in agents], "sealed_steps"):
-        held |= steps_of_rank
-    step = newest_common_step([held.get(rank, []) for rank in range(world_size)])
+    cluster: RayCluster, agents: Sequence[AgentHandle], placement: Placement, previous: ResumePoint
+) -> MemoryPoint | None:
+    """The newest step that the agents' memory holds for every rank, its own slots before peers' copies."""
+    calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
+    own: list[dict[int, list[int]]] = cluster.call_all(calls, "sealed_steps")
+    copied: list[dict[int, list[int]]] = cluster.call_all(calls, "copied_steps")
+    by_node = {agent.node: steps for agent, steps in zip(agents, own, strict=True)}
+    holders = {
+        (rank, step): (agent.address, agent.port)
+        for agent, steps_of_rank in zip(agents, copied, strict=True)
+        for rank, steps in steps_of_rank.items()
+        for step in steps
+    }
+    local = {place.rank: by_node.get(place.node, {}).get(place.rank, []) for place in placement.ranks}
+    step = newest_common_step(
+        [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
+    )
     if step is None:
         return None
-    return ResumePoint(step=step, source="memory", skipped_windows=previous.skipped_windows)
+    to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]] = {}
+    for place in placement.ranks:
+        if step not in local[place.rank]:
+            to_fetch.setdefault(place.node, []).append((place.rank, step, holders[place.rank, step]))
+    source = "peer" if to_fetch else "memory"
+    resume = ResumePoint(step=step, source=source, skipped_windows=previous.skipped_windows)
+    return MemoryPoint(resume, to_fetch)
+
+
+def set_peers(cluster: RayCluster, agents: Sequence[AgentHandle], secret: str) -> None:
+    """Each node's snapshots are copied to the next node: a ring."""
+    peers = [(agent.address, agent.port) for agent in (*agents[1:], agents[0])]
+    cluster.call_all([(agent, (secret, peer)) for agent, peer in zip(agents, peers, strict=True)], "set_peer")
 
 
 def claim_attempt(run: OpenRun) -> int:

@@ -121,7 +121,7 @@ def engine_settings(spec: WorkerSpec) -> EngineSettings:
 
 def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> None:
     """From this rank's slot, or by range reads of its share from a checkpoint that any world and stage wrote."""
-    if spec.resume.source == "memory":
+    if spec.resume.source in ("memory", "peer"):
         snapshots.restore()
     elif spec.resume.checkpoint is not None:
         reader = CheckpointReader.open(spec.resume.checkpoint)

@@ -1,0 +1,104 @@
+"""Commits in the background: a slow or failing store never makes the controller deaf."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from orchestrator.checkpoint.layout import MARKER, Marker, step_folder
+from orchestrator.checkpoint.retry import ANY, Patience, retried
+from orchestrator.checkpoint.store import Store
+from orchestrator.control.attempt import Attempt, Message
+from orchestrator.errors import CheckpointError, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a checkpoint that all ranks have written; with neither, it goes on being tried."""
+
+    attempt: Attempt
+    step: int
+    messages: Sequence[Message]
+    marker: Marker | None = None
+    error: CheckpointError | None = None
+    delayed_by: StoreError | None = None
+
+
+class Commits:
+    """One thread, so that commits keep their order. Its methods are for the controller's thread only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._outcomes: deque[Outcome] = deque()
+        self._is_hurried = threading.Event()
+        self._pending: set[int] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+
+    def begin(
+        self,
+        attempt: Attempt,
+        step: int,
+        messages: Sequence[Message],
+        save: Callable[[], Marker],
+        patience: Patience,
+    ) -> None:
+        """Call `save`, again where the store fails as long as `patience` says; `finished` tells what came of it."""
+        self._pending.add(step)
+
+        def work() -> None:
+            told: list[StoreError] = []
+
+            def on_wait(error: StoreError) -> None:
+                if not told:
+                    told.append(error)
+                    self._outcomes.append(Outcome(attempt, step, messages, delayed_by=error))
+
+            try:
+                marker = retried(save, patience, pause=self._is_hurried.wait, on_wait=on_wait)
+                self._outcomes.append(Outcome(attempt, step, messages, marker=marker))
+            except CheckpointError as error:
+                self._outcomes.append(Outcome(attempt, step, messages, error=error))
+
+        self._thread.submit(work)
+
+    def discard(self, step: int, files: Sequence[str]) -> None:
+        """Take away what some ranks wrote of a checkpoint that others could not: it would only fill the store."""
+        folder = step_folder(step)
+
+        def work() -> None:
+            try:
+                if not self._store.exists(f"{folder}/{MARKER}"):
+                    for file in files:
+                        self._store.remove(f"{folder}/{file}")
+            except StoreError:
+                return  # it does not answer: retention of a later attempt takes them away
+
+        self._thread.submit(work)
+
+    def is_pending(self, step: int) -> bool:
+        return step in self._pending
+
+    def finished(self) -> list[Outcome]:
+        """What has come since the last call."""
+        outcomes = []
+        while self._outcomes:
+            outcomes.append(self._outcomes.popleft())
+            if outcomes[-1].delayed_by is None:
+                self._pending.discard(outcomes[-1].step)
+        return outcomes
+
+    def settle(self) -> None:
+        """Until nothing is under way: what fails now is not tried again."""
+        self._is_hurried.set()
+        self._thread.submit(lambda: None).result()
+        self._is_hurried.clear()
+
+    def close(self) -> None:
+        self._is_hurried.set()
+        self._thread.shutdown(wait=True)
+
+
+def patience_for(*, is_last: bool, retry_timeout_s: float, final_timeout_s: float) -> Patience:
+    """The last checkpoint of a run waits for any cure, the others for what passes by itself."""
+    return Patience(final_timeout_s, ANY) if is_last else Patience(retry_timeout_s)
