@@ -33,6 +33,7 @@ Fetch = Callable[[str, str, int, int], np.ndarray]
 def prewarm() -> None:
     """Import what the first `deepspeed.initialize` and step would import lazily (2 to 7 s), and nothing more:
     no CUDA context, no thread, so that the process can still be forked."""
+    import cpuinfo  # noqa: F401
     import deepspeed.runtime.superoffload.superoffload_stage3
     import deepspeed.runtime.zero.muon.muon_optimizer
     import deepspeed.runtime.zero.stage3  # noqa: F401
@@ -40,7 +41,6 @@ def prewarm() -> None:
     import torch._inductor.compile_fx
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
-    _calm_deepspeed()
 
 
 def _calm_deepspeed() -> None:
@@ -73,6 +73,7 @@ def join_process_group(
     timeout_s: float,
 ) -> None:
     """Join the attempt's group through the agent's store; `timeout_s` reaches DeepSpeed's own groups too."""
+    _calm_deepspeed()
     timeout = timedelta(seconds=timeout_s)
     dist.distributed_c10d.default_pg_timeout = timeout
     store = dist.TCPStore(store_host, store_port, is_master=False, timeout=timeout)
