@@ -48,7 +48,7 @@ class Loop:
                 is_leaving = self._step(step, loader)
                 done = step + 1
                 if self._is_save_due(done) or is_leaving:
-                    self._save(done)
+                    self.save(done)
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
@@ -106,7 +106,7 @@ class Loop:
         every = self._spec.train.eval_every_steps
         return every > 0 and (done % every == 0 or done == self._spec.steps)
 
-    def _save(self, done: int) -> None:
+    def save(self, done: int) -> None:
         """Write this rank's payload and tell; the controller commits once every rank has told."""
         started = time.perf_counter()
         extents = (

@@ -29,26 +29,31 @@ RANK_OOM_SCORE_ADJ = 500
 def run_worker(channel: Channel) -> int:
     spec = decode(WorkerSpec, channel.receive())
     try:
-        _prepare_process(spec)
-        join_process_group(
-            device=spec.device,
-            store_host=spec.store_host,
-            store_port=spec.store_port,
-            prefix=f"attempt_{spec.attempt}",
-            rank=spec.rank,
-            world_size=spec.world_size,
-            timeout_s=spec.collective_timeout_s,
-        )
-        engine = Engine(engine_settings(spec), is_restored=spec.resume.checkpoint is not None)
-        if spec.resume.checkpoint is not None:
-            restore(engine, spec)
-        Loop(spec, engine, channel).run()
+        Loop(spec, open_engine(spec), channel).run()
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(OSError):
             channel.send(failure_message(error))
         return 1
     return 0
+
+
+def open_engine(spec: WorkerSpec) -> Engine:
+    """Join the attempt's process group and build this rank's engine, with the state of the resume point."""
+    _prepare_process(spec)
+    join_process_group(
+        device=spec.device,
+        store_host=spec.store_host,
+        store_port=spec.store_port,
+        prefix=f"attempt_{spec.attempt}",
+        rank=spec.rank,
+        world_size=spec.world_size,
+        timeout_s=spec.collective_timeout_s,
+    )
+    engine = Engine(engine_settings(spec), is_restored=spec.resume.checkpoint is not None)
+    if spec.resume.checkpoint is not None:
+        restore(engine, spec)
+    return engine
 
 
 def failure_message(error: Exception) -> dict[str, Any]:
