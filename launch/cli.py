@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("launch.listing", "models, experiments, clusters and runs"),
     "cp": Verb("launch.copy_recipe", "copy a recipe to edit"),
     "schema": Verb("launch.schema", "the JSON schema of the config"),
+    "demo": Verb("launch.demo", "the main job end to end, with a worker killed in the middle"),
 }
 
 EXAMPLES = """examples:

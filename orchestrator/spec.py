@@ -132,6 +132,8 @@ class ResumePoint:
     """`start` (the seeded initial weights), `memory` (the agents' snapshots), `disk` or `remote`."""
     checkpoint: str | None = None
     """URL of the committed checkpoint's folder; set for disk and remote."""
+    is_durable: bool = True
+    """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
 

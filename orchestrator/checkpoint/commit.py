@@ -108,14 +108,30 @@ def newest_valid(
             set_aside(store, step, str(error))
             on_reject(step, str(error))
             continue
-        if fingerprint is not None and marker.fingerprint != fingerprint:
-            raise CheckpointMismatchError(*_mismatches(store, marker, fingerprint, identity))
+        if fingerprint is not None:
+            _check_same_run(store, marker, fingerprint, identity)
         problems = verify(store, step)
         if not problems:
             return marker
         set_aside(store, step, _listed(problems))
         on_reject(step, _listed(problems))
     return None
+
+
+def check_newest_is_ours(store: Store, fingerprint: str, identity: Mapping[str, Any]) -> None:
+    """Raise CheckpointMismatchError where the newest checkpoint with a readable marker is another run's.
+
+    Reads markers only and sets nothing aside: for before anything is started.
+    """
+    for step in reversed(committed_steps(store)):
+        try:
+            marker = read_marker(store, step)
+        except StoreError:
+            raise
+        except CheckpointError:
+            continue
+        _check_same_run(store, marker, fingerprint, identity)
+        return
 
 
 def set_aside(store: Store, step: int, reason: str) -> None:
@@ -154,6 +170,11 @@ def prune(store: Store, keep_last: int) -> list[int]:
         store.remove(f"{step_folder(step)}/{MARKER}")
         store.remove(step_folder(step))
     return steps
+
+
+def _check_same_run(store: Store, marker: Marker, fingerprint: str, identity: Mapping[str, Any] | None) -> None:
+    if marker.fingerprint != fingerprint:
+        raise CheckpointMismatchError(*_mismatches(store, marker, fingerprint, identity))
 
 
 def _refuse_unless_newer(store: Store, marker: Marker, path: str) -> None:

@@ -36,7 +36,10 @@ BATCHED_KINDS = frozenset({"step", "output"})
 """Events that may wait for company; all others are handed over at once."""
 BATCH_S = 0.1
 TAIL_LINES = 40
-STORE_TIMEOUT_S = 60.0
+STORE_TIMEOUT_S = 300.0
+"""The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
+KILLED: Event = {"exit_code": None, "signal": int(signal.SIGKILL), "is_stopped": False}
+"""The end of a rank whose zygote has died."""
 
 
 @dataclass(slots=True)
@@ -46,7 +49,9 @@ class _Rank:
     channel: Channel
     threads: list[threading.Thread]
     pid: int | None = None
+    is_ending: bool = False
     is_gone: bool = False
+    """And its `exited` is told."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
@@ -97,36 +102,44 @@ class NodeAgent:
         )
         theirs.close()
         self._zygote_socket = ours
-        threading.Thread(target=self._hear_zygote, args=(ours,), daemon=True).start()
+        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote, ours), daemon=True)
+        self._hearing.start()
 
-    def _hear_zygote(self, zygote: socket.socket) -> None:
+    def _need_zygote(self) -> None:
+        """Start another where the last has died, once all that died with it is told of."""
+        if self._zygote.poll() is not None:
+            self._hearing.join()
+            self._start_zygote()
+
+    def _hear_zygote(self, zygote: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
         while True:
             try:
-                answer, _ = receive_with_descriptors(zygote)
+                answer, _ = receive_with_descriptors(ours)
             except (EOFError, OSError):
                 break
             if answer["op"] == "forked" and answer["label"] in self._ranks:
                 self._ranks[answer["label"]].pid = answer["pid"]
             elif answer["op"] == "exited" and answer["label"] in self._ranks:
                 self._rank_exited(self._ranks[answer["label"]], answer)
-        self._zygote.wait()
+        zygote.wait()
         self._store = None
         for rank in list(self._ranks.values()):  # they died with it
-            self._rank_exited(rank, {"exit_code": None, "signal": signal.SIGKILL, "is_stopped": False})
+            self._rank_exited(rank, KILLED)
 
     def _fork(self, entry: str, label: str, descriptors: list[int]) -> None:
         """Hand [channel, output] to a new child; our copies are closed."""
-        if self._zygote.poll() is not None:
-            self._start_zygote()
         command = {"op": "fork", "entry": entry, "label": label}
-        send_with_descriptors(self._zygote_socket, command, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        try:
+            send_with_descriptors(self._zygote_socket, command, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     # ---- what the controller calls
 
     def start_store(self) -> int:
         """Port of the TCPStore on this node, started if there is none; it outlives attempts."""
+        self._need_zygote()
         if self._store is None:
             channel, theirs = Channel.pair()
             self._fork("store", "store", [theirs, os.dup(2)])
@@ -141,6 +154,7 @@ class NodeAgent:
 
         Returns what the canary said, None if all is well.
         """
+        self._need_zygote()
         channel, theirs = Channel.pair()
         self._fork("canary", "canary", [theirs, os.dup(2)])
         try:
@@ -178,6 +192,7 @@ class NodeAgent:
 
     def start_ranks(self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """Fork one rank for each (rank, encoded WorkerSpec)."""
+        self._need_zygote()
         for number, spec in specs:
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
@@ -189,7 +204,11 @@ class NodeAgent:
             for thread in rank.threads:
                 thread.start()
             self._ranks[f"{attempt}.{number}"] = rank  # before the zygote can answer
-            self._fork("worker", f"{attempt}.{number}", [theirs, writable])
+            try:
+                self._fork("worker", f"{attempt}.{number}", [theirs, writable])
+            except OSError:  # the zygote has died just now
+                self._rank_exited(rank, KILLED)
+                continue
             with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
                 channel.send(spec)
 
@@ -245,8 +264,10 @@ class NodeAgent:
         self._copies.close()
 
     def _end_zygote(self) -> None:
-        self._zygote_socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it has died before
+            self._zygote_socket.shutdown(socket.SHUT_RDWR)
         self._zygote.wait()
+        self._hearing.join()
 
     # ---- what the ranks do
 
@@ -318,9 +339,11 @@ class NodeAgent:
                 self._emit(rank, {"kind": "output", "text": line})
 
     def _rank_exited(self, rank: _Rank, end: dict[str, Any]) -> None:
-        """Called by the zygote's thread; the rank's own threads have everything it said once they end."""
-        if rank.is_gone:
-            return
+        """Told once, whoever notices first; the rank's own threads have everything it said once they end."""
+        with self._changed:
+            if rank.is_ending:
+                return
+            rank.is_ending = True
         for thread in rank.threads:
             thread.join(timeout=2.0)  # a grandchild may still hold the pipe open
         rank.channel.close()

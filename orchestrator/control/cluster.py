@@ -5,12 +5,12 @@ carries training traffic.
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 WORKERS_PER_CORE = 4
 """How far a Ray that we start here lets CPU workers share cores: slow, but right, and good for trying things."""
+KNOCK_TIMEOUT_S = 10.0
 TEMP_PREFIX = "phx-ray-"
+START_TRIES = 3
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -53,6 +55,7 @@ class RayCluster:
         """Raises ConfigError where the address does not answer."""
         self._config = config
         self._temp_dir: str | None = None
+        self._temp_dir_lock: int | None = None
         self._group: Any = None
         self._agents: list[AgentHandle] = []
         self.is_ours = not is_joining(config)
@@ -69,14 +72,28 @@ class RayCluster:
 
     def _start_here(self, min_cpus: int) -> None:
         _remove_stale_temp_dirs()
-        self._temp_dir = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
+        self._temp_dir, self._temp_dir_lock = _locked_temp_dir()
         token_path = Path(self._temp_dir) / "token"
         token_path.touch(mode=0o600)
         token_path.write_text(secrets.token_hex(32))
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_path))
-        ray = _import_ray()
+        # Its log monitor would list the log folder ten times a second, for nobody: 6 ms of CPU every second.
+        os.environ.update(RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0", LOG_NAME_UPDATE_INTERVAL_S="60")
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self._init_here(min_cpus)
+                return
+            except Exception as error:  # Ray gives its own processes 30 s, which a loaded machine may need longer
+                _import_ray().shutdown()
+                if not tries_left:
+                    raise PlacementError(
+                        f"Ray could not be started here in {START_TRIES} tries ({_first_line(error)}); try again when "
+                        "the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
+                    ) from error
+
+    def _init_here(self, min_cpus: int) -> None:
         with _quiet():
-            ray.init(
+            _import_ray().init(
                 num_cpus=here(min_cpus).cpus,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -90,6 +107,7 @@ class RayCluster:
         hand_on_token()
         ray = _import_ray()
         try:
+            _knock(address)
             with _quiet():
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
         except Exception as error:
@@ -226,6 +244,9 @@ class RayCluster:
         _import_ray().shutdown()
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
+        if self._temp_dir_lock is not None:
+            os.close(self._temp_dir_lock)
+            self._temp_dir_lock = None
 
 
 class EventStream:
@@ -318,12 +339,20 @@ def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_enable_worker_prestart", "0")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else ranks inherit 15 and lose to everything else
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.exceptions
     import ray.util
 
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:
@@ -348,10 +377,27 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _locked_temp_dir() -> tuple[str, int]:
+    """A new folder for Ray and the descriptor that locks it: the kernel unlocks it however this process ends."""
+    while True:
+        path = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
+        with contextlib.suppress(FileNotFoundError):  # another driver's sweep was faster than our lock
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if Path(path).exists():
+                return path, descriptor
+            os.close(descriptor)
+
+
 def _remove_stale_temp_dirs() -> None:
-    """A driver killed with SIGKILL leaves its Ray's folder behind; the next one sweeps it up."""
+    """A driver killed with SIGKILL leaves its Ray's folder behind, unlocked; the next one sweeps it up."""
     for folder in Path("/tmp").glob(f"{TEMP_PREFIX}*"):
-        pid = folder.name.removeprefix(TEMP_PREFIX).split("-")[0]
-        is_ours = folder.stat().st_uid == os.getuid() and pid.isdigit()
-        if is_ours and not Path(f"/proc/{pid}").exists() and time.time() - folder.stat().st_mtime > 60:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is locked, so in use, or gone by now
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid != os.getuid():
+                    continue
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)

@@ -56,6 +56,7 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
         world_size=len(messages),
         mfu=mfu,
         memory_bytes=max(m["memory_bytes"] for m in messages),
+        time=max(m["time"] for m in messages),
     )
 
 

@@ -199,8 +199,9 @@ class Controller:
         if attempt is None or placement is None or not self._is_memory_trusted:
             return None
         try:
-            point = memory_point(self._cluster, self._agents, placement, attempt.resume)
-            if point is None or point.resume.step < self.reports.committed_step:
+            committed = self.reports.committed_step
+            point = memory_point(self._cluster, self._agents, placement, attempt.resume, committed_step=committed)
+            if point is None or point.resume.step < committed:
                 return None
             fetching = [agent for agent in self._agents if agent.node in point.to_fetch]
             self._cluster.call_all(

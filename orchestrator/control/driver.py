@@ -1,11 +1,9 @@
 """The driver of one run: opens it, joins the cluster, hands over to the controller, closes everything."""
 
-import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.commit import committed_steps
@@ -19,6 +17,7 @@ from orchestrator.control.controller import Controller, Interruption
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
     OpenRun,
+    check_store,
     find_folder,
     is_finished,
     locked,
@@ -69,38 +68,44 @@ def drive(config: RunConfig, typed: Typed) -> int:
     if is_finished(folder, plan):
         print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
         return 0
+    check_store(config, plan, folder)
     if not is_joining(config.cluster):
         place_workers(config.cluster, device, local)
-    with locked(folder), notices() as count_notices, RayCluster(config.cluster, min_cpus) as cluster:
+    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus) as cluster:
+        notices.listen()
         nodes = cluster.nodes()
         device = wanted_device(config.cluster, nodes)
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
         run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml)
-        return _Session(run, cluster, placement, typed).run(count_notices)
+        return _Session(run, cluster, placement, typed).run(notices)
 
 
-@contextlib.contextmanager
-def notices() -> Iterator["_Count"]:
+class Notices:
     """Counts SIGTERM, SIGUSR1 and SIGINT while the run goes on; a handler only counts."""
-    count = _Count()
-    before = {number: signal.signal(number, count.add) for number in NOTICES}
-    try:
-        yield count
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
-
-class _Count:
     def __init__(self) -> None:
         self._count = 0
 
-    def add(self, *_: object) -> None:
-        self._count += 1
+    def __enter__(self) -> "Notices":
+        self._before = {number: signal.getsignal(number) for number in NOTICES}
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> int:
         return self._count
+
+    def listen(self) -> None:
+        """Call again after Ray has started: it puts a SIGTERM handler of its own in our place, which aborts."""
+        for number in NOTICES:
+            signal.signal(number, self._add)
+
+    def _add(self, *_: object) -> None:
+        self._count += 1
 
 
 class _Session:
@@ -124,7 +129,7 @@ class _Session:
         self._events = read_events(run.folder.events)
         self._chronicle = Chronicle(run.folder, console, tracker, tracking.every_steps)
 
-    def run(self, count_notices: "_Count") -> int:
+    def run(self, count_notices: Notices) -> int:
         chronicle, run = self._chronicle, self._run
         exit_code = EXIT_FAILED
         try:

@@ -44,6 +44,8 @@ class Loop:
             prefetch=spec.data.prefetch_batches,
         )
         with loader:
+            if not spec.resume.is_durable and self._is_save_due(spec.resume.step):
+                self._keep(spec.resume.step, is_leaving=False)
             for step in range(spec.resume.step, spec.steps):
                 is_leaving = self._step(step, loader)
                 done = step + 1

@@ -15,9 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.commit import check_newest_is_ours
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode, encode
 from orchestrator.config import RunConfig
+from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import check_shards, read_manifest
 from orchestrator.errors import ConfigError
@@ -85,6 +87,18 @@ def is_finished(folder: RunFolder, plan: RunPlan) -> bool:
     )
 
 
+def checkpoint_url(config: RunConfig, folder: RunFolder) -> str:
+    return config.checkpoint.url or str(folder.checkpoints.resolve())
+
+
+def check_store(config: RunConfig, plan: RunPlan, folder: RunFolder) -> None:
+    """What can be known of the checkpoints before anything starts. Raises ConfigError where one does not fit on
+    the disk, CheckpointMismatchError where those that are there are another run's."""
+    url = checkpoint_url(config, folder)
+    check_newest_is_ours(Store(url), plan.fingerprint, plan.identity)
+    _check_space(url, plan)
+
+
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
     """Hold the run's lock, which the kernel frees however this process ends. Raises ConfigError if it is held.
@@ -119,14 +133,12 @@ def open_run(config: RunConfig, manifest: Manifest, plan: RunPlan, overrides: li
     """Write the files that say what the run is; call with the lock held."""
     folder = RunFolder(Path(config.run.root) / plan.run_id)
     is_resumed = folder.plan.exists()
-    url = config.checkpoint.url or str(folder.checkpoints.resolve())
-    _check_space(url, plan)
     _write(folder.config, config_yaml)
     _write(folder.overrides, "".join(f"- {json.dumps(word)}\n" for word in overrides) or "[]\n")
     _write(folder.ds_config, json.dumps(plan.ds_config, indent=2) + "\n")
     _write(folder.env, json.dumps(environment_facts(), indent=2) + "\n")
     _write(folder.plan, json.dumps(encode(plan), indent=2) + "\n")  # last: from here on the run exists
-    return OpenRun(config, plan, manifest, folder, url, is_resumed)
+    return OpenRun(config, plan, manifest, folder, checkpoint_url(config, folder), is_resumed)
 
 
 def _write(path: Path, text: str) -> None:
@@ -140,10 +152,11 @@ def _write(path: Path, text: str) -> None:
 
 def _check_space(url: str, plan: RunPlan) -> None:
     """One checkpoint must fit beside what is there: better refused now than lost at the first save."""
-    if not Store(url).is_local:
+    path = local_path(url)
+    if path is None:
         return
     needed_bytes = plan.parameters * BYTES_PER_PARAMETER
-    parent = next(p for p in (Path(url), *Path(url).parents) if p.exists())
+    parent = next(p for p in (path, *path.parents) if p.exists())
     free_bytes = shutil.disk_usage(parent).free
     if free_bytes < needed_bytes:
         raise ConfigError(

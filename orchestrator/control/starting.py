@@ -41,7 +41,12 @@ class MemoryPoint:
 
 
 def memory_point(
-    cluster: RayCluster, agents: Sequence[AgentHandle], placement: Placement, previous: ResumePoint
+    cluster: RayCluster,
+    agents: Sequence[AgentHandle],
+    placement: Placement,
+    previous: ResumePoint,
+    *,
+    committed_step: int,
 ) -> MemoryPoint | None:
     """The newest step that the agents' memory holds for every rank, its own slots before peers' copies."""
     calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
@@ -65,7 +70,12 @@ def memory_point(
         if step not in local[place.rank]:
             to_fetch.setdefault(place.node, []).append((place.rank, step, holders[place.rank, step]))
     source = "peer" if to_fetch else "memory"
-    resume = ResumePoint(step=step, source=source, skipped_windows=previous.skipped_windows)
+    resume = ResumePoint(
+        step=step,
+        source=source,
+        is_durable=step <= committed_step,
+        skipped_windows=previous.skipped_windows,
+    )
     return MemoryPoint(resume, to_fetch)
 
 

@@ -11,6 +11,7 @@ Answers:   {"op": "ready", "seconds": float}, {"op": "forked", "label", "pid"},
             "is_stopped": bool}
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -38,8 +39,9 @@ def main(descriptor: int, warm: bool) -> None:
         gc.collect()
         gc.freeze()
     agent = socket.socket(fileno=descriptor)
-    send_with_descriptors(agent, {"op": "ready", "seconds": time.monotonic() - started}, [])
-    Zygote(agent).serve()
+    with contextlib.suppress(BrokenPipeError):  # the agent has gone already
+        send_with_descriptors(agent, {"op": "ready", "seconds": time.monotonic() - started}, [])
+        Zygote(agent).serve()
 
 
 class Zygote:
@@ -149,8 +151,10 @@ def die_with_parent(parent: int) -> None:
 def _entry(name: str) -> Callable[[Channel], int]:
     match name:
         case "worker":
+            from model.engine import prewarm
             from orchestrator.control.worker import run_worker
 
+            prewarm()  # a cold zygote has not; else it costs nothing
             return run_worker
         case "store":
             from orchestrator.control.rendezvous import run_store

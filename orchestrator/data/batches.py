@@ -1,18 +1,21 @@
 """One rank's batches, read ahead of the training loop by a thread."""
 
 import threading
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.digest import WORDS_OF_ROW_ID, row_words, words_digest
-from orchestrator.data.order import GlobalOrder, Rows, rows_at
+from orchestrator.data.digest import samples_digest
+from orchestrator.data.order import GlobalOrder, Rows, rows_of_steps
 from orchestrator.data.shards import TokenReader
 from orchestrator.errors import DataError
 from orchestrator.spec import BatchShape
+
+ROWS_AT_ONCE = 4096
+"""Row ids computed at a time, for as many steps as they make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,10 @@ def read_step(reader: TokenReader, rows: Rows, step: int) -> StepBatch:
     """Read rows int64[micro_steps, micro_batch_size], with -1 for padding, in one gather."""
     flat = rows.reshape(-1)
     is_sample = flat >= 0
-    words = row_words(flat[is_sample], reader.row_tokens)
-    samples = words[:, WORDS_OF_ROW_ID:]
-    reader.read_into(flat[is_sample], samples)
-    if is_sample.all():
+    is_full = bool(is_sample.all())
+    row_ids = flat if is_full else flat[is_sample]
+    samples = reader.rows(row_ids)
+    if is_full:
         tokens = samples.astype(np.int64)
     else:
         tokens = np.zeros((flat.size, reader.row_tokens), dtype=np.int64)
@@ -50,7 +53,7 @@ def read_step(reader: TokenReader, rows: Rows, step: int) -> StepBatch:
     tokens = tokens.reshape(*rows.shape, reader.row_tokens)
     weights = is_sample.astype(np.float32).reshape(rows.shape)
     micro = tuple(MicroBatch(*pair) for pair in zip(tokens, weights, strict=True))
-    return StepBatch(step=step, micro=micro, digest=words_digest(words))
+    return StepBatch(step=step, micro=micro, digest=samples_digest(row_ids, samples))
 
 
 class BatchLoader:
@@ -72,11 +75,12 @@ class BatchLoader:
     ) -> None:
         self._reader, self._order, self._batch, self._rank = reader, order, batch, rank
         self._skipped = tuple(skipped)
-        self._prefetch = max(1, prefetch)
-        self._ready: deque[StepBatch] = deque()
-        self._error: Exception | None = None
         self._is_closed = False
-        self._changed = threading.Condition()
+        self._ready: SimpleQueue[StepBatch | Exception] = SimpleQueue()
+        self._permits: SimpleQueue[bool] = SimpleQueue()
+        """One to read each batch; False ends the thread. Two such queues cost less than a Queue with a limit."""
+        for _ in range(max(1, prefetch)):
+            self._permits.put(True)
         self._thread = threading.Thread(
             target=self._read_ahead, args=(start_step,), name=f"batches-rank-{rank}", daemon=True
         )
@@ -84,26 +88,21 @@ class BatchLoader:
 
     def next(self) -> StepBatch:
         """The next step's batch. Raises, once, what stopped the thread: DataError with its cause."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error or self._is_closed)
-            if self._ready:
-                batch = self._ready.popleft()
-                self._changed.notify_all()
-                return batch
-            error, self._error = self._error, None
-            if error is None:
-                raise RuntimeError("the loader is closed")
-            self._is_closed = True
-        if isinstance(error, DataError):
-            raise error
-        raise DataError(f"rank {self._rank} could not read its batch: {error!r}") from error
+        if self._is_closed:
+            raise RuntimeError("the loader is closed")
+        batch = self._ready.get()
+        if isinstance(batch, StepBatch):
+            self._permits.put(True)
+            return batch
+        self._is_closed = True
+        if isinstance(batch, DataError):
+            raise batch
+        raise DataError(f"rank {self._rank} could not read its batch: {batch!r}") from batch
 
     def close(self) -> None:
         """Stop the thread and wait for it; may be called again."""
-        with self._changed:
-            self._is_closed = True
-            self._ready.clear()
-            self._changed.notify_all()
+        self._is_closed = True
+        self._permits.put(False)
         self._thread.join()
 
     def __enter__(self) -> "BatchLoader":
@@ -114,23 +113,21 @@ class BatchLoader:
 
     def _read_ahead(self, step: int) -> None:
         try:
-            while self._put(self._read(step)):
+            for rows in self._rows_from(step):
+                if not self._permits.get() or self._is_closed:
+                    return
+                self._ready.put(read_step(self._reader, rows, step))
                 step += 1
         except Exception as error:
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+            self._ready.put(error)
 
-    def _read(self, step: int) -> StepBatch:
-        rows = rows_at(step, self._rank, self._order, self._batch, self._skipped)
-        return read_step(self._reader, rows, step)
-
-    def _put(self, batch: StepBatch) -> bool:
-        """Queue a batch when there is room; False when the loader was closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._ready) < self._prefetch or self._is_closed)
-            if self._is_closed:
-                return False
-            self._ready.append(batch)
-            self._changed.notify_all()
-            return True
+    def _rows_from(self, step: int) -> Iterator[Rows]:
+        """Each step's rows from `step` on. The formula costs as much for thousands of rows as for a few, so it is
+        asked for twice as many steps each time: the first batch waits for one step's rows only."""
+        rows_per_step = self._batch.micro_steps * self._batch.micro_batch_size
+        num_steps, most_steps = 1, max(1, ROWS_AT_ONCE // rows_per_step)
+        while True:
+            steps = range(step, step + num_steps)
+            yield from rows_of_steps(steps, self._rank, self._order, self._batch, skipped=self._skipped)
+            step += num_steps
+            num_steps = min(2 * num_steps, most_steps)

@@ -7,7 +7,7 @@ import xxhash
 from numpy.typing import NDArray
 
 _MODULUS = 2**64
-WORDS_OF_ROW_ID = 2
+_WORDS_OF_ROW_ID = 2
 
 
 def rows_digest(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> int:
@@ -17,20 +17,14 @@ def rows_digest(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> int:
     then the tokens as little-endian uint32. Digests of parts of a batch add up to the digest of the whole.
     """
     is_sample = row_ids >= 0
-    words = row_words(row_ids[is_sample], tokens.shape[1])
-    words[:, WORDS_OF_ROW_ID:] = tokens[is_sample]
-    return words_digest(words)
+    return samples_digest(row_ids[is_sample], tokens[is_sample])
 
 
-def row_words(row_ids: NDArray[np.int64], row_tokens: int) -> NDArray[np.uint32]:
-    """What is hashed, [n, WORDS_OF_ROW_ID + row_tokens]: ids filled in, tokens left to the caller."""
-    words = np.empty((row_ids.size, WORDS_OF_ROW_ID + row_tokens), dtype="<u4")
-    words[:, :WORDS_OF_ROW_ID] = row_ids.astype("<i8").view("<u4").reshape(-1, WORDS_OF_ROW_ID)
-    return words
-
-
-def words_digest(words: NDArray[np.uint32]) -> int:
-    """`rows_digest` of rows that lie ready for hashing."""
+def samples_digest(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> int:
+    """`rows_digest` of rows that are all samples."""
+    words = np.empty((row_ids.size, _WORDS_OF_ROW_ID + tokens.shape[1]), dtype="<u4")
+    words[:, :_WORDS_OF_ROW_ID] = row_ids.astype("<i8").view("<u4").reshape(-1, _WORDS_OF_ROW_ID)
+    words[:, _WORDS_OF_ROW_ID:] = tokens
     return sum_digests(map(xxhash.xxh3_64_intdigest, words))
 
 

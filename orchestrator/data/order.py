@@ -87,11 +87,25 @@ def rows_at(step: int, rank: int, order: GlobalOrder, batch: BatchShape, skipped
     same global batch. Micro-step k, slot j of rank r is position (k * world_size + r) * micro_batch_size + j
     of it; past its end stands PADDING_ROW. 8 samples, 2 ranks, micro-batches of 2: rank 1 takes 2, 3, 6, 7.
     """
+    rows: Rows = rows_of_steps(range(step, step + 1), rank, order, batch, skipped=skipped)[0]
+    return rows
+
+
+def rows_of_steps(
+    steps: range,
+    rank: int,
+    order: GlobalOrder,
+    batch: BatchShape,
+    *,
+    skipped: Iterable[int] = (),
+) -> Rows:
+    """`rows_at` of consecutive steps: int64[len(steps), micro_steps, micro_batch_size]."""
     in_batch = _positions_of_rank(rank, batch.micro_steps, batch)
     is_sample = in_batch < batch.global_batch_size
-    first = window_of_step(step, skipped) * batch.global_batch_size
-    rows = np.full(in_batch.shape, PADDING_ROW, dtype=np.int64)
-    rows[is_sample] = order.rows_of_positions(first + in_batch[is_sample])
+    windows = np.array([window_of_step(step, skipped) for step in steps], dtype=np.int64)
+    positions = windows[:, None] * batch.global_batch_size + in_batch[is_sample]
+    rows = np.full((len(steps), *in_batch.shape), PADDING_ROW, dtype=np.int64)
+    rows[:, is_sample] = order.rows_of_positions(positions)
     return rows
 
 

@@ -1,8 +1,10 @@
 """Reading prepared data: the manifest, its checks, and rows of tokens out of the shards."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from orchestrator.data import files
@@ -96,6 +98,14 @@ def _raise(path_or_url: str, problems: list[str]) -> None:
         raise DataError(*(f"data.path={path_or_url}: {problem}; {cure}" for problem in problems))
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    tokens: NDArray
+    """The whole file, mapped."""
+    windows: NDArray
+    """[tokens - seq_len, seq_len + 1]: the row at every offset; a view that copies nothing."""
+
+
 class TokenReader:
     """Rows of one split: row r is the seq_len + 1 tokens from token r * seq_len of the shards' joint stream.
 
@@ -112,38 +122,35 @@ class TokenReader:
         self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)], dtype=np.int64)
         self._folder = path_or_url
         self._is_local = files.local_path(path_or_url) is not None
-        self._open: OrderedDict[int, NDArray] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def rows(self, row_ids: NDArray[np.int64]) -> NDArray:
         """Tokens of rows: [n, seq_len + 1] of the manifest's dtype. Raises IndexError, DataError."""
-        rows = np.empty((row_ids.size, self.row_tokens), dtype=self.dtype)
-        self.read_into(row_ids, rows)
-        return rows
-
-    def read_into(self, row_ids: NDArray[np.int64], rows: NDArray) -> None:
-        """As `rows`, into [n, seq_len + 1] of any integer type that is wide enough."""
-        if row_ids.size and not 0 <= row_ids.min() <= row_ids.max() < self.num_rows:
+        if row_ids.size and row_ids.view(np.uint64).max() >= self.num_rows:  # a negative one is huge
             raise IndexError(f"rows {row_ids.min()}..{row_ids.max()} of a split of {self.num_rows} rows")
         first_tokens = row_ids * self._seq_len
         if not self._is_local:
-            rows[...] = self._fetch(first_tokens)
-            return
+            return self._fetch(first_tokens)
+        if len(self._shards) == 1:
+            return self._open_shard(0).windows[first_tokens]
+        rows = np.empty((row_ids.size, self.row_tokens), dtype=self.dtype)
         shards = np.searchsorted(self._starts, first_tokens, side="right") - 1
-        offsets = (first_tokens - self._starts[shards]).tolist()
+        offsets = first_tokens - self._starts[shards]
         for shard in np.unique(shards).tolist():
-            of_shard = self._tokens_of(shard)
-            for i in np.flatnonzero(shards == shard).tolist():
-                tokens = of_shard[offsets[i] : offsets[i] + self.row_tokens]
-                if tokens.size == self.row_tokens:
-                    rows[i] = tokens
-                else:
-                    rows[i, : tokens.size] = tokens
-                    self._read_rest(rows[i], tokens.size, shard + 1)
+            of_shard = np.flatnonzero(shards == shard)
+            windows = self._open_shard(shard).windows
+            is_whole = offsets[of_shard] < len(windows)
+            rows[of_shard[is_whole]] = windows[offsets[of_shard[is_whole]]]
+            for i in of_shard[~is_whole].tolist():
+                start = self._open_shard(shard).tokens[offsets[i] :]
+                rows[i, : start.size] = start
+                self._read_rest(rows[i], start.size, shard + 1)
+        return rows
 
     def _read_rest(self, row: NDArray, filled: int, shard: int) -> None:
         """Fill what is left of a row that runs past the end of a shard from the shards after it."""
         while filled < self.row_tokens:
-            tokens = self._tokens_of(shard)[: self.row_tokens - filled]
+            tokens = self._open_shard(shard).tokens[: self.row_tokens - filled]
             row[filled : filled + tokens.size] = tokens
             filled += tokens.size
             shard += 1
@@ -162,7 +169,7 @@ class TokenReader:
             shard += 1
         return extents
 
-    def _tokens_of(self, shard: int) -> NDArray:
+    def _open_shard(self, shard: int) -> "_OpenShard":
         if shard not in self._open:
             if len(self._open) >= _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -170,12 +177,14 @@ class TokenReader:
         self._open.move_to_end(shard)
         return self._open[shard]
 
-    def _map(self, shard: Shard) -> NDArray:
+    def _map(self, shard: Shard) -> "_OpenShard":
         path = files.local_path(files.join(self._folder, shard.file))
         try:
-            return np.memmap(path, dtype=self.dtype, mode="r", shape=(shard.tokens,)).view(np.ndarray)
+            tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=(shard.tokens,)).view(np.ndarray)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} can't be read: {error}") from error
+        shape = max(0, tokens.size - self._seq_len), self.row_tokens
+        return _OpenShard(tokens, as_strided(tokens, shape, tokens.strides * 2, writeable=False))
 
     def _fetch(self, first_tokens: NDArray[np.int64]) -> NDArray:
         """Rows of remote shards, all byte ranges asked for at once."""

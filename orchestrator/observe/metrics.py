@@ -40,6 +40,8 @@ class StepRow:
     """Model FLOPs utilisation, 0 to 1; None where the peak of the hardware is not known."""
     memory_bytes: int | None = None
     """Peak of the rank that used most: GPU memory, or resident memory on a CPU."""
+    time: float | None = None
+    """When the slowest rank had done the step, in unix seconds by its own clock."""
     eval_loss: float | None = None
     eval_perplexity: float | None = None
     eval_bits_per_byte: float | None = None

@@ -1,0 +1,88 @@
+"""Step time under the orchestrator against the same engine under bare torchrun: python -m tests.bench.step_time"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench.corpus import write_tokens
+from tests.bench.harness import Bench, Comparison, Measured, interleave, main
+from tests.bench.sides import Run, check_same_work, phalanx, torchrun
+
+VOCAB_SIZE = 4096
+NUM_TOKENS = 4_000_000
+WARMUP_STEPS = 20
+WORKERS = 2
+
+ABOUT = f"""Time from the end of each optimizer step to the end of the next, on {WORKERS} CPU workers (gloo, ZeRO-2,
+one thread each): `phalanx train` (Ray, zygote, agreement of the ranks, reports, metrics) against a script of thirty
+lines under `torchrun --standalone` that uses the same `Engine`, rows, learning rates and DeepSpeed settings and
+does nothing else. Both write down when each step was done on its slowest rank; the first {WARMUP_STEPS} steps are
+left out. That both saw the same rows and reached the same losses is checked. CPU seconds are the whole machine's,
+from typing the command to its end."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=120, help="steps of each run, warm-up included (default: 120)")
+    parser.add_argument("--global-batch", type=int, default=16, help="samples per step (default: 16)")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    model = {"model": "quickstart", "train.seq_len": 128, "train.global_batch_size": options.global_batch}
+    words = [f"{key}={value}" for key, value in model.items()]
+    words += ["train.micro_batch_size=4", f"train.steps={options.steps}", f"cluster.num_workers={WORKERS}"]
+    words += ["parallel=zero2", "checkpoint.every_steps=0", "tracking.console_every_steps=50"]
+    with tempfile.TemporaryDirectory(prefix="phx-bench-") as folder:
+        root = Path(folder)
+        manifest = write_tokens(root / "data", NUM_TOKENS, VOCAB_SIZE)
+        words.append(f"data.path={root / 'data'}")
+        jsonl, offline = "tracking=jsonl", "tracking.wandb.mode=offline"
+        numbers = itertools.count()
+        runs = interleave(
+            options.pairs,
+            torchrun=lambda: torchrun([*words, jsonl], manifest, root, f"bare_{next(numbers)}"),
+            phalanx=lambda: phalanx([*words, jsonl], root, f"run_{next(numbers)}"),
+            phalanx_wandb=lambda: phalanx([*words, offline], root, f"run_{next(numbers)}"),
+        )
+    for ours, also_ours, peer in zip(runs["phalanx"], runs["phalanx_wandb"], runs["torchrun"], strict=True):
+        check_same_work(ours, peer)
+        check_same_work(also_ours, peer)
+    settings = {**model, "steps": options.steps, "pairs": options.pairs}
+    return Measured(
+        settings=settings,
+        comparisons=[
+            _steps("step", runs["phalanx"], runs["torchrun"]),
+            _steps("step, with W&B offline", runs["phalanx_wandb"], runs["torchrun"]),
+            _cpu("CPU of a whole run", runs["phalanx"], runs["torchrun"]),
+            _cpu("CPU of a whole run, with W&B offline", runs["phalanx_wandb"], runs["torchrun"]),
+        ],
+    )
+
+
+def _steps(name: str, ours: list[Run], peer: list[Run]) -> Comparison:
+    return Comparison(
+        name=name,
+        unit="ms",
+        goal="1.00, at most 1.01",
+        ours=[run.step_ms(WARMUP_STEPS) for run in ours],
+        peer=[run.step_ms(WARMUP_STEPS) for run in peer],
+    )
+
+
+def _cpu(name: str, ours: list[Run], peer: list[Run]) -> Comparison:
+    return Comparison(
+        name=name, unit="s", goal="low", ours=[[run.cpu_s] for run in ours], peer=[[run.cpu_s] for run in peer]
+    )
+
+
+BENCH = Bench(
+    name="step_time",
+    title="Step time under the orchestrator against bare torchrun",
+    about=ABOUT,
+    pairs=7,
+    measure=measure,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(BENCH, add_options))

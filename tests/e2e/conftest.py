@@ -1,0 +1,128 @@
+"""Real data, one Ray cluster for all runs that join it, and somebody who types."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typed import PHALANX, STARTED_PIDS, Run, SharedRay, Typist, marked_processes, wait_for
+
+NUM_CPUS = 8
+MARK = f"PHALANX_E2E_MARK={secrets.token_hex(8)}"
+"""In the environment of every process that these tests start."""
+
+TRAIN_WORDS = [
+    "model=tiny",
+    "train.seq_len=64",
+    "train.global_batch_size=16",
+    "train.micro_batch_size=2",
+    "train.steps=60",
+    "optim.lr=1e-3",
+    "optim.warmup_steps=5",
+    "checkpoint.every_steps=7",
+    "train.eval_every_steps=20",
+    "train.eval_rows=16",
+    "parallel.zero_stage=2",
+    "cluster.num_workers=2",
+    "tracking.wandb.mode=disabled",
+]
+
+
+def clean_environment() -> dict[str, str]:
+    """The user's, without what would point a run elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_", "SLURM_"))}
+    name, _, value = MARK.partition("=")
+    return kept | {name: value}
+
+
+@pytest.fixture(scope="session")
+def nothing_left() -> Iterator[None]:
+    """After the last test: no process, no shared memory, no Ray folder of what these tests started."""
+    shared_memory = {*Path("/dev/shm").iterdir()}
+    yield
+    wait_for("the end of every process that these tests started", lambda: not marked_processes(MARK))
+    wait_for("an empty /dev/shm", lambda: {*Path("/dev/shm").iterdir()} <= shared_memory)
+    ray_folders = [path for pid in STARTED_PIDS for path in Path("/tmp").glob(f"phx-ray-{pid}-*")]
+    assert ray_folders == []
+
+
+@pytest.fixture(scope="session")
+def shared_ray(nothing_left: None) -> Iterator[SharedRay]:
+    folder = Path(tempfile.mkdtemp(prefix="phx-e2e-", dir="/tmp"))
+    token_path = folder / "token"
+    token_path.touch(mode=0o600)
+    token_path.write_text(secrets.token_hex(32))
+    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("shared_ray.py")), str(NUM_CPUS), str(folder)],
+        env=clean_environment() | authentication,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        assert address, f"Ray did not start: exit code {process.wait()}"
+        yield SharedRay(address, authentication | {"RAY_ADDRESS": address})
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def data(nothing_left: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three packages of the standard library, prepared by the verb."""
+    library = Path(json.__file__).parent.parent
+    source = ",".join(str(library / package / "*.py") for package in ("json", "email", "asyncio"))
+    path = tmp_path_factory.mktemp("prepared") / "data"
+    words = [f"data.source=[{source}]", f"data.path={path}", "data.vocab_size=400", "data.validation_fraction=0.1"]
+    subprocess.run([PHALANX, "prepare", "model=tiny", *words], env=clean_environment(), check=True)
+    return path
+
+
+@pytest.fixture
+def typist(tmp_path: Path, data: Path, shared_ray: SharedRay) -> Iterator[Typist]:
+    """Types on the shared cluster."""
+    typist = joined_typist(tmp_path, data, shared_ray)
+    yield typist
+    typist.close()
+
+
+@pytest.fixture
+def local_typist(tmp_path: Path, data: Path) -> Iterator[Typist]:
+    """Types where there is no Ray yet."""
+    typist = Typist(tmp_path, clean_environment(), [*TRAIN_WORDS, f"data.path={data}"])
+    yield typist
+    typist.close()
+
+
+def joined_typist(scratch: Path, data: Path, shared_ray: SharedRay) -> Typist:
+    return Typist(scratch, clean_environment() | shared_ray.environment, [*TRAIN_WORDS, f"data.path={data}"])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def reference(data: Path, shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing disturbed: 2 ranks, ZeRO-2, 60 steps."""
+    scratch = tmp_path_factory.mktemp("reference")
+    run = Run(scratch / "runs")
+    typist = joined_typist(scratch, data, shared_ray)
+    try:
+        typist.train(run).finish()
+    finally:
+        typist.close()
+    return run

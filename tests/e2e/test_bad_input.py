@@ -1,0 +1,171 @@
+"""What a person gets wrong: a sentence each, exit code 2, and nothing started or left behind."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typed import Driver, Run, SharedRay, Typist
+
+pytestmark = pytest.mark.real
+
+
+def assert_refused(driver: Driver, *sentences: str) -> None:
+    """Exit code 2 and these parts of sentences on standard error, which holds no traceback."""
+    assert driver.wait() == 2, driver.output + driver.error_output
+    for sentence in sentences:
+        assert sentence in driver.error_output
+    assert "Traceback" not in driver.error_output
+
+
+def assert_nothing_left(driver: Driver, run: Run) -> None:
+    assert not run.has_folder
+    assert [*Path("/tmp").glob(f"phx-ray-{driver.process.pid}-*")] == []
+
+
+WRONG_WORDS = {
+    "unknown key": (["train.stepz=5"], ["train.stepz", "train.steps"]),
+    "unknown model": (["model=tinny"], ["model=tinny", "did you mean tiny?"]),
+    "wrong type": (["train.steps=many"], ["train.steps", "many"]),
+    "negative steps": (["train.steps=-5"], ["train.steps=-5 is too small; use 1 or more"]),
+    "batch that does not divide": (
+        ["train.global_batch_size=15"],
+        ["train.global_batch_size=15 is not divisible by micro_batch_size * world_size = 2 * 2 = 4; use 12 or 16"],
+    ),
+    "missing data folder": (["data.path=nowhere"], ["data.path=nowhere has no manifest.json", "phalanx prepare"]),
+    "data.path not set": (["data.path=null"], ["data.path is not set", "phalanx prepare"]),
+    "another vocabulary": (["model.vocab_size=99"], ["model.vocab_size=99", "400"]),
+    "more workers than the machine has": (
+        ["cluster.num_workers=1000", "train.global_batch_size=2000"],
+        ["cluster.num_workers=1000 needs 1,000 CPUs, the cluster has"],
+    ),
+    "several at once": (
+        ["train.steps=0", "optim.lr=-1", "parallel.zero_stage=7"],
+        ["train.steps=0", "optim.lr=-1", "parallel.zero_stage=7"],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WORDS)
+def test_wrong_words_are_refused(local_typist: Typist, run: Run, wrong: str) -> None:
+    words, sentences = WRONG_WORDS[wrong]
+    driver = local_typist.train(run, *words)
+    assert_refused(driver, *sentences)
+    assert_nothing_left(driver, run)
+    assert driver.output == ""
+
+
+def test_more_workers_than_the_joined_cluster_has(typist: Typist, run: Run, shared_ray: SharedRay) -> None:
+    del typist.environment["RAY_ADDRESS"]
+    joining = f"cluster.address={shared_ray.address}"
+    driver = typist.train(run, joining, "cluster.num_workers=1000", "train.global_batch_size=2000")
+    assert_refused(driver, "cluster.num_workers=1000 needs 1,000 CPUs, the cluster has 8", "cluster.num_workers=8")
+    assert_nothing_left(driver, run)
+
+
+def test_a_cluster_that_is_not_there(local_typist: Typist, run: Run) -> None:
+    driver = local_typist.train(run, "cluster.address=localhost:1")
+    assert_refused(driver, "cluster.address=localhost:1 does not answer as a Ray cluster")
+    assert_nothing_left(driver, run)
+
+
+def test_a_truncated_shard_is_refused(local_typist: Typist, run: Run, data: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(data, damaged)
+    shard = damaged / json.loads((damaged / "manifest.json").read_text())["train"]["shards"][0]["file"]
+    os.truncate(shard, 1000)
+    driver = local_typist.train(run, f"data.path={damaged}")
+    assert_refused(driver, str(shard), "has 1,000 bytes, the manifest says")
+    assert_nothing_left(driver, run)
+
+
+def prepare(typist: Typist, source: Path, *words: str) -> Driver:
+    return typist.type(
+        "prepare",
+        "model=tiny",
+        "data.vocab_size=300",
+        f"data.source={source}/*.txt",
+        f"data.path={source}/out",
+        *words,
+    )
+
+
+def test_a_source_that_is_not_text_is_named_and_counted(typist: Typist, tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("a good text\n" * 500)
+    (tmp_path / "latin.txt").write_bytes("naïve\n".encode("latin-1") * 50)
+    refused = prepare(typist, tmp_path, "data.on_bad=error")
+    assert_refused(refused, "latin.txt")
+    skipped = prepare(typist, tmp_path)
+    assert skipped.wait() == 0
+    assert "skipped     1 that can't be read" in skipped.output
+    assert "latin.txt" in skipped.output
+
+
+def test_an_empty_corpus_is_refused(typist: Typist, tmp_path: Path) -> None:
+    assert_refused(prepare(typist, tmp_path), "data.source")
+    (tmp_path / "empty.txt").touch()
+    assert_refused(prepare(typist, tmp_path), "data.source")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_run_folder_of_another_model_is_refused(typist: Typist, reference: Run) -> None:
+    before = reference.folder.plan.read_bytes()
+    same_id = f"run.id={reference.folder.run_id}"
+    driver = typist.train(reference, same_id, "model.hidden_size=128", "train.steps=70")
+    assert_refused(driver, "model.hidden_size", "64", "128")
+    assert reference.folder.plan.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(local_typist: Typist, run: Run, reference: Run) -> None:
+    url = f"checkpoint.url={reference.folder.checkpoints}"
+    driver = local_typist.train(run, url, "model.num_layers=3")
+    assert_refused(driver, str(reference.folder.checkpoints), "model.num_layers", "2", "3")
+    assert_nothing_left(driver, run)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """1 MiB, less than a checkpoint of the tiny model takes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = subprocess.run(command, check=False, capture_output=True)
+    if mount.returncode:
+        pytest.skip(f"can't mount a small disk: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_too_little_room_is_refused(local_typist: Typist, small_disk: Path) -> None:
+    run = Run(small_disk / "runs")
+    driver = local_typist.train(run)
+    assert_refused(driver, "1 MiB free, one checkpoint of", "free some space or set checkpoint.url")
+    assert_nothing_left(driver, run)
+
+
+def test_a_disk_that_fills_up_fails_the_run(typist: Typist, small_disk: Path, reference: Run) -> None:
+    resize(small_disk, "2500k")  # one checkpoint fits, a second one does not
+    run = Run(small_disk / "runs")
+    failed = typist.train(run, "checkpoint.keep_last=1")
+    assert failed.wait() == 1
+    assert "could not be saved" in failed.error_output + failed.output
+    assert run.events("checkpoint_failed")
+    assert [event["step"] for event in run.events("checkpoint_committed")] == [7]
+    resize(small_disk, "50m")
+    typist.train(run, "checkpoint.keep_last=1").finish()
+    assert run.rows()[60].loss == reference.rows()[60].loss
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+def test_two_drivers_of_one_run(typist: Typist, run: Run) -> None:
+    first = typist.train(run)
+    first.wait_for_step(run, 1)
+    assert_refused(typist.train(run), "is already running", f"pid {first.process.pid}", "phalanx status")
+    first.finish()
+    assert len(run.events("attempt_started")) == 1

@@ -1,0 +1,111 @@
+"""Losing workers: a run that is killed at ten moments is the run that nothing disturbed, to the last bit."""
+
+import os
+import random
+import signal
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+from comparing import assert_bit_equal
+from typed import Driver, Run, Typist
+
+pytestmark = pytest.mark.real
+
+
+class Moment(StrEnum):
+    start = "start"
+    """Before the attempt's first step."""
+    step = "step"
+    save = "save"
+    """Between the first rank's payload and the commit."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    moment: Moment
+    rank: int
+    step: int = 0
+
+
+def ten_kills(seed: int) -> list[Kill]:
+    """Six at random steps, two at starts, two at saves, in an order that a run of 60 steps meets."""
+    dice = random.Random(seed)
+    at_steps = [Kill(Moment.step, dice.randrange(2), step) for step in sorted(dice.sample(range(1, 56), 6))]
+    kills = [Kill(Moment.start, dice.randrange(2)), *at_steps]
+    kills.insert(dice.randrange(2, 4), Kill(Moment.start, dice.randrange(2)))
+    kills.insert(dice.randrange(1, 3), Kill(Moment.save, dice.randrange(2)))
+    kills.insert(dice.randrange(4, 6), Kill(Moment.save, dice.randrange(2)))
+    return kills
+
+
+def carry_out(kill: Kill, driver: Driver, run: Run, after_attempt: int) -> int:
+    """SIGKILL the rank at its moment in an attempt newer than `after_attempt`; returns the attempt."""
+    driver.wait_for("a new attempt", lambda: run.newest_attempt() > after_attempt)
+    attempt = run.newest_attempt()
+    pid = driver.wait_for("the rank's process id", lambda: run.rank_pid(attempt, kill.rank))
+    if kill.moment is Moment.step:
+        driver.wait_for_step(run, kill.step)
+    if kill.moment is Moment.save:
+        driver.wait_for("a save", lambda: any(e["attempt"] == attempt for e in run.events("checkpoint_started")))
+    os.kill(pid, signal.SIGKILL)
+    return attempt
+
+
+def assert_ledger_is_true(run: Run, kills: dict[int, Kill]) -> None:
+    """Every kill is a death of that rank by that signal, every recovery goes on from the newest checkpoint."""
+    deaths = run.events("rank_died")
+    for attempt, kill in kills.items():
+        killed = [e for e in deaths if e["attempt"] == attempt and e["signal"] == signal.SIGKILL]
+        assert [event["rank"] for event in killed] == [kill.rank]
+    assert {event["attempt"] for event in deaths} == set(kills)
+    committed, reached, lost_from = 0, 0, None
+    for event in run.events():
+        match event["event"]:
+            case "checkpoint_committed":
+                committed = event["step"]
+            case "attempt_started":
+                if event["source"] == "memory":
+                    assert event["resume_step"] >= committed
+                else:
+                    assert event["resume_step"] == committed
+                reached = event["resume_step"]
+            case "first_step":
+                reached = event["step"]
+            case "rank_died" if lost_from is None:
+                lost_from = event["step"]
+                assert lost_from >= reached
+            case "recovered":
+                assert event["source"] in ("memory", "start")
+                assert event["downtime_s"] > 0
+                assert event["resume_step"] <= event["step"]
+                assert event["steps_lost"] == max(0, lost_from - event["resume_step"])
+                lost_from = None
+    assert lost_from is None
+
+
+def test_ten_kills_change_nothing(typist: Typist, run: Run, reference: Run) -> None:
+    driver = typist.train(run)
+    done: dict[int, Kill] = {}
+    for kill in ten_kills(seed=1):
+        done[carry_out(kill, driver, run, max(done, default=0))] = kill
+    driver.finish()
+    assert len(done) == 10
+    assert_ledger_is_true(run, done)
+    assert_bit_equal(run, reference)
+    assert [event["step"] for event in run.events("run_finished")] == [60]
+
+
+def test_kills_change_nothing_at_stage_3(typist: Typist, tmp_path: Path) -> None:
+    words = ["parallel.zero_stage=3", "train.steps=16", "optim.schedule_steps=60"]
+    calm, killed = Run(tmp_path / "calm"), Run(tmp_path / "killed")
+    typist.train(calm, *words).finish()
+    driver = typist.train(killed, *words)
+    kills = [Kill(Moment.step, 1, 5), Kill(Moment.start, 0), Kill(Moment.save, 1), Kill(Moment.step, 0, 15)]
+    done: dict[int, Kill] = {}
+    for kill in kills:
+        done[carry_out(kill, driver, killed, max(done, default=0))] = kill
+    driver.finish()
+    assert_ledger_is_true(killed, done)
+    assert_bit_equal(killed, calm)
