@@ -5,19 +5,24 @@ carries training traffic.
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.config import ClusterConfig, Device
+from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
+from orchestrator.control.surroundings import (
+    hand_on_token,
+    here,
+    is_joining,
+    knock,
+    locked_temp_dir,
+    remove_stale_temp_dirs,
+)
 from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.spec import NodeFacts, Placement
 
@@ -27,12 +32,7 @@ R = TypeVar("R")
 NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
-WORKERS_PER_CORE = 4
-"""How far a Ray that we start here lets CPU workers share cores: slow, but right, and good for trying things."""
-KNOCK_TIMEOUT_S = 10.0
-TEMP_PREFIX = "phx-ray-"
 START_TRIES = 3
-TOKEN_FILE = Path("~/.ray/auth_token")
 
 
 @dataclass(slots=True)
@@ -71,8 +71,8 @@ class RayCluster:
         self.close()
 
     def _start_here(self, min_cpus: int) -> None:
-        _remove_stale_temp_dirs()
-        self._temp_dir, self._temp_dir_lock = _locked_temp_dir()
+        remove_stale_temp_dirs()
+        self._temp_dir, self._temp_dir_lock = locked_temp_dir()
         token_path = Path(self._temp_dir) / "token"
         token_path.touch(mode=0o600)
         token_path.write_text(secrets.token_hex(32))
@@ -107,7 +107,7 @@ class RayCluster:
         hand_on_token()
         ray = _import_ray()
         try:
-            _knock(address)
+            knock(address)
             with _quiet():
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
         except Exception as error:
@@ -308,33 +308,6 @@ def map_tasks(
                 raise error.cause if isinstance(error.cause, Exception) else error from error
 
 
-def here(min_cpus: int) -> NodeFacts:
-    """What a Ray started on this machine would offer: known before it is started."""
-    cores = os.cpu_count() or 1
-    return NodeFacts(
-        name=socket.gethostname(),
-        cpus=max(cores, min(min_cpus, cores * WORKERS_PER_CORE)),
-        gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
-    )
-
-
-def is_joining(config: ClusterConfig) -> bool:
-    return config.address is not None or "RAY_ADDRESS" in os.environ
-
-
-def wanted_device(config: ClusterConfig, nodes: Sequence[NodeFacts]) -> str:
-    """`cpu` or `cuda`: what the config asks for, or what the nodes have."""
-    if config.device is not Device.auto:
-        return config.device.value
-    return "cuda" if any(node.gpus for node in nodes) else "cpu"
-
-
-def hand_on_token() -> None:
-    """Ray turns authentication on by itself where ~/.ray/auth_token exists, but only on the head: say so here too."""
-    if "RAY_AUTH_MODE" not in os.environ and TOKEN_FILE.expanduser().exists():
-        os.environ["RAY_AUTH_MODE"] = "token"
-
-
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_enable_worker_prestart", "0")
@@ -346,13 +319,6 @@ def _import_ray() -> Any:
     import ray.util
 
     return ray
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:
@@ -375,29 +341,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _locked_temp_dir() -> tuple[str, int]:
-    """A new folder for Ray and the descriptor that locks it: the kernel unlocks it however this process ends."""
-    while True:
-        path = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
-        with contextlib.suppress(FileNotFoundError):  # another driver's sweep was faster than our lock
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if Path(path).exists():
-                return path, descriptor
-            os.close(descriptor)
-
-
-def _remove_stale_temp_dirs() -> None:
-    """A driver killed with SIGKILL leaves its Ray's folder behind, unlocked; the next one sweeps it up."""
-    for folder in Path("/tmp").glob(f"{TEMP_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is locked, so in use, or gone by now
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if os.fstat(descriptor).st_uid != os.getuid():
-                    continue
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)

@@ -12,7 +12,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
 from orchestrator.control.chronicle import Chronicle
-from orchestrator.control.cluster import RayCluster, here, is_joining, wanted_device
+from orchestrator.control.cluster import RayCluster
 from orchestrator.control.controller import Controller, Interruption
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
@@ -25,6 +25,7 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.surroundings import here, is_joining, wanted_device
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
 from orchestrator.observe.console import Console
 from orchestrator.observe.ledger import read_events

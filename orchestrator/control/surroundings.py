@@ -1,0 +1,79 @@
+"""What is around a Ray cluster and known without Ray: this machine, the address, the token, the temporary folder."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.config import ClusterConfig, Device
+from orchestrator.spec import NodeFacts
+
+WORKERS_PER_CORE = 4
+"""How far a Ray that we start here lets CPU workers share cores: slow, but right, and good for trying things."""
+KNOCK_TIMEOUT_S = 10.0
+TEMP_PREFIX = "phx-ray-"
+TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+def here(min_cpus: int) -> NodeFacts:
+    """What a Ray started on this machine would offer: known before it is started."""
+    cores = os.cpu_count() or 1
+    return NodeFacts(
+        name=socket.gethostname(),
+        cpus=max(cores, min(min_cpus, cores * WORKERS_PER_CORE)),
+        gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+    )
+
+
+def is_joining(config: ClusterConfig) -> bool:
+    return config.address is not None or "RAY_ADDRESS" in os.environ
+
+
+def wanted_device(config: ClusterConfig, nodes: Sequence[NodeFacts]) -> str:
+    """`cpu` or `cuda`: what the config asks for, or what the nodes have."""
+    if config.device is not Device.auto:
+        return config.device.value
+    return "cuda" if any(node.gpus for node in nodes) else "cpu"
+
+
+def hand_on_token() -> None:
+    """Ray turns authentication on by itself where ~/.ray/auth_token exists, but only on the head: say so here too."""
+    if "RAY_AUTH_MODE" not in os.environ and TOKEN_FILE.expanduser().exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
+
+
+def locked_temp_dir() -> tuple[str, int]:
+    """A new folder for Ray and the descriptor that locks it: the kernel unlocks it however this process ends."""
+    while True:
+        path = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
+        with contextlib.suppress(FileNotFoundError):  # another driver's sweep was faster than our lock
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if Path(path).exists():
+                return path, descriptor
+            os.close(descriptor)
+
+
+def remove_stale_temp_dirs() -> None:
+    """A driver killed with SIGKILL leaves its Ray's folder behind, unlocked; the next one sweeps it up."""
+    for folder in Path("/tmp").glob(f"{TEMP_PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is locked, so in use, or gone by now
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid != os.getuid():
+                    continue
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
