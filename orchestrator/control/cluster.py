@@ -87,8 +87,8 @@ class RayCluster:
                 _import_ray().shutdown()
                 if not tries_left:
                     raise PlacementError(
-                        f"Ray could not be started here in {START_TRIES} tries ({_first_line(error)}); try again when "
-                        "the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
+                        f"Ray could not be started here in {START_TRIES} tries ({_first_line(error)}); try again when"
+                        " the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
                     ) from error
 
     def _init_here(self, min_cpus: int) -> None:
