@@ -134,6 +134,8 @@ class ResumePoint:
     """URL of the committed checkpoint's folder; set for disk and remote."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
+    is_initial: bool = False
+    """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,11 @@ from orchestrator.config import RunConfig
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster, here, is_joining, wanted_device
 from orchestrator.control.controller import Controller, Interruption
+from orchestrator.control.initial import check_start
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
     OpenRun,
+    checkpoint_url,
     find_folder,
     is_finished,
     locked,
@@ -69,6 +71,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
     if is_finished(folder, plan):
         print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
         return 0
+    check_start(config.checkpoint, plan.model, checkpoint_url(config, folder))
     if not is_joining(config.cluster):
         place_workers(config.cluster, device, local)
     with locked(folder), notices() as count_notices, RayCluster(config.cluster, min_cpus) as cluster:

@@ -59,6 +59,10 @@ def find_folder(config: RunConfig, manifest: Manifest) -> RunFolder:
     return RunFolder(Path(config.run.root) / run_id_of(config, manifest))
 
 
+def checkpoint_url(config: RunConfig, folder: RunFolder) -> str:
+    return config.checkpoint.url or str(folder.checkpoints.resolve())
+
+
 def recorded_plan(folder: RunFolder) -> RunPlan | None:
     """The plan of the last start, None where the run never started. Raises ConfigError where it can't be read."""
     try:
@@ -119,7 +123,7 @@ def open_run(config: RunConfig, manifest: Manifest, plan: RunPlan, overrides: li
     """Write the files that say what the run is; call with the lock held."""
     folder = RunFolder(Path(config.run.root) / plan.run_id)
     is_resumed = folder.plan.exists()
-    url = config.checkpoint.url or str(folder.checkpoints.resolve())
+    url = checkpoint_url(config, folder)
     _check_space(url, plan)
     _write(folder.config, config_yaml)
     _write(folder.overrides, "".join(f"- {json.dumps(word)}\n" for word in overrides) or "[]\n")
