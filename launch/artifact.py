@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from launch.compose import from_yaml
 from launch.suggest import not_known
 from model.config import ModelConfig
+from model.sizing import shape_problems
 from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.layout import step_of
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify
 from orchestrator.codec import decode
+from orchestrator.config import CheckpointConfig
 from orchestrator.data import files
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import read_manifest
@@ -118,8 +120,8 @@ def open_checkpoint(
     Every byte is verified first; nothing is written. ConfigError for what does not exist, CheckpointError for
     what is damaged.
     """
-    store, step = _locate(name, root, step)
-    reader = CheckpointReader(store, read_marker(store, step))
+    store, step, key_file = _locate(name, root, step)
+    reader = CheckpointReader(store, read_marker(store, step), key_file)
     if problems := verify(store, step):
         others = [s for s in committed_steps(store) if s != step]
         way_out = f"; take another with --step: {_listed(others)}" if others else ""
@@ -134,7 +136,9 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _locate(name: str, root: str, step: int | None) -> tuple[Store, int]:
+def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | None]:
+    """The store, the step, and where the run's config says that its key is."""
+    key_file = None
     parent, _, last = name.rstrip("/").rpartition("/")
     named_step = step_of(last)
     if named_step is not None:
@@ -142,7 +146,7 @@ def _locate(name: str, root: str, step: int | None) -> tuple[Store, int]:
             raise ConfigError(f"--step={step} contradicts {name}; leave one of them out")
         store, step = Store(parent or "."), named_step
     else:
-        store = _store_of(name, root)
+        store, key_file = _store_of(name, root)
     steps = committed_steps(store)
     if not steps:
         raise ConfigError(
@@ -151,35 +155,33 @@ def _locate(name: str, root: str, step: int | None) -> tuple[Store, int]:
         )
     if step is not None and step not in steps:
         raise ConfigError(f"{name} has no committed checkpoint of step {step}; it has {_listed(steps)}")
-    return store, steps[-1] if step is None else step
+    return store, steps[-1] if step is None else step, key_file
 
 
-def _store_of(name: str, root: str) -> Store:
+def _store_of(name: str, root: str) -> tuple[Store, str | None]:
     """Where the checkpoints of a run (id or folder) lie; a URL or another folder is such a place itself."""
     if "://" in name:
-        return Store(name)
+        return Store(name), None
     for folder in (RunFolder(Path(name).expanduser()), RunFolder(Path(root).expanduser() / name)):
         if folder.config.is_file():
-            return Store(_checkpoint_url(folder))
+            settings = _checkpoint_settings(folder)
+            return Store(settings.url or str(folder.checkpoints)), settings.key_file
     if Path(name).is_dir():
-        return Store(name)
+        return Store(name), None
     known = sorted(path.parent.name for path in Path(root).expanduser().glob("*/config.yaml"))
     if not known:
         raise ConfigError(f"{name} is neither a run nor a folder, and {root} has no runs; name its --root")
     raise ConfigError(not_known(f"run {name}", name, known))
 
 
-def _checkpoint_url(folder: RunFolder) -> str:
+def _checkpoint_settings(folder: RunFolder) -> CheckpointConfig:
     try:
-        url = from_yaml(folder.config.read_text(encoding="utf-8")).checkpoint.url
+        return from_yaml(folder.config.read_text(encoding="utf-8")).checkpoint
     except ConfigError as error:
         raise ConfigError(f"{folder.config}: {error}; name the checkpoint's folder instead") from error
-    return url or str(folder.checkpoints)
 
 
 def _model_of(reader: CheckpointReader) -> ModelConfig:
-    from model.weights import shape_problems
-
     raw: dict[str, Any] = reader.marker.model
     try:
         model = decode(ModelConfig, raw)

@@ -1,6 +1,7 @@
-"""`phalanx ckpt`: list, verify and prune a run's checkpoints."""
+"""`phalanx ckpt`: list, verify, prune, export and import checkpoints."""
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -19,7 +20,9 @@ from orchestrator.checkpoint.layout import step_folder, step_of
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import logical_digest, verify
+from orchestrator.codec import decode, encode
 from orchestrator.config import CheckpointConfig
+from orchestrator.control.pruning import metric_of, retention_of
 from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, PhalanxError, StoreError
 from orchestrator.runfolder import RunFolder
 
@@ -29,14 +32,24 @@ EXAMPLES = """examples:
   phalanx ckpt verify runs/quickstart-1a2b3c4d/checkpoints/step_00001000
   phalanx ckpt verify s3://bucket/checkpoints --step 1000 --json
   phalanx ckpt prune quickstart-1a2b3c4d --keep 2 --dry-run
+  phalanx ckpt export quickstart-1a2b3c4d exported/ --optimizer
+  phalanx ckpt import llama-folder/ --run my-llama
 """
+_WITH_PARSERS_OF_THEIR_OWN = {
+    "export": ("launch.ckpt_export", "a checkpoint as plain fp32 safetensors by logical name"),
+    "import": ("launch.ckpt_import", "weights of DeepSpeed or Hugging Face as a starting point"),
+}
+"""Verb -> (module, summary): imported when they are typed, because they load much."""
 _COLUMNS = ("step", "age", "size", "files", "world", "stage", "attempt", "loss", "state")
 
 
 def run(argv: list[str]) -> int:
     """`phalanx ckpt ARGV`; the exit code."""
-    options = _parser().parse_args(argv)
     try:
+        if argv[:1] and argv[0] in _WITH_PARSERS_OF_THEIR_OWN:
+            module, _ = _WITH_PARSERS_OF_THEIR_OWN[argv[0]]
+            return int(importlib.import_module(module).run(argv[1:]))
+        options = _parser().parse_args(argv)
         return int(options.act(options))
     except PhalanxError as error:
         print(error, file=sys.stderr)
@@ -46,11 +59,11 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="phalanx ckpt",
-        description="List, verify and prune the checkpoints of a run.",
+        description="List, verify and prune the checkpoints of a run; export and import them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(required=True, metavar="ls|verify|prune")
+    verbs = parser.add_subparsers(required=True, metavar="ls|verify|prune|export|import")
     ls = _add(verbs, "ls", _ls, "what checkpoints there are", "phalanx ckpt ls RUN --json")
     checks = _add(
         verbs,
@@ -75,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         help="how many to keep (default: the run's checkpoint.keep_last)",
     )
     prunes.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    for name, (_, summary) in _WITH_PARSERS_OF_THEIR_OWN.items():
+        verbs.add_parser(name, help=summary)
     return parser
 
 
@@ -190,7 +205,7 @@ def _size(num_bytes: float) -> str:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    store, named, _ = _target(options)
+    store, named, found_run = _target(options)
     step = options.step if options.step is not None else named
     standings = step_standings(store)
     steps = [item.step for item in standings if item.standing is not Standing.torn]
@@ -204,7 +219,8 @@ def _verify(options: argparse.Namespace) -> int:
         problems[each] = verify(store, each)
         if not options.json:
             _print_verified(store, each, problems[each], each in rejected)
-    digest = _digest(store, problems, rejected, step) if options.digest else None
+    key_file = _checkpoint_config(found_run).key_file
+    digest = _digest(store, problems, rejected, step, key_file) if options.digest else None
     if options.json:
         found = [{"step": each, "problems": problems[each], "rejected": rejected.get(each)} for each in steps]
         print(json.dumps({"url": store.where(""), "checkpoints": found, "digest": digest}, indent=2))
@@ -224,24 +240,45 @@ def _print_verified(store: Store, step: int, problems: list[str], is_rejected: b
     print(f"{store.where(step_folder(step))}{note}: {len(marker.files)} files, {size}, good", flush=True)
 
 
-def _digest(store: Store, problems: dict[int, list[str]], rejected: dict[int, str], step: int | None) -> str | None:
+def _digest(
+    store: Store, problems: dict[int, list[str]], rejected: dict[int, str], step: int | None, key_file: str | None
+) -> str | None:
     """Of the named step, else of the newest that a run would resume from; None where that is damaged."""
     good = [each for each, found in problems.items() if not found and (each == step or each not in rejected)]
-    return logical_digest(CheckpointReader(store, read_marker(store, max(good)))) if good else None
+    return logical_digest(CheckpointReader(store, read_marker(store, max(good)), key_file)) if good else None
 
 
 def _prune(options: argparse.Namespace) -> int:
     store, step, found = _target(options)
     if step is not None:
         raise ConfigError(f"{options.run} is one checkpoint; name the run or the folder that holds it")
-    keep = options.keep
-    if keep is None:
-        settings = checkpoint_settings(found) if found else {}
-        keep = settings.get("keep_last", CheckpointConfig().keep_last)
-    steps = steps_to_prune(store, keep) if options.dry_run else prune(store, keep)
+    config = _checkpoint_config(found)
+    if options.keep is not None:
+        config.keep_last = options.keep
+    retention, metric = retention_of(config), metric_of(found, config) if found else None
+    act = steps_to_prune if options.dry_run else prune
+    steps = act(store, retention, metric)
     verb = "would delete" if options.dry_run else "deleted"
     for each in steps:
         print(f"{verb} {store.where(step_folder(each))}")
     if not steps:
-        print(f"nothing to delete in {store.where('')}: {f'the newest {keep}' if keep else 'all'} are kept")
+        print(f"nothing to delete in {store.where('')}: {_kept(config)} kept")
     return 0
+
+
+def _checkpoint_config(run: RunFolder | None) -> CheckpointConfig:
+    """The run's own settings where there is a run and it has any."""
+    settings = checkpoint_settings(run) if run else {}
+    try:
+        return decode(CheckpointConfig, encode(CheckpointConfig()) | settings)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{run.config if run else ''}: checkpoint: {error}; restore it from plan.json") from error
+
+
+def _kept(config: CheckpointConfig) -> str:
+    if not config.keep_last:
+        return "all are"
+    rules = [f"the newest {config.keep_last}"]
+    rules += [f"every {config.keep_every_steps:,} steps"] if config.keep_every_steps else []
+    rules += [f"the best {config.keep_best} by {config.best_metric}"] if config.keep_best else []
+    return f"{' and '.join(rules)} are"

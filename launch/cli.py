@@ -33,7 +33,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("launch.train", "run here or on a Ray cluster; the same command resumes", takes_config=True),
     "status": Verb("launch.status", "which runs there are and how they are"),
     "logs": Verb("launch.logs", "what a rank printed"),
-    "ckpt": Verb("launch.ckpt", "ls, verify, prune checkpoints"),
+    "ckpt": Verb("launch.ckpt", "ls, verify, prune, export, import checkpoints"),
     "generate": Verb("launch.generate", "text from a run or a checkpoint"),
     "evaluate": Verb("launch.evaluate", "loss, perplexity and bits per byte on the validation split"),
     "export": Verb("launch.export", "a checkpoint as Hugging Face safetensors"),

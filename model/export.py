@@ -154,6 +154,12 @@ def _hf_config(class_name: str, config: ModelConfig, eos_token_id: int | None) -
 
 def _llama_tensors(config: ModelConfig) -> dict[str, _Tensor]:
     """The same matrices under Llama's names."""
+    shapes = parameter_shapes(config)
+    return {theirs: _copy(ours, shapes[ours]) for ours, theirs in llama_names(config).items()}
+
+
+def llama_names(config: ModelConfig) -> dict[str, str]:
+    """Our logical tensor -> its name in LlamaForCausalLM."""
     renames = {
         "attention_norm": "input_layernorm",
         "attention.query": "self_attn.q_proj",
@@ -170,16 +176,15 @@ def _llama_tensors(config: ModelConfig) -> dict[str, _Tensor]:
         "norm.weight": "model.norm.weight",
         "head.weight": "lm_head.weight",
     }
-    tensors = {}
-    for name, shape in parameter_shapes(config).items():
+    names = {}
+    for name in parameter_shapes(config):
         if name in tops:
-            new_name = tops[name]
+            names[name] = tops[name]
         else:
             _, layer, inner = name.split(".", 2)
             module, kind = inner.rsplit(".", 1)
-            new_name = f"model.layers.{layer}.{renames[module]}.{kind}"
-        tensors[new_name] = _copy(name, shape)
-    return tensors
+            names[name] = f"model.layers.{layer}.{renames[module]}.{kind}"
+    return names
 
 
 def _gpt2_tensors(config: ModelConfig) -> dict[str, _Tensor]:

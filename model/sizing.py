@@ -1,5 +1,6 @@
 """What a model weighs before it exists: logical tensors, parameters, FLOPs. Plan half: stdlib only."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
@@ -47,6 +48,19 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_embeddings:
         shapes["head.weight"] = (vocab_size, hidden)
     return shapes
+
+
+def shape_problems(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What keeps tensors of these shapes from being `config`'s weights: one clause each, none if they fit."""
+    wanted = parameter_shapes(config)
+    problems = [f"{name} is missing" for name in wanted if name not in shapes]
+    problems += [f"{name} is not part of the model" for name in shapes if name not in wanted]
+    problems += [
+        f"{name} has shape {list(shapes[name])}, the model needs {list(shape)}"
+        for name, shape in wanted.items()
+        if name in shapes and tuple(shapes[name]) != shape
+    ]
+    return problems
 
 
 def num_parameters(config: ModelConfig) -> int:

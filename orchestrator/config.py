@@ -192,6 +192,13 @@ class SnapshotConfig:
     where peers hold copies (being copied, newest that all peers hold)."""
 
 
+class BestMetric(StrEnum):
+    loss = "loss"
+    """Training loss of the step."""
+    eval_loss = "eval_loss"
+    """Validation loss; only of steps that are evaluated (train.eval_every_steps)."""
+
+
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     every_steps: int = 100
@@ -199,7 +206,19 @@ class CheckpointConfig:
     url: str | None = None
     """Folder or fsspec URL; null: `checkpoints` in the run folder. Every node must reach it."""
     keep_last: int = 3
-    """Committed checkpoints to keep; 0 keeps all."""
+    """Newest committed checkpoints to keep; 0 keeps all."""
+    keep_every_steps: int = 0
+    """Checkpoints of every so many steps are kept for good; 0 none."""
+    keep_best: int = 0
+    """This many checkpoints with the lowest `best_metric` are kept, too; 0 none."""
+    best_metric: BestMetric = BestMetric.loss
+    init_from: str | None = None
+    """Folder or URL of checkpoints (as `phalanx ckpt import` writes) that the run starts from while it has none of
+    its own."""
+    encrypt: bool = False
+    """Encrypt what is written to storage (AES-256-GCM) with the key in $PHALANX_CHECKPOINT_KEY or `key_file`."""
+    key_file: str | None = None
+    """File with the key, the base64 text of 32 bytes, on every node; null: $PHALANX_CHECKPOINT_KEY."""
     retry_timeout_s: float = 600.0
     """How long a checkpoint is tried again where the store does not answer; training goes on meanwhile."""
     final_timeout_s: float = 1800.0

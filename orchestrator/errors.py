@@ -4,9 +4,25 @@ Exit codes (contract): 0 done; 1 the run failed; 2 the config or the arguments a
 resumable.
 """
 
+from enum import StrEnum
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PREEMPTED = 75
+
+
+class StoreFault(StrEnum):
+    """Why a store failed, by what helps."""
+
+    busy = "busy"
+    """Passes by itself: no answer, 5xx, slow down, a cut connection, an input/output error."""
+    full = "full"
+    """No space, no quota, or a limit on a file's size."""
+    denied = "denied"
+    """Permissions, credentials, a read-only file system."""
+    gone = "gone"
+    """The mount, the bucket or the device is not there."""
+    other = "other"
 
 
 class PhalanxError(Exception):
@@ -46,11 +62,25 @@ class CheckpointError(PhalanxError):
 class StoreError(CheckpointError):
     """The store can't be read or written (space, permission, network): says nothing about what it holds."""
 
+    def __init__(self, message: str, fault: StoreFault = StoreFault.other) -> None:
+        super().__init__(message)
+        self.fault = fault
+
 
 class CheckpointMismatchError(CheckpointError, ConfigError):
     """A checkpoint or a run folder was made by another model, data or seed; both values are named."""
 
     exit_code = EXIT_USAGE
+
+
+class CheckpointKeyError(CheckpointError, ConfigError):
+    """The key of an encrypted checkpoint is missing, malformed or another one; never shows the key."""
+
+    exit_code = EXIT_USAGE
+
+
+class FencedError(CheckpointError):
+    """A newer attempt owns the store: this driver may commit nothing more and has to end."""
 
 
 class WorkerFailedError(PhalanxError):

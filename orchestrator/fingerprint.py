@@ -1,7 +1,8 @@
 """What makes a run this run, and 16 hexadecimal digits of it. Plan half.
 
 Not part of it: world size, ZeRO stage, micro-batch, precision, cluster, checkpoint, snapshot, fault,
-tracking, evaluation and train.steps. Those may change from one start to the next.
+tracking, evaluation and train.steps. Those may change from one start to the next. Of `checkpoint` only
+`init_from` counts: other initial weights are another run.
 """
 
 import hashlib
@@ -30,6 +31,8 @@ def identity(config: RunConfig, model: ModelConfig, manifest: Manifest | None) -
         "train.global_batch_size": config.train.global_batch_size,
         "train.seq_len": config.train.seq_len or model.max_seq_len,
     }
+    if config.checkpoint.init_from is not None:
+        found["checkpoint.init_from"] = config.checkpoint.init_from
     found |= {f"optim.{key}": value for key, value in asdict(config.optim).items()}
     return {key: _plain(value) for key, value in found.items()}
 

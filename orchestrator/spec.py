@@ -136,6 +136,8 @@ class ResumePoint:
     """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
+    is_initial: bool = False
+    """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

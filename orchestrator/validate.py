@@ -13,7 +13,7 @@ from typing import Any
 from model.config import Positions
 from model.hardware import hardware_problem
 from model.zero import ds_config_problems
-from orchestrator.config import Device, Offload, OptimizerName, Precision, RunConfig
+from orchestrator.config import BestMetric, Device, Offload, OptimizerName, Precision, RunConfig
 
 MIN_TOKENIZER_VOCABULARY = 257
 """Byte-level BPE: 256 bytes and the end-of-text token."""
@@ -53,6 +53,8 @@ _AT_LEAST: dict[str, int] = {
     "snapshot.every_steps": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.keep_last": 0,
+    "checkpoint.keep_every_steps": 0,
+    "checkpoint.keep_best": 0,
     "fault.max_restarts": 0,
     "fault.max_identical_failures": 1,
     "tracking.every_steps": 1,
@@ -66,6 +68,8 @@ _ABOVE_ZERO = (
     "optim.eps",
     "cluster.start_timeout_s",
     "worker.start_timeout_s",
+    "checkpoint.retry_timeout_s",
+    "checkpoint.final_timeout_s",
     "fault.collective_timeout_s",
 )
 _ZERO_OR_MORE = ("optim.weight_decay", "optim.grad_clip")
@@ -89,6 +93,7 @@ def problems(config: RunConfig) -> list[str]:
         *_precision(config),
         *_parallel(config),
         *_cluster(config),
+        *_checkpoint(config),
     ]
 
 
@@ -275,6 +280,22 @@ def _cluster(config: RunConfig) -> Iterator[str]:
             yield (
                 f"cluster.address={cluster.address} is not the address of a Ray cluster; use auto or "
                 "HOST:PORT, as in cluster.address=10.0.0.1:6379"
+            )
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    checkpoint = config.checkpoint
+    if checkpoint.keep_best > 0 and checkpoint.best_metric is BestMetric.eval_loss:
+        if config.train.eval_every_steps == 0:
+            yield (
+                "checkpoint.best_metric=eval_loss needs evaluations, train.eval_every_steps=0 makes none; set "
+                "train.eval_every_steps or use checkpoint.best_metric=loss"
+            )
+        elif checkpoint.every_steps > 0 and checkpoint.every_steps % config.train.eval_every_steps:
+            yield (
+                f"checkpoint.best_metric=eval_loss needs an evaluation at each checkpoint, but "
+                f"checkpoint.every_steps={checkpoint.every_steps} is not a multiple of "
+                f"train.eval_every_steps={config.train.eval_every_steps}; make it one"
             )
 
 

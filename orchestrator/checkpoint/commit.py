@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.checkpoint.fencing import Claim, refuse_if_fenced
 from orchestrator.checkpoint.layout import (
     MARKER,
     REJECTED,
     Marker,
     attempt_of,
-    checkpoints_to_delete,
     coverage_problems,
     step_folder,
     step_of,
 )
 from orchestrator.checkpoint.reader import read_marker
+from orchestrator.checkpoint.retention import MetricOf, Retention, checkpoints_to_delete
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import size_problem, verify
 from orchestrator.errors import CheckpointError, CheckpointMismatchError, StoreError
@@ -42,11 +43,12 @@ class StepStanding:
     """Why it was rejected."""
 
 
-def commit(store: Store, marker: Marker) -> None:
+def commit(store: Store, marker: Marker, claim: Claim | None = None) -> None:
     """Write COMMITTED.json: from here on the checkpoint exists. Every rank's payload must be durable before.
 
     The name is claimed by exclusive create. The marker of an older attempt is replaced and kept beside it,
-    that of an equal or newer one refuses us; the same content again does nothing. Raises CheckpointError.
+    that of an equal or newer one refuses us; the same content again does nothing. Raises CheckpointError;
+    FencedError where a newer attempt has claimed the store, for this step or any other (see `fencing`).
     """
     problems = coverage_problems(marker)
     problems += [problem for file in marker.files if (problem := size_problem(store, marker.step, file))]
@@ -54,6 +56,7 @@ def commit(store: Store, marker: Marker) -> None:
     if problems:
         raise CheckpointError(f"{store.where(folder)} can't be committed: {_listed(problems)}")
     path, data = f"{folder}/{MARKER}", marker.to_json().encode()
+    refuse_if_fenced(store, marker.attempt, claim)
     if store.create_exclusive(path, data):
         return
     present = store.read(path)
@@ -144,14 +147,15 @@ def set_aside(store: Store, step: int, reason: str) -> None:
     store.write_atomic(f"{step_folder(step)}/{REJECTED}", [text.encode()])
 
 
-def steps_to_prune(store: Store, keep_last: int) -> list[int]:
+def steps_to_prune(store: Store, retention: Retention, metric_of: MetricOf | None = None) -> list[int]:
     """What `prune` removes: committed steps that retention gives up, and older attempts' leftovers, rising.
 
-    Nothing while no checkpoint that stays has all its files: the last good one is never deleted.
+    `metric_of` is what `keep_best` goes by; without it, the loss in each marker. Nothing while no checkpoint that
+    stays has all its files: the last good one is never deleted.
     """
     standings = step_standings(store)
     committed = [item.step for item in standings if item.standing is Standing.committed]
-    doomed = checkpoints_to_delete(committed, keep_last)
+    doomed = checkpoints_to_delete(committed, retention, metric_of or (lambda step: _loss(store, step)))
     newest = next((m for s in reversed(committed) if s not in doomed and (m := _whole(store, s))), None)
     if newest is None:
         return []
@@ -159,13 +163,13 @@ def steps_to_prune(store: Store, keep_last: int) -> list[int]:
     return sorted(doomed + [step for step in torn if _is_leftover(store, step, newest.attempt)])
 
 
-def prune(store: Store, keep_last: int) -> list[int]:
-    """Delete what retention gives up (0 keeps all), oldest first; the steps deleted.
+def prune(store: Store, retention: Retention, metric_of: MetricOf | None = None) -> list[int]:
+    """Delete what retention gives up, oldest first; the steps deleted.
 
     The marker goes first: a crash in between leaves a folder that does not exist for anybody who loads, and
     that a later attempt's prune removes. Rejected checkpoints stay.
     """
-    steps = steps_to_prune(store, keep_last)
+    steps = steps_to_prune(store, retention, metric_of)
     for step in steps:
         store.remove(f"{step_folder(step)}/{MARKER}")
         store.remove(step_folder(step))
@@ -207,6 +211,15 @@ def _rejection(store: Store, step: int) -> str | None:
 
 def _marker_hash(store: Store, step: int) -> str:
     return hashlib.sha256(store.read(f"{step_folder(step)}/{MARKER}")).hexdigest()
+
+
+def _loss(store: Store, step: int) -> float | None:
+    try:
+        return read_marker(store, step).loss
+    except StoreError:
+        raise
+    except CheckpointError:
+        return None
 
 
 def _whole(store: Store, step: int) -> Marker | None:

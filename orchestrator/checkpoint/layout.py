@@ -109,6 +109,8 @@ class PayloadFile:
     """Over the whole file, header included."""
     tensors: dict[str, TensorEntry]
     small: dict[str, SmallEntry]
+    key_check: str | None = None
+    """Of the key it is encrypted with; offsets are those of the plain text, size and checksum of what is stored."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; pieces as [offset, start, count]."""
@@ -121,7 +123,7 @@ class PayloadFile:
             }
             for name, entry in self.tensors.items()
         }
-        return {**_file_dict(self), "tensors": tensors}
+        return {**_file_dict(self), "tensors": tensors, "key_check": self.key_check}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
@@ -136,7 +138,7 @@ class PayloadFile:
             )
             for name, entry in raw["tensors"].items()
         }
-        return cls(file, raw["bytes"], raw["xxh3_128"], tensors, _small(raw["small"]))
+        return cls(file, raw["bytes"], raw["xxh3_128"], tensors, _small(raw["small"]), raw.get("key_check"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class Marker:
     """Counters and hyper-parameters by group; the moments are in `tensors`."""
     wandb_run_id: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    encryption: dict[str, Any] | None = None
+    """Of the payloads: cipher, chunk size and the key's check value, never the key; None: they are plain."""
 
     @property
     def total_bytes(self) -> int:
@@ -285,6 +289,15 @@ def gather_payloads(
     return tuple(files), tensors
 
 
+def common_key_check(payloads: Iterable[PayloadFile]) -> str | None:
+    """Of the key that all payloads are encrypted with, None where they are plain. Raises CheckpointError."""
+    found = {payload.key_check: payload.file for payload in payloads}
+    if len(found) > 1:
+        named = ", ".join(f"{file} with {check or 'none'}" for check, file in found.items())
+        raise CheckpointError(f"the ranks encrypted with different keys ({named}); give every node the same key")
+    return next(iter(found), None)
+
+
 def coverage_problems(marker: Marker) -> list[str]:
     """One sentence for each kind of a logical tensor whose pieces don't cover [0, numel) exactly once."""
     bytes_by_file = {file.file: file.bytes for file in marker.files}
@@ -318,13 +331,6 @@ def _cover_problem(numel: int, pieces: Iterable[Piece], bytes_by_file: Mapping[s
     if end < numel:
         return f"elements {end} to {numel - 1} are missing"
     return f"pieces end at {end}, the tensor has {numel} elements" if end > numel else None
-
-
-def checkpoints_to_delete(committed_steps: Sequence[int], keep_last: int) -> list[int]:
-    """Steps that retention gives up, oldest first; 0 keeps all. The newest is never among them."""
-    if keep_last < 0:
-        raise ValueError(f"keep_last={keep_last} must be 0 (keep all) or more")
-    return sorted(set(committed_steps))[:-keep_last] if keep_last else []
 
 
 def _kind_order(kind: str) -> tuple[int, str]:

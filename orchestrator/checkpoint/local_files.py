@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.checkpoint.faults import MOUNT_GONE
+
 Buffer = bytes | memoryview
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -15,14 +17,21 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 class LocalFiles:
-    """Raises OSError as the system does; `Store` translates. Paths are relative to `root`, with `/`."""
+    """Raises OSError as the system does; `Store` translates. Paths are relative to `root`, with `/`.
 
-    def __init__(self, root: Path) -> None:
+    What was mounted at the first access must stay so: else ENODEV, instead of an empty folder where checkpoints
+    were, or of checkpoints under a mount point where nobody will find them. A mount that comes back serves again.
+    """
+
+    def __init__(self, root: Path, mode: int = 0o666) -> None:
+        """`mode` is that of new files, less the umask."""
         self.root = root.absolute()
+        self._mode = mode
+        self._mount_point: Path | None = None
 
     def write_atomic(self, path: str, chunks: Iterable[Buffer]) -> None:
         """After it returns, `path` is there whole, also after a power cut; before, nothing of it is."""
-        final = self.root / path
+        final = self._at(path)
         temporary = self._write_temporary(final, chunks)
         try:
             temporary.replace(final)
@@ -32,7 +41,7 @@ class LocalFiles:
         _fsync_folder(final.parent)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        final = self.root / path
+        final = self._at(path)
         if final.exists():
             return False
         temporary = self._write_temporary(final, [data])
@@ -41,7 +50,7 @@ class LocalFiles:
             os.link(temporary, final)
         except OSError as error:
             if error.errno in _NO_HARD_LINKS:
-                return _create_in_place(final, data)
+                return self._create_in_place(final, data)
             if error.errno != errno.EEXIST:
                 raise
             # Over NFS a link that was made can be answered "exists" when the request was sent twice.
@@ -53,12 +62,12 @@ class LocalFiles:
         return True
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        return self._at(path).read_bytes()
 
     def read_into(self, path: str, offset: int, out: memoryview) -> int:
         """Fill `out` from byte `offset` on; the number of bytes found, fewer only at the end of the file."""
         # Not a memory map: a map of a file that shrinks kills the process with SIGBUS.
-        with (self.root / path).open("rb", buffering=0) as file:
+        with self._at(path).open("rb", buffering=0) as file:
             done = 0
             while done < len(out):
                 count = os.preadv(file.fileno(), [out[done:]], offset + done)
@@ -69,18 +78,18 @@ class LocalFiles:
 
     def list(self, folder: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.root / folder))  # noqa: PTH208 -- names, not paths
+            return sorted(os.listdir(self._at(folder)))  # noqa: PTH208 -- names, not paths
         except FileNotFoundError:
             return []
 
     def size(self, path: str) -> int | None:
         try:
-            return (self.root / path).stat().st_size
+            return self._at(path).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def remove(self, path: str) -> None:
-        target = self.root / path
+        target = self._at(path)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
@@ -94,17 +103,37 @@ class LocalFiles:
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
+    def _at(self, path: str) -> Path:
+        if self._mount_point is None:
+            self._mount_point = next(p for p in (self.root, *self.root.parents) if p.is_mount())
+        elif not self._mount_point.is_mount():
+            raise OSError(MOUNT_GONE, f"nothing is mounted on {self._mount_point} any more")
+        return self.root / path
+
     def _write_temporary(self, final: Path, chunks: Iterable[Buffer]) -> Path:
         _make_folders(final.parent)
         temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         try:
-            with temporary.open("xb", buffering=0) as file:
+            with open(temporary, "xb", buffering=0, opener=self._open) as file:
                 _write_durably(file.fileno(), chunks)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
         return temporary
+
+    def _create_in_place(self, final: Path, data: bytes) -> bool:
+        """For file systems without hard links; a crash in between leaves a file that fails its checksum."""
+        try:
+            with open(final, "xb", buffering=0, opener=self._open) as file:
+                _write_durably(file.fileno(), [data])
+        except FileExistsError:
+            return False
+        _fsync_folder(final.parent)
+        return True
+
+    def _open(self, path: str, flags: int) -> int:
+        return os.open(path, flags, self._mode)
 
 
 def is_temporary(name: str) -> bool:
@@ -118,17 +147,6 @@ def _write_durably(descriptor: int, chunks: Iterable[Buffer]) -> None:
         while rest:
             rest = rest[os.write(descriptor, rest) :]
     os.fsync(descriptor)
-
-
-def _create_in_place(final: Path, data: bytes) -> bool:
-    """For file systems without hard links; a crash in between leaves a file that fails its checksum."""
-    try:
-        with final.open("xb", buffering=0) as file:
-            _write_durably(file.fileno(), [data])
-    except FileExistsError:
-        return False
-    _fsync_folder(final.parent)
-    return True
 
 
 def _same_file(first: Path, second: Path) -> bool:

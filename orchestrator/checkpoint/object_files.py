@@ -1,7 +1,9 @@
 """A checkpoint store behind an fsspec URL (S3, GCS, Azure, ...). The only file here that imports fsspec."""
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from fsspec.core import url_to_fs
 
@@ -9,28 +11,34 @@ Buffer = bytes | memoryview
 
 _PART_BYTES = 32 << 20
 """One part of a multipart upload: S3 takes 10,000 of them, so files of 320 GB, with one part in memory."""
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 30
 
 
 class ObjectFiles:
     """Raises whatever the backend raises; `Store` translates. Objects appear whole, at the end."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = url_to_fs(url)
+        self._fs, self._root = url_to_fs(url, **_options(url))
 
     def write_atomic(self, path: str, chunks: Iterable[Buffer]) -> None:
-        full = self._full(path)
-        file = self._fs.open(full, "wb", block_size=_PART_BYTES)
+        """One put where it fits into a part, else a multipart upload that a failure ends without a trace."""
+        head, rest = _first_part(iter(chunks))
+        if rest is None:
+            self._fs.pipe_file(self._full(path), head)
+            return
+        file = self._fs.open(self._full(path), "wb", block_size=_PART_BYTES)
         try:
-            for chunk in chunks:
+            file.write(head)
+            for chunk in rest:
                 file.write(memoryview(chunk).cast("B"))
+            file.close()
         except BaseException:
-            # Closing is the only way to free a backend's buffers, and it publishes what was written so far.
+            # Neither now nor when it is collected may the file publish what was written so far.
             with suppress(Exception):
-                file.close()
-            with suppress(Exception):
-                self._fs.rm_file(full)
+                file.discard()
+            file.closed = True
             raise
-        file.close()
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """A conditional put where the backend has it, elsewhere a look before the put."""
@@ -62,12 +70,33 @@ class ObjectFiles:
         return False
 
     def read(self, path: str) -> bytes:
-        return bytes(self._fs.cat_file(self._full(path)))
+        full = self._full(path)
+        self._fs.invalidate_cache()
+        num_bytes = int(self._fs.info(full)["size"] or 0)
+        data = bytes(self._fs.cat_file(full)) if num_bytes else b""
+        if len(data) < num_bytes:
+            raise _partial(full, len(data), num_bytes)
+        return data
 
     def read_into(self, path: str, offset: int, out: memoryview) -> int:
+        """Fill `out` from byte `offset` on; the number of bytes found, fewer only at the end of the object."""
         if not len(out):
             return 0
-        data = self._fs.cat_file(self._full(path), start=offset, end=offset + len(out))
+        full = self._full(path)
+        try:
+            data = self._fs.cat_file(full, start=offset, end=offset + len(out))
+        except FileNotFoundError:
+            raise
+        except Exception:
+            # S3 refuses a range that begins at the end.
+            if (size := self.size(path)) is None or offset < size:
+                raise
+            return 0
+        if len(data) < len(out):
+            size = self.size(path) or 0
+            expected = max(0, min(size - offset, len(out)))
+            if len(data) < expected:
+                raise _partial(full, len(data), expected)
         out[: len(data)] = data
         return len(data)
 
@@ -98,3 +127,25 @@ class ObjectFiles:
 
     def _full(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}" if path else self._root
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Limits so that a store that is silent is found so in a minute, not in ten; what a person exported wins."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    limits = {"connect_timeout": _CONNECT_TIMEOUT_S, "read_timeout": _READ_TIMEOUT_S, "retries": {"max_attempts": 2}}
+    return {"config_kwargs": limits}
+
+
+def _first_part(chunks: Iterator[Buffer]) -> tuple[bytes, Iterator[Buffer] | None]:
+    """(the first part's bytes, what follows it); None where nothing can follow: the chunks are at their end."""
+    head = bytearray()
+    for chunk in chunks:
+        head += memoryview(chunk).cast("B")
+        if len(head) >= _PART_BYTES:
+            return bytes(head), chunks
+    return bytes(head), None
+
+
+def _partial(where: str, found: int, expected: int) -> OSError:
+    return OSError(errno.EIO, f"{found:,} of {expected:,} bytes of {where} came")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from orchestrator.checkpoint.key import Key
 from orchestrator.checkpoint.layout import (
     BYTES_PER_ELEMENT,
     Extent,
@@ -57,8 +58,9 @@ def write_payload(  # noqa: PLR0917 -- where, who, what: in the order of the fil
     attempt: int,
     tensors: Iterable[tuple[Extent, ArraySource]],
     small: Mapping[str, np.ndarray],
+    key: Key | None = None,
 ) -> PayloadFile:
-    """Write a rank's file durably under its final name and say what it holds.
+    """Write a rank's file durably under its final name and say what it holds; encrypted where there is a `key`.
 
     `tensors`: fp32, one-dimensional, contiguous, `extent.count` elements each. Memory: one chunk beyond them.
     Side effects: creates `step_folder` in the store; a failure leaves nothing under the final name. Raises
@@ -70,9 +72,17 @@ def write_payload(  # noqa: PLR0917 -- where, who, what: in the order of the fil
     num_bytes = len(header) + sum(slot.num_bytes for slot in slots)
     digest = xxhash.xxh3_128()
     name = payload_name(rank, attempt)
-    store.write_atomic(f"{step_folder}/{name}", _counted(header, slots, digest), num_bytes)
+    path = f"{step_folder}/{name}"
+    chunks: Iterable[bytes | memoryview] = _chunks(header, slots)
+    if key is not None:
+        # Imported only where it is used: plain checkpoints need no cryptography.
+        from orchestrator.checkpoint.encryption import sealed, sealed_bytes
+
+        chunks, num_bytes = sealed(chunks, key, path), sealed_bytes(num_bytes)
+    store.write_atomic(path, _counted(chunks, digest), num_bytes)
     tensor_entries, small_entries = _describe(name, len(header), [extent for extent, _ in held], slots)
-    return PayloadFile(name, num_bytes, digest.hexdigest(), tensor_entries, small_entries)
+    key_check = None if key is None else key.check
+    return PayloadFile(name, num_bytes, digest.hexdigest(), tensor_entries, small_entries, key_check)
 
 
 def parse_header(data: bytes | memoryview, where: str) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
@@ -124,15 +134,19 @@ def _header(slots: list[_Slot]) -> bytes:
     return len(text).to_bytes(HEADER_LENGTH_BYTES, "little") + text
 
 
-def _counted(header: bytes, slots: list[_Slot], digest: xxhash.xxh3_128) -> Iterator[bytes | memoryview]:
-    digest.update(header)
+def _counted(chunks: Iterable[bytes | memoryview], digest: xxhash.xxh3_128) -> Iterator[bytes | memoryview]:
+    """The same chunks; the checksum is over what is stored, so that it can be verified without a key."""
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+
+
+def _chunks(header: bytes, slots: list[_Slot]) -> Iterator[bytes | memoryview]:
     yield header
     for slot in slots:
         data = memoryview(_bytes_of(slot)).cast("B")
         for start in range(0, len(data), CHUNK_BYTES):
-            chunk = data[start : start + CHUNK_BYTES]
-            digest.update(chunk)
-            yield chunk
+            yield data[start : start + CHUNK_BYTES]
 
 
 def _bytes_of(slot: _Slot) -> np.ndarray:

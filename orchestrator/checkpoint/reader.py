@@ -2,9 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from orchestrator.checkpoint.key import Key, key_to_read
 from orchestrator.checkpoint.layout import (
     BYTES_PER_ELEMENT,
     MARKER,
@@ -18,6 +20,9 @@ from orchestrator.checkpoint.layout import (
 from orchestrator.checkpoint.payload import DTYPES
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from orchestrator.checkpoint.encryption import SealedFile
 
 
 def read_marker(store: Store, step: int) -> Marker:
@@ -37,11 +42,19 @@ def read_marker(store: Store, step: int) -> Marker:
 
 
 class CheckpointReader:
-    """Range reads over one checkpoint; memory is what is asked for. Checksums are `verify`'s business."""
+    """Range reads over one checkpoint; memory is what is asked for. Checksums are `verify`'s business.
 
-    def __init__(self, store: Store, marker: Marker) -> None:
+    An encrypted one needs its key at the first read: from `key_file`, else from the environment.
+    """
+
+    def __init__(self, store: Store, marker: Marker, key_file: str | None = None) -> None:
         self.store = store
         self.marker = marker
+        self._key_file = key_file
+        self._key: Key | None = None
+        self._stored_bytes = {file.file: file.bytes for file in marker.files}
+        self._sealed: dict[str, SealedFile] = {}
+        self._newest_sealed: SealedFile | None = None
         self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, entry in marker.tensors.items()}
         self._folder = step_folder(marker.step)
         self._small: dict[str, tuple[str, SmallEntry]] = {
@@ -51,14 +64,14 @@ class CheckpointReader:
         self._index: dict[tuple[str, str], tuple[list[Piece], list[int]]] = {}
 
     @classmethod
-    def open(cls, folder_url: str) -> "CheckpointReader":
+    def open(cls, folder_url: str, key_file: str | None = None) -> "CheckpointReader":
         """The checkpoint in a step folder, `runs/x/checkpoints/step_00001000`. Raises CheckpointError."""
         parent, _, name = folder_url.rstrip("/").rpartition("/")
         step = step_of(name)
         if step is None:
             raise CheckpointError(f"{folder_url} is not a checkpoint folder: its name must be like step_00001000")
         store = Store(parent or ("/" if folder_url.startswith("/") else "."))
-        return cls(store, read_marker(store, step))
+        return cls(store, read_marker(store, step), key_file)
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """What is held of a tensor: `master` and, where it is trained, its moments."""
@@ -102,8 +115,34 @@ class CheckpointReader:
         array = np.empty(entry.shape, DTYPES[entry.dtype])
         if array.nbytes:
             out = memoryview(array.reshape(-1).view(np.uint8))
-            self.store.read_range(f"{self._folder}/{file}", entry.offset, entry.bytes, out)
+            self.read_range(file, entry.offset, entry.bytes, out)
         return array
+
+    def read_range(self, file: str, offset: int, count: int, out: memoryview) -> None:
+        """Plain bytes [offset, offset + count) of one of the marker's files."""
+        if self.marker.encryption is None:
+            self.store.read_range(f"{self._folder}/{file}", offset, count, out)
+            return
+        sealed = self._sealed_file(file)
+        if self._newest_sealed not in (None, sealed):
+            self._newest_sealed.release()
+        self._newest_sealed = sealed
+        sealed.read_range(offset, count, out)
+
+    def plain_bytes(self, file: str) -> int:
+        """Size of one of the marker's files without its encryption."""
+        is_plain = self.marker.encryption is None
+        return self._stored_bytes[file] if is_plain else self._sealed_file(file).plain_bytes
+
+    def _sealed_file(self, file: str) -> "SealedFile":
+        from orchestrator.checkpoint.encryption import SealedFile
+
+        if self._key is None:
+            self._key = key_to_read(self.marker.encryption or {}, self._key_file, self.where)
+        if file not in self._sealed:
+            path = f"{self._folder}/{file}"
+            self._sealed[file] = SealedFile(self.store, path, self._stored_bytes[file], self._key)
+        return self._sealed[file]
 
     @property
     def where(self) -> str:
@@ -134,8 +173,8 @@ class CheckpointReader:
             count = min(piece.count - skipped, len(target) - done)
             if skipped < 0 or count <= 0:
                 break
-            self.store.read_range(
-                f"{self._folder}/{piece.file}",
+            self.read_range(
+                piece.file,
                 piece.offset + skipped * BYTES_PER_ELEMENT,
                 count * BYTES_PER_ELEMENT,
                 data[done * BYTES_PER_ELEMENT : (done + count) * BYTES_PER_ELEMENT],

@@ -1,14 +1,14 @@
 """Where checkpoints lie: a local folder or any fsspec URL, behind few calls. Failures become one sentence."""
 
-import errno
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from orchestrator.checkpoint.faults import fault_of, sentence
 from orchestrator.checkpoint.local_files import Buffer, LocalFiles
-from orchestrator.errors import CheckpointError, StoreError
+from orchestrator.errors import CheckpointError, StoreError, StoreFault
 
 CHUNK_BYTES = 8 << 20
 """What streaming reads and writes hold in memory at a time."""
@@ -20,8 +20,10 @@ class Store:
     A file that is not there is None or an empty list for `size` and `list`, an error for the others.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, is_private: bool = False) -> None:
+        """`is_private`: what is written to a local folder is for its owner only (0600)."""
         text = str(url)
+        self._is_private = is_private
         scheme, separator, rest = text.partition("://")
         self.url = text.rstrip("/") if text.strip("/") else text
         self.is_local = not separator or scheme in {"file", "local"}
@@ -32,11 +34,11 @@ class Store:
 
                 self._files: LocalFiles | ObjectFiles = ObjectFiles(self.url)
         else:
-            self._files = LocalFiles(Path(rest if separator else text).expanduser())
+            self._files = LocalFiles(Path(rest if separator else text).expanduser(), 0o600 if is_private else 0o666)
             self.url = str(self._files.root)
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        return Store, (self.url,)
+    def __reduce__(self) -> tuple[type["Store"], tuple[str, bool]]:
+        return Store, (self.url, self._is_private)
 
     def __repr__(self) -> str:
         return f"Store({self.where('')!r})"
@@ -138,29 +140,16 @@ class Store:
         except Exception as error:
             if isinstance(error, CheckpointError) or (source and source.failure is error):
                 raise
-            if isinstance(error, OSError):
-                raise StoreError(self._sentence(verb, path, error, num_bytes)) from error
-            # Each backend of fsspec brings its own exceptions (botocore, aiohttp, google.auth, ...).
-            raise StoreError(
-                f"can't {verb} {self.where(path)}: {type(error).__name__}: {error}; "
-                "check the URL, the backend's package and the credentials"
-            ) from error
+            fault = fault_of(error)
+            free_bytes = self._free_bytes() if fault is StoreFault.full else None
+            text = sentence(verb, self.where(path), error, num_bytes=num_bytes, free_bytes=free_bytes)
+            raise StoreError(text, fault) from error
 
-    def _sentence(self, verb: str, path: str, error: OSError, num_bytes: int | None) -> str:
-        where = self.where(path)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            needed = f", it needs {num_bytes:,} bytes" if num_bytes is not None else ""
-            free = self._files.free_bytes()
-            left = f" and {free:,} are free" if free is not None else ""
-            return (
-                f"no space left to write {where}{needed}{left}; "
-                "free some, lower checkpoint.keep_last or set checkpoint.url to another place"
-            )
-        if isinstance(error, FileNotFoundError):
-            return f"can't {verb} {where}: it does not exist"
-        if isinstance(error, PermissionError):
-            return f"can't {verb} {where}: permission denied; check the owner, the mode or the credentials"
-        return f"can't {verb} {where}: {error.strerror or error}"
+    def _free_bytes(self) -> int | None:
+        try:
+            return self._files.free_bytes()
+        except OSError:
+            return None
 
 
 class _Source:

@@ -310,6 +310,8 @@ class NodeAgent:
             step=message["step"],
             url=message["url"],
             is_last=message["is_last"],
+            is_encrypted=message["is_encrypted"],
+            key_file=message["key_file"],
             patience=Patience(message["timeout_s"], ANY if message["is_last"] else PASSING),
         )
 

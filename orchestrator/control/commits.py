@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from orchestrator.checkpoint.layout import MARKER, Marker, step_folder
+from orchestrator.checkpoint.layout import MARKER, step_folder
 from orchestrator.checkpoint.retry import ANY, Patience, retried
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
+from orchestrator.control.persist import Committed
 from orchestrator.errors import CheckpointError, StoreError
 
 
@@ -20,9 +21,14 @@ class Outcome:
     attempt: Attempt
     step: int
     messages: Sequence[Message]
-    marker: Marker | None = None
+    committed: Committed | None = None
     error: CheckpointError | None = None
     delayed_by: StoreError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run waits for it."""
+        return any(message["is_last"] for message in self.messages)
 
 
 class Commits:
@@ -40,7 +46,7 @@ class Commits:
         attempt: Attempt,
         step: int,
         messages: Sequence[Message],
-        save: Callable[[], Marker],
+        save: Callable[[], Committed],
         patience: Patience,
     ) -> None:
         """Call `save`, again where the store fails as long as `patience` says; `finished` tells what came of it."""
@@ -55,8 +61,8 @@ class Commits:
                     self._outcomes.append(Outcome(attempt, step, messages, delayed_by=error))
 
             try:
-                marker = retried(save, patience, pause=self._is_hurried.wait, on_wait=on_wait)
-                self._outcomes.append(Outcome(attempt, step, messages, marker=marker))
+                committed = retried(save, patience, pause=self._is_hurried.wait, on_wait=on_wait)
+                self._outcomes.append(Outcome(attempt, step, messages, committed=committed))
             except CheckpointError as error:
                 self._outcomes.append(Outcome(attempt, step, messages, error=error))
 

@@ -55,7 +55,7 @@ class Controller:
         self.restarts = 0
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
-        store = Store(run.checkpoint_url)
+        store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
         self.reports = Reports(run, store, chronicle)
         self._run = run
         self._cluster = cluster
@@ -137,6 +137,7 @@ class Controller:
             self._hear(event)
         if self.reports.hear_commits():
             self._budget = self._full_budget()  # the limit is on failures without progress in between
+        self._give_way_if_fenced()
         for agent in dead:
             self._lose_node(agent)
         self._conclude_if_done()
@@ -172,9 +173,11 @@ class Controller:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
-        if resume.checkpoint is not None:
+        if resume.checkpoint is not None and not resume.is_initial:
             self.reports.restored(resume.step)
-        number = claim_attempt(self._run)
+        claim = claim_attempt(self._run, self._store)
+        number = claim.attempt
+        self.reports.begin(claim)
         self._attempt = Attempt(number, resume, len(placement.ranks), time.monotonic())
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
@@ -264,6 +267,9 @@ class Controller:
                 self._cluster.call(agent, "drain")
 
     def _record_failure(self) -> None:
+        if self.reports.fenced_by is not None:
+            self.failure_digest = self.reports.fenced_by
+            return
         attempt = self._attempt
         rank = None
         if attempt is not None and attempt.failures:
@@ -332,24 +338,15 @@ class Controller:
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
-        attempt = self._attempt
-        if (
-            attempt is None
-            or not attempt.is_done
-            or self.state not in (State.starting, State.running, State.draining)
-        ):
+        attempt, is_training = self._attempt, self.state in (State.starting, State.running, State.draining)
+        if attempt is None or not attempt.is_done or not is_training:
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):
             return
         self.reports.flush(attempt)
         if self.reports.committed_step != done_step:
-            self.failure_digest = (
-                f"all steps to {done_step} are done, but their checkpoint could not be saved in "
-                f"checkpoint.final_timeout_s={self._run.config.checkpoint.final_timeout_s:g}: "
-                f"{self.reports.last_save_failure}; then start the run again: it goes on from "
-                f"{self.reports.last_checkpoint or 'the start'}"
-            )
+            self.failure_digest = self.reports.unsaved_digest(done_step)
             self._tell(lifecycle.GaveUp())
         elif attempt.is_drained:
             self._tell(lifecycle.Drained())
@@ -376,6 +373,16 @@ class Controller:
 
     def _host_of(self, node: int) -> str:
         return next((agent.host for agent in self._agents if agent.node == node), f"node {node}")
+
+    def _give_way_if_fenced(self) -> None:
+        """Another copy of the run has taken over: nothing that this one does counts any more.
+
+        It ends with exit code 1 and not 75: a scheduler would start it again, and it would take the run back from
+        the copy that lives, and so on. The run itself has not failed: its ledger does not say so.
+        """
+        if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
+            self.failure_digest = self.reports.fenced_by
+            self._tell(lifecycle.GaveUp())
 
     def _lose_node(self, agent: AgentHandle) -> None:
         if agent not in self._agents or self.state.is_end:

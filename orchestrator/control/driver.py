@@ -14,10 +14,12 @@ from orchestrator.config import RunConfig
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster
 from orchestrator.control.controller import Controller, Interruption
+from orchestrator.control.initial import check_start
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
     OpenRun,
     check_store,
+    checkpoint_url,
     find_folder,
     is_finished,
     locked,
@@ -70,6 +72,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
         print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
         return 0
     check_store(config, plan, folder)
+    check_start(config.checkpoint, plan.model, checkpoint_url(config, folder))
     if not is_joining(config.cluster):
         place_workers(config.cluster, device, local)
     with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus) as cluster:

@@ -61,6 +61,10 @@ def find_folder(config: RunConfig, manifest: Manifest) -> RunFolder:
     return RunFolder(Path(config.run.root) / run_id_of(config, manifest))
 
 
+def checkpoint_url(config: RunConfig, folder: RunFolder) -> str:
+    return config.checkpoint.url or str(folder.checkpoints.resolve())
+
+
 def recorded_plan(folder: RunFolder) -> RunPlan | None:
     """The plan of the last start, None where the run never started. Raises ConfigError where it can't be read."""
     try:
@@ -85,10 +89,6 @@ def is_finished(folder: RunFolder, plan: RunPlan) -> bool:
         event["event"] == "run_finished" and (event["step"] or 0) >= plan.steps
         for event in read_events(folder.events)
     )
-
-
-def checkpoint_url(config: RunConfig, folder: RunFolder) -> str:
-    return config.checkpoint.url or str(folder.checkpoints.resolve())
 
 
 def check_store(config: RunConfig, plan: RunPlan, folder: RunFolder) -> None:

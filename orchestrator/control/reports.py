@@ -1,17 +1,19 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
 import time
+from typing import Any
 
-from orchestrator.checkpoint.layout import Marker, step_folder
+from orchestrator.checkpoint.fencing import Claim
+from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.collect import step_row, with_evaluation
 from orchestrator.control.commits import Commits, Outcome, patience_for
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.persist import Saved, save_checkpoint
+from orchestrator.control.persist import Committed, Saved, save_checkpoint
 from orchestrator.control.storehealth import Say, StoreHealth
-from orchestrator.errors import StoreError
+from orchestrator.errors import FencedError, StoreError
 from orchestrator.observe.units import duration_text, plural
 
 
@@ -20,11 +22,20 @@ class Reports:
         self.committed_step = 0
         self.last_checkpoint: str | None = None
         self.last_save_failure: str | None = None
+        self.fenced_by: str | None = None
+        """Why this driver may commit nothing more: another copy of the run has taken over."""
+        self._claim: Claim | None = None
         self._run = run
         self._store = store
         self._chronicle = chronicle
         self._commits = Commits(store)
         self._health = StoreHealth()
+        self._slowness = StoreHealth()
+        self._last_waiting_step: int | None = None
+
+    def begin(self, claim: Claim) -> None:
+        """An attempt starts; its checkpoints are committed under `claim`."""
+        self._claim = claim
 
     def hear_step(self, attempt: Attempt, message: Message) -> bool:
         """True where this completes the attempt's first step on every rank."""
@@ -64,15 +75,30 @@ class Reports:
 
     def hear_save_delayed(self, message: Message) -> None:
         """The store fails, and a rank's agent tries again."""
-        text = f"the checkpoint at step {message['step']} waits, and is tried again: {message['message']}"
-        self._say(self._health.failed(message["fault"], time.monotonic()), text)
+        config, is_last = self._run.config.checkpoint, message["is_last"]
+        which = "last checkpoint, of" if is_last else "checkpoint at"
+        limit = "checkpoint.final_timeout_s" if is_last else "checkpoint.retry_timeout_s"
+        limit_s = config.final_timeout_s if is_last else config.retry_timeout_s
+        text = (
+            f"the {which} step {message['step']}, waits for its store and is tried again for {limit}={limit_s:g}: "
+            f"{message['message']}"
+        )
+        say = self._health.failed(message["fault"], time.monotonic())
+        if is_last and say is Say.nothing and self._last_waiting_step != message["step"]:
+            say = Say.line  # from here on the run itself waits: a person should know why
+        if is_last:
+            self._last_waiting_step = message["step"]
+        self._say(say, text)
 
     def hear_save_failed(self, attempt: Attempt, message: Message) -> None:
         """A rank could not write its part of a checkpoint."""
         step = message["step"]
         if step not in attempt.failed_saves:
             attempt.failed_saves.add(step)
-            self._fail(attempt, step, message["message"], message["fault"])
+            if message.get("is_skipped"):
+                self._skip(attempt, step, message["message"])
+            else:
+                self._fail(attempt, step, message["message"], message["fault"])
         self._add_save(attempt, message)
 
     def hear_saved(self, attempt: Attempt, message: Message) -> None:
@@ -94,6 +120,8 @@ class Reports:
         saved = Saved(
             run=self._run,
             attempt=attempt.number,
+            claim=self._claim,
+            time_s=time.time(),
             step=step,
             skipped_windows=attempt.resume.skipped_windows,
             loss=attempt.losses.get(step),
@@ -111,26 +139,30 @@ class Reports:
         """Record what became of the commits under way; True where a checkpoint was committed."""
         has_committed = False
         for outcome in self._commits.finished():
-            if outcome.marker is not None:
-                self._committed(outcome, outcome.marker)
+            if outcome.committed is not None:
+                self._committed(outcome, outcome.committed)
                 has_committed = True
             elif outcome.error is not None:
+                if isinstance(outcome.error, FencedError):
+                    self.fenced_by = str(outcome.error)
                 fault = outcome.error.fault if isinstance(outcome.error, StoreError) else None
                 self._fail(outcome.attempt, outcome.step, str(outcome.error), fault)
             elif outcome.delayed_by is not None:
                 error = outcome.delayed_by
-                self.hear_save_delayed({"step": outcome.step, "message": str(error), "fault": error.fault})
+                message = {"step": outcome.step, "message": str(error), "fault": error.fault}
+                self.hear_save_delayed(message | {"is_last": outcome.is_last})
         return has_committed
 
-    def _committed(self, outcome: Outcome, marker: Marker) -> None:
+    def _committed(self, outcome: Outcome, committed: Committed) -> None:
         self.restored(outcome.step)
         self._chronicle.event(
             "checkpoint_committed",
             outcome.attempt.number,
             outcome.step,
             path=self.last_checkpoint,
-            bytes=marker.total_bytes,
+            bytes=committed.marker.total_bytes,
             seconds=max(m["seconds"] for m in outcome.messages),
+            **_pruning(committed),
         )
         outage_s = self._health.worked(time.monotonic())
         if outage_s is not None:
@@ -139,6 +171,12 @@ class Reports:
             self._health.failed_saves = 0
             self._chronicle.console.note(text)
             self._chronicle.tracker.alert("checkpoints are written again", text)
+
+    def _skip(self, attempt: Attempt, step: int, message: str) -> None:
+        """The store is too slow for this rate of checkpoints: no outage, and no alert."""
+        self._health.failed_saves += self._health.is_failing
+        is_told = self._slowness.failed(None, time.monotonic()) is not Say.nothing
+        self._chronicle.event("checkpoint_failed", attempt.number, step, is_told=is_told, message=message, fault=None)
 
     def _fail(self, attempt: Attempt, step: int, message: str, fault: str | None) -> None:
         self._health.failed_saves += 1
@@ -158,6 +196,14 @@ class Reports:
         elif say is Say.line:
             self._chronicle.console.warn(text)
 
+    def unsaved_digest(self, step: int) -> str:
+        """What to say where the run has done its last step and could not save it."""
+        return (
+            f"all steps to {step} are done, but their checkpoint could not be saved in "
+            f"checkpoint.final_timeout_s={self._run.config.checkpoint.final_timeout_s:g}: {self.last_save_failure}; "
+            f"then start the run again: it goes on from {self.last_checkpoint or 'the start'}"
+        )
+
     def is_committing(self, step: int) -> bool:
         return self._commits.is_pending(step)
 
@@ -174,3 +220,9 @@ class Reports:
         """The newest checkpoint is now that of `step`."""
         self.committed_step = step
         self.last_checkpoint = self._store.where(step_folder(step))
+
+
+def _pruning(committed: Committed) -> dict[str, Any]:
+    """What the ledger says of retention, where there is anything to say."""
+    fields = {"pruned": committed.pruned, "prune_failure": committed.prune_failure}
+    return {name: value for name, value in fields.items() if value}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.checkpoint.key import key_to_write
 from orchestrator.checkpoint.layout import Extent, step_folder
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.retry import Patience, retried
@@ -66,6 +67,9 @@ class PersistJob:
     """The checkpoint store's."""
     is_last: bool
     """The run's last checkpoint, for which it waits."""
+    is_encrypted: bool
+    key_file: str | None
+    """Where this node's key is; None: in the environment."""
     patience: Patience
 
 
@@ -161,13 +165,13 @@ class SlotKeeper:
             nonlocal is_told
             if not is_told:
                 is_told = True
-                on_delay(failure_event("save_delayed", job.step, error))
+                on_delay(failure_event("save_delayed", job.step, error) | {"is_last": job.is_last})
 
         def work() -> None:
             started = time.monotonic()
             try:
                 written = retried(
-                    lambda: _write(job, self._store(job.url), descriptor),
+                    lambda: _write(job, self._store(job), descriptor),
                     job.patience,
                     pause=pause,
                     on_wait=tell_delay,
@@ -214,11 +218,11 @@ class SlotKeeper:
         with self._lock:
             slots.release(slot)
 
-    def _store(self, url: str) -> Store:
+    def _store(self, job: PersistJob) -> Store:
         with self._lock:
-            if url not in self._stores:
-                self._stores[url] = Store(url)
-            return self._stores[url]
+            if job.url not in self._stores:
+                self._stores[job.url] = Store(job.url, is_private=job.is_encrypted)
+            return self._stores[job.url]
 
     def close(self) -> None:
         """What is on its way to storage arrives first, but a store that fails is not waited for."""
@@ -268,6 +272,7 @@ def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
         job.attempt,
         tensors,
         {f"rng/torch/rank_{job.rank:05d}": rng},
+        key_to_write(job.key_file) if job.is_encrypted else None,
     )
     return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), "counters": small["counters"]}
 

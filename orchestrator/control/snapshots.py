@@ -82,7 +82,7 @@ class Snapshots:
             message = (
                 "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"
             )
-            self._channel.send({"kind": "save_failed", "step": step, "message": message, "fault": None})
+            self._channel.send({"kind": "save_failed", "step": step, "message": message, "is_skipped": True})
         if is_last:
             snapshotter.wait()
             while snapshotter.num_persisting:

@@ -77,7 +77,13 @@ class Snapshotter:
         self._replicating_step = NO_STEP
         self._attempt = attempt
         self._config = config
-        self._persisting = {"kind": "persist", "world_size": world_size, "url": url}
+        self._persisting = {
+            "kind": "persist",
+            "world_size": world_size,
+            "url": url,
+            "is_encrypted": config.encrypt,
+            "key_file": config.key_file,
+        }
         self._parts: Sequence[StatePart] = ()
         self._persisting_slots: set[int] = set()
         self._copy: _Copy | None = None

@@ -1,28 +1,33 @@
 """Starting an attempt: the resume point, the attempt's number, the ranks."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.commit import newest_valid
+from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.cluster import AgentHandle, RayCluster
+from orchestrator.control.initial import initial_point
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import worker_specs
+from orchestrator.errors import StoreError
 from orchestrator.spec import Placement, ResumePoint
 
 
 def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], None]) -> ResumePoint:
     """The newest checkpoint of which every byte verifies; a damaged one is set aside and told to `on_reject`.
 
-    Raises CheckpointError where the store does not answer or holds another run's checkpoints.
+    Where the run has none, `checkpoint.init_from`. Raises CheckpointError where the store does not answer or holds
+    another run's checkpoints.
     """
     marker = newest_valid(store, run.plan.fingerprint, on_reject, run.plan.identity)
     if marker is None:
-        return ResumePoint()
+        return initial_point(run.config.checkpoint, run.plan.model)
     return ResumePoint(
         step=marker.step,
         source="disk" if store.is_local else "remote",
@@ -85,16 +90,27 @@ def set_peers(cluster: RayCluster, agents: Sequence[AgentHandle], secret: str) -
     cluster.call_all([(agent, (secret, peer)) for agent, peer in zip(agents, peers, strict=True)], "set_peer")
 
 
-def claim_attempt(run: OpenRun) -> int:
-    """The next attempt's number, taken by exclusive create: no two drivers ever have the same."""
+def claim_attempt(run: OpenRun, store: Store) -> Claim:
+    """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
+    drivers ever have the same, and older ones commit nothing from here on.
+
+    Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
+    """
     taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
     number = max(taken, default=0) + 1
+    with contextlib.suppress(StoreError):
+        number = max(number, newest_attempt(store) + 1)
     while True:
+        claim = new_claim(number, run.plan.run_id)
+        number += 1
         try:
-            run.folder.attempt(number).mkdir()
-            return number
+            run.folder.attempt(claim.attempt).mkdir()
+            if take(store, claim):
+                return claim
         except FileExistsError:
-            number += 1
+            continue
+        except StoreError:
+            return claim
 
 
 def start_ranks(

@@ -1,6 +1,6 @@
-"""What to say about a store that fails, and when: at once, where the cause changes, else every ten minutes. Pure."""
+"""What to say about a store that fails, and when: each cause at once, and again every ten minutes. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 REPEAT_S = 600.0
@@ -21,17 +21,21 @@ class StoreHealth:
     failed_saves: int = 0
     """Checkpoints that were given up in this outage."""
     _since_s: float | None = None
-    _said_s: float = 0.0
-    _fault: str | None = None
+    _said_s: dict[str | None, float] = field(default_factory=dict)
+    """fault -> when it was last said."""
+
+    @property
+    def is_failing(self) -> bool:
+        return self._since_s is not None
 
     def failed(self, fault: str | None, now_s: float) -> Say:
         """A try failed with `fault` (of StoreFault; None: no fault of the store's)."""
         is_first = self._since_s is None
         if is_first:
-            self._since_s = now_s
-        elif fault == self._fault and now_s - self._said_s < REPEAT_S:
+            self._since_s, self._said_s = now_s, {}
+        elif fault in self._said_s and now_s - self._said_s[fault] < REPEAT_S:
             return Say.nothing
-        self._said_s, self._fault = now_s, fault
+        self._said_s[fault] = now_s
         return Say.alert if is_first else Say.line
 
     def worked(self, now_s: float) -> float | None:

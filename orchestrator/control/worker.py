@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.engine import Engine, EngineSettings, join_process_group
+from model.engine import Engine, EngineSettings, Fetch, join_process_group
 from model.optimizer import OptimizerSettings
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.codec import decode
@@ -124,5 +124,19 @@ def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> None:
     if spec.resume.source in ("memory", "peer"):
         snapshots.restore()
     elif spec.resume.checkpoint is not None:
-        reader = CheckpointReader.open(spec.resume.checkpoint)
-        engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
+        reader = CheckpointReader.open(spec.resume.checkpoint, spec.checkpoint.key_file)
+        if spec.resume.is_initial:
+            engine.restore(zeros_where_absent(reader), spec.resume.step, {})
+        else:
+            engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
+
+
+def zeros_where_absent(reader: CheckpointReader) -> Fetch:
+    """Reads a starting point: moments that it does not hold are those of a fresh optimizer."""
+
+    def fetch(name: str, kind: str, start: int, count: int) -> np.ndarray:
+        if kind != "master" and kind not in reader.kinds(name):
+            return np.zeros(count, np.float32)
+        return reader.read(name, kind, start, count)
+
+    return fetch

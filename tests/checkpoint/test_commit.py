@@ -21,6 +21,7 @@ from orchestrator.checkpoint.commit import (
     steps_to_prune,
 )
 from orchestrator.checkpoint.layout import MARKER, REJECTED, step_folder
+from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify
 from orchestrator.errors import CheckpointError, CheckpointMismatchError
@@ -61,7 +62,7 @@ def test_without_its_marker_a_checkpoint_does_not_exist(store):
 def test_an_empty_store_has_nothing(store):
     assert step_standings(store) == []
     assert newest_valid(store, None, nobody_rejected) is None
-    assert prune(store, 1) == []
+    assert prune(store, Retention(keep_last=1)) == []
 
 
 def test_a_marker_is_not_written_while_a_file_is_missing_or_short(store):
@@ -202,13 +203,13 @@ def test_another_run_is_refused_with_both_values(store):
 def test_prune_keeps_the_newest(store):
     for step in (10, 20, 30, 40):
         save(store, step, STATE)
-    assert steps_to_prune(store, 2) == [10, 20]
+    assert steps_to_prune(store, Retention(keep_last=2)) == [10, 20]
     assert committed_steps(store) == [10, 20, 30, 40]
-    assert prune(store, 0) == []
-    assert prune(store, 2) == [10, 20]
+    assert prune(store, Retention(keep_last=0)) == []
+    assert prune(store, Retention(keep_last=2)) == [10, 20]
     assert committed_steps(store) == [30, 40]
     assert store.list() == ["step_00000030", "step_00000040"]
-    assert prune(store, 2) == []
+    assert prune(store, Retention(keep_last=2)) == []
 
 
 def test_prune_removes_leftovers_of_older_attempts_only(store):
@@ -216,7 +217,7 @@ def test_prune_removes_leftovers_of_older_attempts_only(store):
     write(store, 20, STATE, attempt=2)  # may still be being written by the attempt that lives
     save(store, 30, STATE, attempt=2)
     write(store, 40, STATE, attempt=1)
-    assert prune(store, 3) == [10]
+    assert prune(store, Retention(keep_last=3)) == [10]
     assert [item.step for item in step_standings(store)] == [20, 30, 40]
 
 
@@ -224,7 +225,7 @@ def test_prune_never_deletes_rejected_checkpoints(store):
     for step in (10, 20, 30, 40):
         save(store, step, STATE)
     set_aside(store, 20, "bad")
-    assert prune(store, 1) == [10, 30]
+    assert prune(store, Retention(keep_last=1)) == [10, 30]
     assert [item.step for item in step_standings(store)] == [20, 40]
 
 
@@ -233,8 +234,8 @@ def test_prune_deletes_nothing_while_no_newer_checkpoint_is_whole(store):
         save(store, step, STATE)
     for step in (20, 30):
         store.remove(f"{step_folder(step)}/{read_marker(store, step).files[0].file}")
-    assert prune(store, 2) == []
-    assert prune(store, 1) == []
+    assert prune(store, Retention(keep_last=2)) == []
+    assert prune(store, Retention(keep_last=1)) == []
     found = newest_valid(store, None, lambda *_: None)
     assert found is not None
     assert found.step == 10
@@ -245,7 +246,7 @@ def test_a_prune_cut_off_after_the_marker_is_finished_by_a_later_attempt(store):
     store.remove(f"step_00000010/{MARKER}")
     save(store, 20, STATE, attempt=2)
     assert committed_steps(store) == [20]
-    assert prune(store, 5) == [10]
+    assert prune(store, Retention(keep_last=5)) == [10]
     assert store.list() == ["step_00000020"]
 
 

@@ -15,7 +15,6 @@ from orchestrator.checkpoint.layout import (
     SmallEntry,
     TensorEntry,
     attempt_of,
-    checkpoints_to_delete,
     coverage_problems,
     gather_payloads,
     payload_name,
@@ -46,35 +45,6 @@ def test_an_attempt_is_read_back_from_a_payload_and_its_temporary(rank, attempt)
 )
 def test_other_folders_are_no_checkpoints(name):
     assert step_of(name) is None
-
-
-@pytest.mark.parametrize(
-    ("steps", "keep_last", "deleted"),
-    [
-        ([], 3, []),
-        ([10], 1, []),
-        ([10, 20], 1, [10]),
-        ([30, 10, 20], 2, [10]),
-        ([10, 20, 30], 3, []),
-        ([10, 20, 30], 9, []),
-        ([10, 20, 30], 0, []),
-        ([10, 10, 20], 1, [10]),
-    ],
-)
-def test_retention(steps, keep_last, deleted):
-    assert checkpoints_to_delete(steps, keep_last) == deleted
-
-
-@given(st.lists(st.integers(0, 50)), st.integers(0, 60))
-def test_retention_never_takes_the_newest(steps, keep_last):
-    deleted = checkpoints_to_delete(steps, keep_last)
-    assert not steps or max(steps) not in deleted
-    assert set(deleted) <= set(steps)
-
-
-def test_retention_refuses_a_negative_count():
-    with pytest.raises(ValueError, match="keep_last=-1"):
-        checkpoints_to_delete([1, 2], -1)
 
 
 def full_marker() -> Marker:

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from small_models import LLAMA, random_tokens, small_config, small_model
 
-from model.sizing import parameter_shapes
-from model.weights import load_transformer, shape_problems
+from model.sizing import parameter_shapes, shape_problems
+from model.weights import load_transformer
 
 
 def test_loads_flat_float32_values_by_name():
