@@ -141,9 +141,9 @@ def test_a_run_starts_from_an_import_and_retention_keeps_the_best(data, tmp_path
     rows = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
     scores = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     kept = committed_steps(Store(tmp_path / "second" / "checkpoints"))
-    # What is best among the steps before the last: the last one's evaluation comes after its save.
-    best = min((score, -step) for step, score in scores.items() if step < 12)[1]
-    assert kept == sorted({8, 12, -best})
+    # The evaluation of the last step comes after its save: it may or may not be known when retention deletes.
+    best = [-min((score, -step) for step, score in scores.items() if step <= last)[1] for last in (10, 12)]
+    assert kept in [sorted({8, 12, step}) for step in best]
     pruned = [
         step for event in events(tmp_path / "second", "checkpoint_committed") for step in event.get("pruned", [])
     ]
