@@ -12,6 +12,15 @@ Message = dict[str, Any]
 
 
 @dataclass(slots=True)
+class Interruption:
+    """Time since a failure was seen, until the run trains again."""
+
+    since_s: float
+    """Monotonic."""
+    at_step: int
+
+
+@dataclass(slots=True)
 class Attempt:
     number: int
     resume: ResumePoint
@@ -21,6 +30,8 @@ class Attempt:
     steps: Gathering = field(init=False)
     saves: Gathering = field(init=False)
     evaluations: Gathering = field(init=False)
+    repeats: Gathering = field(init=False)
+    """Reports of the step that the ranks were restored to."""
     dones: dict[int, Message] = field(default_factory=dict)
     """rank -> its `done`."""
     held_rows: dict[int, StepRow] = field(default_factory=dict)
@@ -36,7 +47,7 @@ class Attempt:
     losses: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.steps, self.saves, self.evaluations = (Gathering(self.world_size) for _ in range(3))
+        self.steps, self.saves, self.evaluations, self.repeats = (Gathering(self.world_size) for _ in range(4))
         self.last_step = self.resume.step
 
     @property

@@ -7,14 +7,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import WorkerStart
 from orchestrator.control import lifecycle
-from orchestrator.control.attempt import Attempt, Message
+from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import AgentHandle, EventStream, RayCluster
 from orchestrator.control.lifecycle import Action, Budget, State, decide
@@ -28,15 +27,6 @@ from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 60.0
-
-
-@dataclass(slots=True)
-class Interruption:
-    """Time since a failure was seen, until the run trains again."""
-
-    since_s: float
-    """Monotonic."""
-    at_step: int
 
 
 class Controller:
@@ -293,6 +283,8 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
+            case "step_again":
+                self.reports.hear_step_again(attempt, message)
             case "evaluated":
                 self.reports.hear_evaluation(attempt, message)
             case "saved":

@@ -11,9 +11,10 @@ from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
+from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster
-from orchestrator.control.controller import Controller, Interruption
+from orchestrator.control.controller import Controller
 from orchestrator.control.initial import check_start
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (

@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 from model.engine import Engine
 from model.schedule import learning_rate
-from orchestrator.control.channel import Channel
+from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
@@ -44,12 +44,16 @@ class Loop:
             prefetch=spec.data.prefetch_batches,
         )
         with loader:
+            if (
+                self._snapshots.restored_report is not None
+            ):  # it may have been lost with the agent that was to tell it
+                self._channel.send({**self._snapshots.restored_report, "kind": "step_again"})
             if not spec.resume.is_durable and self._is_save_due(spec.resume.step):
-                self._keep(spec.resume.step, is_leaving=False)
+                self._keep(spec.resume.step, self._snapshots.restored_report or {}, is_leaving=False)
             for step in range(spec.resume.step, spec.steps):
-                is_leaving = self._step(step, loader)
+                is_leaving, report = self._step(step, loader)
                 done = step + 1
-                self._keep(done, is_leaving)
+                self._keep(done, report, is_leaving=is_leaving)
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
@@ -58,8 +62,8 @@ class Loop:
             self._channel.send({"kind": "done", "step": spec.steps, "is_drained": False})
         self._snapshots.close()
 
-    def _step(self, step: int, loader: BatchLoader) -> bool:
-        """One optimizer step and its report; True where the ranks agreed to leave after it."""
+    def _step(self, step: int, loader: BatchLoader) -> tuple[bool, Message]:
+        """One optimizer step: (whether the ranks agreed to leave after it, what was reported of it)."""
         started = time.perf_counter()
         batch: StepBatch = loader.next()
         data_s = time.perf_counter() - started
@@ -68,22 +72,21 @@ class Loop:
         result = self._engine.train_step(step, batch.micro, lr, ballot.cast)
         is_leaving, common_step, common_replicated_step = ballot.outcome()
         self._snapshots.agreed(common_step, common_replicated_step)
-        self._channel.send(
-            {
-                "kind": "step",
-                "step": step + 1,
-                "loss_sum": result.loss_sum,
-                "grad_norm": result.grad_norm,
-                "lr": lr,
-                "step_s": time.perf_counter() - started,
-                "data_s": data_s,
-                "snapshot_s": ballot.stall_s,
-                "digest": format_digest(batch.digest),
-                "memory_bytes": self._peak_memory_bytes(),
-                "time": time.time(),
-            }
-        )
-        return is_leaving
+        report: Message = {
+            "kind": "step",
+            "step": step + 1,
+            "loss_sum": result.loss_sum,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            "step_s": time.perf_counter() - started,
+            "data_s": data_s,
+            "snapshot_s": ballot.stall_s,
+            "digest": format_digest(batch.digest),
+            "memory_bytes": self._peak_memory_bytes(),
+            "time": time.time(),
+        }
+        self._channel.send(report)
+        return is_leaving, report
 
     def _learning_rate(self, step: int) -> float:
         optim = self._spec.optim
@@ -105,13 +108,13 @@ class Loop:
         every = self._spec.train.eval_every_steps
         return every > 0 and (done % every == 0 or done == self._spec.steps)
 
-    def _keep(self, done: int, is_leaving: bool) -> None:
+    def _keep(self, done: int, report: Message, *, is_leaving: bool) -> None:
         """A snapshot where one is due, on its way to storage where a checkpoint is due."""
         every = self._spec.snapshot.every_steps
         is_persisted = self._is_save_due(done) or is_leaving
         if is_persisted or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
-            self._snapshots.take(done, is_persisted=is_persisted, is_last=is_last)
+            self._snapshots.take(done, report, is_persisted=is_persisted, is_last=is_last)
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec

@@ -25,6 +25,7 @@ class Reports:
         self.fenced_by: str | None = None
         """Why this driver may commit nothing more: another copy of the run has taken over."""
         self._claim: Claim | None = None
+        self._last_row_step = 0
         self._run = run
         self._store = store
         self._chronicle = chronicle
@@ -46,6 +47,7 @@ class Reports:
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
         attempt.losses[row.step] = row.loss
+        self._last_row_step = row.step
         if is_first:
             seconds = time.monotonic() - attempt.started_s
             self._chronicle.event("first_step", attempt.number, row.step, seconds=seconds)
@@ -54,6 +56,17 @@ class Reports:
         else:
             self._chronicle.row(row, row.step == self._run.plan.steps)
         return is_first
+
+    def hear_step_again(self, attempt: Attempt, message: Message) -> None:
+        """The step that the ranks were restored to: a lost agent may have taken its report along."""
+        messages = attempt.repeats.add(message)
+        if messages is None:
+            return
+        row = step_row(self._run.plan, messages)
+        attempt.losses[row.step] = row.loss
+        if row.step > self._last_row_step:
+            self._last_row_step = row.step
+            self._chronicle.row(row, row.step == self._run.plan.steps)
 
     def _is_evaluated(self, step: int) -> bool:
         every = self._run.config.train.eval_every_steps

@@ -6,7 +6,7 @@ import torch
 
 from model.engine import Engine
 from orchestrator.checkpoint.slots import SlotReader, SlotState
-from orchestrator.control.channel import Channel
+from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
 from orchestrator.errors import CheckpointError
@@ -24,6 +24,8 @@ class Snapshots:
         self._channel = channel
         self._inbox = inbox
         self._snapshotter: Snapshotter | None = None
+        self.restored_report: Message | None = None
+        """What this rank had reported of the step that it was restored to."""
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
@@ -34,7 +36,9 @@ class Snapshots:
             if header.state is SlotState.sealed and header.step == step:
                 if not slot.is_sound():
                     raise SnapshotDamagedError(f"the snapshot of step {step} does not match its checksum")
-                self._engine.restore(SlotReader(slot).read, step, slot.small()["counters"])
+                small = slot.small()
+                self._engine.restore(SlotReader(slot).read, step, small["counters"])
+                self.restored_report = small["report"] or None
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
 
@@ -57,14 +61,14 @@ class Snapshots:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
-    def take(self, step: int, *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`; where `is_last`, return only once it is in storage or was given up.
+    def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`, with what was reported of it; where `is_last`, return only once it is in storage or was given up.
 
         Where no slot is free the snapshot is left out, and a checkpoint that is due is told as failed; the last one
         waits instead.
         """
         snapshotter = self._snapshotter or self._open()
-        parts, small = self._engine.state_parts(), self._small()
+        parts, small = self._engine.state_parts(), self._small(report)
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
         is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
         # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
@@ -117,9 +121,10 @@ class Snapshots:
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self) -> dict[str, Any]:
+    def _small(self, report: Message) -> dict[str, Any]:
         return {
             "counters": self._engine.counters(),
+            "report": report,
             "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),

@@ -182,6 +182,7 @@ def test_close_is_bounded_where_the_client_hangs_and_the_oldest_rows_go(folder, 
     (tmp_path / "hanging").mkdir()
     (tmp_path / "hanging/wandb.py").write_text("import signal\nsignal.pause()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hanging"))
+    others = children_named("python")
     tracker = started(folder, close_timeout_s=0.5)
     for step in range(2 * QUEUE_ITEMS):
         tracker.log(row(step))
@@ -189,7 +190,7 @@ def test_close_is_bounded_where_the_client_hangs_and_the_oldest_rows_go(folder, 
     late, missing = tracker.take_notices()
     assert "tracking.wandb.close_timeout_s=0.5" in late
     assert "misses" in missing
-    assert children_named("python") == []
+    assert set(children_named("python")) <= set(others)
 
 
 @pytest.mark.real
