@@ -283,16 +283,6 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
-            case "step_again":
-                self.reports.hear_step_again(attempt, message)
-            case "evaluated":
-                self.reports.hear_evaluation(attempt, message)
-            case "saved":
-                self.reports.hear_saved(attempt, message)
-            case "save_delayed":
-                self.reports.hear_save_delayed(message)
-            case "save_failed":
-                self.reports.hear_save_failed(attempt, message)
             case "done":
                 self._on_done(attempt, message)
             case "snapshot_rejected":
@@ -305,6 +295,8 @@ class Controller:
                 attempt.said[message["rank"]] = message
             case "exited":
                 self._on_exited(attempt, message)
+            case _:
+                self.reports.hear(attempt, message)
 
     def _on_first_step(self, attempt: Attempt) -> None:
         self._is_memory_trusted = True

@@ -57,6 +57,20 @@ class Reports:
             self._chronicle.row(row, row.step == self._run.plan.steps)
         return is_first
 
+    def hear(self, attempt: Attempt, message: Message) -> None:
+        """What calls for no decision."""
+        match message["kind"]:
+            case "step_again":
+                self.hear_step_again(attempt, message)
+            case "evaluated":
+                self.hear_evaluation(attempt, message)
+            case "saved":
+                self.hear_saved(attempt, message)
+            case "save_delayed":
+                self.hear_save_delayed(message)
+            case "save_failed":
+                self.hear_save_failed(attempt, message)
+
     def hear_step_again(self, attempt: Attempt, message: Message) -> None:
         """The step that the ranks were restored to: a lost agent may have taken its report along."""
         messages = attempt.repeats.add(message)

@@ -62,7 +62,9 @@ class Snapshots:
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
     def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`, with what was reported of it; where `is_last`, return only once it is in storage or was given up.
+        """Begin the snapshot of `step`, with what was reported of it.
+
+        Where `is_last`, return only once it is in storage or was given up.
 
         Where no slot is free the snapshot is left out, and a checkpoint that is due is told as failed; the last one
         waits instead.

@@ -23,6 +23,7 @@ def message(rank: int, step: int = 7, **changes):
         "lr": 1e-3,
         "step_s": 0.25 * (rank + 1),
         "data_s": 0.1 / (rank + 1),
+        "snapshot_s": 0.001 * rank,
         "digest": f"{rank + 1:016x}",
         "memory_bytes": 1000 + rank,
         "time": 50.0 + rank,
