@@ -178,7 +178,7 @@ class _Demo:
 
 
 def middle(steps: int, checkpoint_every_steps: int) -> int:
-    """The step to kill after: past the middle, and between two checkpoints, so that something is lost.
+    """The step to kill after: past the middle, and between two checkpoints, so that storage alone would lose some.
 
     150 steps, a checkpoint each 25: 75 has one, so 83.
     """

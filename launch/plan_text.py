@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.config import RunConfig
-from orchestrator.memory import gigabytes, held_bytes
+from orchestrator.control.specs import COPIES_OF_RANK, has_peers, num_slots
+from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
 
@@ -66,6 +67,7 @@ def plan_sections(plan: RunPlan, placement: Placement, config: RunConfig) -> lis
         Section("Model", tuple(_model_lines(plan))),
         Section("Placement", tuple(_placement_lines(placement))),
         _memory_section(plan, config),
+        Section("Snapshots", tuple(_snapshot_lines(plan, placement, config))),
         Section("DeepSpeed", tuple(json.dumps(plan.ds_config, indent=2).splitlines())),
     ]
 
@@ -150,6 +152,24 @@ def _memory_section(plan: RunPlan, config: RunConfig) -> Section:
         lines.append(f"stage {plan.zero_stage} {verb} {gigabytes(limit)}: {needed / limit:.0%}")
     marked = 1 + list(plan.memory_by_stage).index(plan.zero_stage)
     return Section("Memory of one rank", tuple(lines), marked=marked)
+
+
+def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> list[str]:
+    """What the agents hold in host memory, and what a checkpoint takes in storage."""
+    state_bytes = plan.parameters * FP32_BYTES * (1 + num_moments(config.optim))
+    share_bytes = state_bytes if plan.zero_stage == 0 else -(-state_bytes // plan.batch.world_size)
+    num_nodes, workers = len(placement.bundles), max(bundle.workers for bundle in placement.bundles)
+    slots = num_slots(config, num_nodes)
+    copies = COPIES_OF_RANK if has_peers(config, num_nodes) else 0
+    lines = [
+        f"{slots} slots of {gigabytes(share_bytes)} for each rank"
+        + (f" and {copies} copies for each of a peer node's" if copies else "")
+        + f": {gigabytes((slots + copies) * share_bytes * workers)} of a node's memory",
+        f"a checkpoint takes {gigabytes(state_bytes)}",
+    ]
+    if config.snapshot.every_steps == 0:
+        lines.append("taken only where a checkpoint is due: a lost rank costs the steps since then")
+    return lines
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -129,7 +129,8 @@ class ResumePoint:
     step: int = 0
     """Optimizer steps already done."""
     source: str = "start"
-    """`start` (the seeded initial weights), `memory` (the agents' snapshots), `disk` or `remote`."""
+    """`start` (the seeded initial weights), `memory` (the agents' snapshots), `peer` (with a lost node's from
+    its peer), `disk` or `remote`."""
     checkpoint: str | None = None
     """URL of the committed checkpoint's folder; set for disk and remote."""
     is_durable: bool = True

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
-from orchestrator.config import RunConfig
+from orchestrator.config import Offload, RunConfig
 from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster
@@ -29,7 +29,7 @@ from orchestrator.control.opening import (
     read_data,
 )
 from orchestrator.control.surroundings import here, is_joining, wanted_device
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows
@@ -63,6 +63,11 @@ def drive(config: RunConfig, typed: Typed) -> int:
     Raises ConfigError (nothing was started) with every problem that can be known before the cluster is asked,
     PlacementError where the cluster is too small.
     """
+    if config.parallel.offload is Offload.nvme:
+        raise ConfigError(
+            "parallel.offload=nvme can be planned but not trained yet: partitions on a disk can't be snapshotted; "
+            "use parallel.offload=params, which keeps them in CPU memory"
+        )
     manifest = read_data(config)
     folder = find_folder(config, manifest)
     min_cpus = config.cluster.num_workers * config.cluster.cpus_per_worker

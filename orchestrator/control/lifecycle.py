@@ -1,8 +1,9 @@
 """The life of a run as one pure function over (state, event, budget). Plan half.
 
 PLACING -> STARTING -> RUNNING -> FINISHED is the calm run. A failure stops every rank of the attempt
-(STOPPING), then a new attempt starts (STARTING) from the newest checkpoint, or is placed anew (REPLACING)
-where a node was lost. A preemption notice drains (DRAINING): all ranks leave at one step boundary, after a save.
+(STOPPING), then a new attempt starts (STARTING) from the newest point that memory or storage holds, or is placed
+anew (REPLACING) where a node was lost. A preemption notice drains (DRAINING): all ranks leave at one step boundary,
+after a save.
 """
 
 from dataclasses import dataclass, replace

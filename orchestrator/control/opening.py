@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint.commit import check_newest_is_ours
+from orchestrator.checkpoint.commit import check_newest_is_ours, step_standings
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode, encode
 from orchestrator.config import RunConfig
@@ -93,10 +93,22 @@ def is_finished(folder: RunFolder, plan: RunPlan) -> bool:
 
 def check_store(config: RunConfig, plan: RunPlan, folder: RunFolder) -> None:
     """What can be known of the checkpoints before anything starts. Raises ConfigError where one does not fit on
-    the disk, CheckpointMismatchError where those that are there are another run's."""
+    the disk or all of them have vanished, CheckpointMismatchError where those that are there are another run's."""
     url = checkpoint_url(config, folder)
-    check_newest_is_ours(Store(url), plan.fingerprint, plan.identity)
+    store = Store(url)
+    check_newest_is_ours(store, plan.fingerprint, plan.identity)
+    _check_not_vanished(store, folder)
     _check_space(url, plan)
+
+
+def _check_not_vanished(store: Store, folder: RunFolder) -> None:
+    """An empty store behind a run that has committed is a mount that is missing, or another URL: not a new run."""
+    committed = [event["step"] for event in read_events(folder.events) if event["event"] == "checkpoint_committed"]
+    if committed and not step_standings(store):
+        raise ConfigError(
+            f"checkpoint.url={store.where('')} holds no checkpoint, but run {folder.run_id} has committed steps up "
+            f"to {max(committed)}; mount it, or name where they are, or start another run with run.id=..."
+        )
 
 
 @contextlib.contextmanager

@@ -19,10 +19,9 @@ import threading
 from typing import Any
 
 from orchestrator.checkpoint.slots import Slot, SlotState, create_slot, sealed_step
+from orchestrator.control.specs import COPIES_OF_RANK
 from orchestrator.errors import CheckpointError
 
-COPIES_OF_RANK = 2
-"""The newest copy that is whole, and the one that is arriving."""
 CONNECT_TIMEOUT_S = 5.0
 TRANSFER_TIMEOUT_S = 60.0
 """Without a byte for so long a transfer has failed."""

@@ -4,6 +4,9 @@ from orchestrator.config import RunConfig
 from orchestrator.data.manifest import Manifest
 from orchestrator.spec import Placement, ResumePoint, RunPlan, WorkerSpec
 
+COPIES_OF_RANK = 2
+"""What a peer holds of each rank of another node: the newest copy that is whole, and the one that is arriving."""
+
 
 def worker_specs(
     config: RunConfig,

@@ -157,12 +157,14 @@ class Heard:
         saved = Saved(
             run=self.run,
             attempt=self.attempt,
+            claim=None,
+            time_s=time.time(),
             step=step,
             skipped_windows=self.resume.skipped_windows,
             loss=self.rows[step].loss if step in self.rows else None,
             wandb_run_id=None,
         )
-        return save_checkpoint(Store(self.run.checkpoint_url), saved, messages)
+        return save_checkpoint(Store(self.run.checkpoint_url), saved, messages).marker
 
     def check_all_done(self) -> None:
         wrong = {rank: end for rank, end in self.exits.items() if end["exit_code"] != 0}

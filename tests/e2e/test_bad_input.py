@@ -42,6 +42,10 @@ WRONG_WORDS = {
         ["cluster.num_workers=1000", "train.global_batch_size=2000"],
         ["cluster.num_workers=1000 needs 1,000 CPUs, the cluster has"],
     ),
+    "what can't be trained yet": (
+        ["parallel=zero3_nvme", "parallel.nvme_path=/tmp"],
+        ["parallel.offload=nvme can be planned but not trained yet", "parallel.offload=params"],
+    ),
     "several at once": (
         ["train.steps=0", "optim.lr=-1", "parallel.zero_stage=7"],
         ["train.steps=0", "optim.lr=-1", "parallel.zero_stage=7"],
@@ -126,6 +130,15 @@ def test_a_checkpoint_of_another_model_is_refused(local_typist: Typist, run: Run
     assert_nothing_left(driver, run)
 
 
+def test_checkpoints_that_have_vanished_are_missed(local_typist: Typist, reference: Run, tmp_path: Path) -> None:
+    """A mount that is not there must not make a new run of an old one."""
+    copy = Run(tmp_path / "copied")
+    shutil.copytree(reference.folder.path, copy.root / reference.folder.run_id)
+    shutil.rmtree(copy.folder.checkpoints)
+    driver = local_typist.train(copy, "train.steps=70")
+    assert_refused(driver, str(copy.folder.checkpoints), "holds no checkpoint", "steps up to 60")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """1 MiB, less than a checkpoint of the tiny model takes."""
@@ -149,7 +162,7 @@ def test_too_little_room_is_refused(local_typist: Typist, small_disk: Path) -> N
 def test_a_disk_that_fills_up_fails_the_run(typist: Typist, small_disk: Path, reference: Run) -> None:
     resize(small_disk, "2500k")  # one checkpoint fits, a second one does not
     run = Run(small_disk / "runs")
-    failed = typist.train(run, "checkpoint.keep_last=1")
+    failed = typist.train(run, "checkpoint.keep_last=1", "checkpoint.final_timeout_s=2")
     assert failed.wait() == 1
     assert "could not be saved" in failed.error_output + failed.output
     assert run.events("checkpoint_failed")

@@ -46,7 +46,7 @@ def test_a_run_as_promised_has_no_problems_and_is_told() -> None:
     ("changes", "words"),
     [
         ({"kills": []}, "was not killed"),
-        ({"events": [{"event": "recovered"}, {"event": "run_finished"}]}, "no rank_died"),
+        ({"events": [{"event": "recovered", "steps_lost": 2}, {"event": "run_finished"}]}, "no rank_died"),
         ({"events": [{"event": "rank_died"}, {"event": "run_finished"}]}, "no recovered"),
         ({"events": as_promised().events[:-1]}, "not run_finished"),
         ({"rows": as_promised().rows[:-1]}, "every step"),
