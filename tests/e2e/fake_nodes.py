@@ -1,0 +1,38 @@
+"""A Ray cluster of several one-CPU nodes on this host, for runs that join: prints its address, ends with its stdin.
+
+python fake_nodes.py NUM_NODES; the token is in $RAY_AUTH_TOKEN_PATH, everything Ray writes in $RAY_TMPDIR, whose path
+must be short: sockets.
+"""
+
+import contextlib
+import os
+import sys
+
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_enable_worker_prestart="0",
+    RAY_prestart_worker_first_driver="0",
+    RAY_worker_niceness="0",
+)
+
+from ray.cluster_utils import Cluster
+
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+
+
+def main(num_nodes: int) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            for _ in range(num_nodes - 1):
+                cluster.add_node(**NODE)
+        print(cluster.address, flush=True)
+        sys.stdin.read()
+    finally:
+        with contextlib.redirect_stdout(sys.stderr):
+            cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""Losing a node: its agent dies with every snapshot that it held, and the run goes on from the copies of its peer."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from comparing import assert_bit_equal
+from conftest import clean_environment, joined_typist
+from typed import Run, SharedRay, Typist, wait_for
+
+pytestmark = pytest.mark.real
+
+NUM_NODES = 3
+"""Two to train on and a spare one."""
+KILL_STEP = 20
+
+
+@pytest.fixture(scope="module")
+def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
+    folder = Path(tempfile.mkdtemp(prefix="phx-fk-", dir="/tmp"))
+    token_path = folder / "token"
+    token_path.touch(mode=0o600)
+    token_path.write_text(secrets.token_hex(32))
+    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    with (folder / "stderr").open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fake_nodes.py")), str(NUM_NODES)],
+            env=clean_environment() | authentication | {"RAY_TMPDIR": str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        assert address, f"Ray did not start: {(folder / 'stderr').read_text()[-2000:]}"
+        yield SharedRay(address, authentication)
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def typist_on_nodes(tmp_path: Path, data: Path, fake_nodes: SharedRay) -> Iterator[Typist]:
+    typist = joined_typist(tmp_path, data, fake_nodes)
+    typist.words = [*typist.words, f"cluster.address={fake_nodes.address}", "cluster.workers_per_node=1"]
+    yield typist
+    typist.close()
+
+
+def agent_of(rank_pid: int) -> psutil.Process:
+    """The agent's process: a rank is forked by the zygote, which the agent has started."""
+    zygote = psutil.Process(psutil.Process(rank_pid).ppid())
+    assert "orchestrator.control.zygote" in zygote.cmdline()
+    return psutil.Process(zygote.ppid())
+
+
+def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
+    driver = typist_on_nodes.train(run, "checkpoint.every_steps=0")
+    driver.wait_for_step(run, KILL_STEP)
+    rank_pid = run.rank_pid(1, 1)
+    assert rank_pid is not None
+    agents = [agent_of(pid) for pid in (run.rank_pid(1, 0), rank_pid) if pid is not None]
+    assert agents[0].pid != agents[1].pid
+    os.kill(agents[1].pid, signal.SIGKILL)
+    driver.finish()
+
+    wait_for("the end of the lost node's rank", lambda: not psutil.pid_exists(rank_pid))
+    assert len(run.events("node_lost")) == 1
+    (recovered,) = run.events("recovered")
+    assert recovered["source"] == "peer"
+    assert 0 < recovered["resume_step"] <= recovered["step"] <= 60
+    (first, second) = run.events("attempt_started")
+    assert (first["source"], second["source"]) == ("start", "peer")
+    assert second["resume_step"] == recovered["resume_step"]
+    assert list(run.rows()) == list(range(1, 61))
+    assert_bit_equal(run, reference)
