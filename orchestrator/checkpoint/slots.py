@@ -19,6 +19,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,12 @@ class SlotShape:
 
 def create_slot(name: str, num_bytes: int) -> int:
     """Descriptor of an empty slot whose pages exist already, so that its first use costs no more than the next."""
+    available_bytes = _available_bytes()
+    if not 0 < num_bytes <= available_bytes:
+        raise CheckpointError(
+            f"{num_bytes / 2**20:,.0f} MiB of memory for a snapshot slot can't be had: "
+            f"{available_bytes / 2**20:,.0f} MiB are free; set snapshot.slots=2, or leave fewer workers on a node"
+        )
     descriptor = os.memfd_create(f"phalanx-{name}", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(descriptor, 0, num_bytes)
@@ -87,9 +94,17 @@ def create_slot(name: str, num_bytes: int) -> int:
         os.close(descriptor)
         raise CheckpointError(
             f"{num_bytes / 2**20:,.0f} MiB of memory for a snapshot slot can't be had ({error.strerror}); "
-            "set snapshot.slots=1, or leave fewer workers on a node"
+            "set snapshot.slots=2, or leave fewer workers on a node"
         ) from error
     return descriptor
+
+
+def _available_bytes() -> int:
+    """Asked first, because the kernel would rather kill a process than refuse."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * PAGE_BYTES
 
 
 class Slot:
@@ -115,8 +130,8 @@ class Slot:
     def header(self) -> Header:
         """Raises CheckpointError where it is no slot."""
         magic, state, *numbers, checksum = _HEADER.unpack(os.pread(self.descriptor, _HEADER.size, 0))
-        if magic != MAGIC:
-            raise CheckpointError("a snapshot slot was never formatted")
+        if magic != MAGIC or state not in tuple(SlotState):
+            raise CheckpointError("a snapshot slot was never formatted, or its header is damaged")
         step, attempt, index_bytes, small_bytes, data_bytes = numbers
         return Header(SlotState(state), step, attempt, index_bytes, small_bytes, data_bytes, checksum)
 
@@ -159,8 +174,11 @@ class Slot:
         os.pwrite(self.descriptor, bytes(_HEADER.size), 0)
 
     def checksum(self) -> bytes:
+        """Over what the header says of its content, and the content."""
         header = self.header()
         digest = xxhash.xxh3_128()
+        numbers = (header.step, header.attempt, header.index_bytes, header.small_bytes, header.data_bytes)
+        digest.update(struct.pack("<5q", *numbers))
         with memoryview(self._map) as view:
             digest.update(view[PAGE_BYTES : PAGE_BYTES + header.index_bytes + header.small_bytes])
             start = _data_start(header.index_bytes)

@@ -328,9 +328,11 @@ class NodeAgent:
         assert self._peer is not None
 
         def on_done(is_copied: bool) -> None:
-            if is_copied:
-                with contextlib.suppress(OSError):
-                    rank.channel.send({"kind": "replicated", "slot": message["slot"], "step": message["step"]})
+            for living in list(self._ranks.values()):
+                if living.rank == rank.rank:
+                    step = message["step"] if is_copied and living is rank else None
+                    with contextlib.suppress(OSError):
+                        living.channel.send({"kind": "replicated", "slot": message["slot"], "step": step})
 
         self._slots.replicate(rank.rank, message["slot"], self._peer, on_done)
 

@@ -12,9 +12,18 @@ class Inbox:
 
     def __init__(self, channel: Channel) -> None:
         self.is_drain_asked = False
-        self.on_persisted: Callable[[int], None] = lambda slot: None
-        self.on_replicated: Callable[[int, int], None] = lambda slot, step: None
+        self._on_persisted: Callable[[int], None] | None = None
+        self._on_replicated: Callable[[int, int | None], None] | None = None
+        self._early: list[Message] = []
+        """Ends of transfers that came before anybody listened."""
         self._channel = channel
+
+    def listen(self, on_persisted: Callable[[int], None], on_replicated: Callable[[int, int | None], None]) -> None:
+        """From here on, and for what has come already."""
+        self._on_persisted, self._on_replicated = on_persisted, on_replicated
+        early, self._early = self._early, []
+        for message in early:
+            self._take(message)
 
     def look(self) -> None:
         """Take what has come; returns at once."""
@@ -42,7 +51,9 @@ class Inbox:
         match message["kind"]:
             case "drain":
                 self.is_drain_asked = True
+            case "persisted" | "replicated" if self._on_persisted is None or self._on_replicated is None:
+                self._early.append(message)
             case "persisted":
-                self.on_persisted(message["slot"])
+                self._on_persisted(message["slot"])
             case "replicated":
-                self.on_replicated(message["slot"], message["step"])
+                self._on_replicated(message["slot"], message["step"])

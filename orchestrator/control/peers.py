@@ -39,6 +39,7 @@ class PeerCopies:
         self._copies: dict[int, list[int]] = {}
         """rank -> descriptors of its copies."""
         self._lock = threading.Lock()
+        self._receiving = threading.Lock()
         self._server = socket.create_server((address, 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._serve, name="peer-copies", daemon=True).start()
@@ -82,7 +83,7 @@ class PeerCopies:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, ValueError, KeyError, EOFError):
+        with connection, contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):
             connection.settimeout(TRANSFER_TIMEOUT_S)
             challenge = secrets.token_bytes(CHALLENGE_BYTES)
             connection.sendall(challenge)
@@ -91,7 +92,8 @@ class PeerCopies:
                 return
             request = _receive_frame(connection)
             if request["op"] == "store":
-                self._take(connection, request)
+                with self._receiving:  # two for one rank at once would share a copy
+                    self._take(connection, request)
             elif request["op"] == "fetch":
                 self._give(connection, request)
 

@@ -45,7 +45,8 @@ class _RankSlots:
     """Held slots whose step is not the run's any more: emptied once they are released."""
 
     def held_slots(self) -> list[int]:
-        return sorted(slot for slot, readers in self.held.items() if readers)
+        """Once for each transfer that still reads it."""
+        return sorted(self.held.elements())
 
     def release(self, slot: int) -> None:
         self.held[slot] -= 1

@@ -118,8 +118,7 @@ class Snapshots:
         )
         if spec.resume.source in ("memory", "peer"):
             snapshotter.restored_from(spec.resume.step)
-        self._inbox.on_persisted = snapshotter.persisted
-        self._inbox.on_replicated = snapshotter.replicated
+        self._inbox.listen(snapshotter.persisted, snapshotter.replicated)
         self._snapshotter = snapshotter
         return snapshotter
 

@@ -147,13 +147,18 @@ class Snapshotter:
 
     def persisted(self, slot: int) -> None:
         """The agent has written the slot to storage, or has given up."""
-        self._held[slot] -= 1
+        self._release(slot)
         self._persisting_slots.discard(slot)
 
-    def replicated(self, slot: int, step: int) -> None:
-        """A peer has a copy of the slot, which holds `step`."""
-        self._held[slot] -= 1
-        self.replicated_step = step
+    def replicated(self, slot: int, step: int | None) -> None:
+        """A peer has a copy of the slot, which holds `step`; None where that was an earlier attempt's, or failed."""
+        self._release(slot)
+        if step is not None:
+            self.replicated_step = step
+
+    def _release(self, slot: int) -> None:
+        """An earlier attempt's transfer may end before we have heard that it holds the slot."""
+        self._held[slot] = max(0, self._held[slot] - 1)
 
     @property
     def num_persisting(self) -> int:
