@@ -1,6 +1,7 @@
 """`phalanx logs`: what a rank printed. Reads files only."""
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -40,8 +41,10 @@ def run(argv: Sequence[str]) -> int:
             _print_all(log, sys.stdout.buffer, arguments.tail)
             if arguments.follow:
                 _follow(folder, log, path, choose, sys.stdout.buffer)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         pass  # Ctrl-C and `| head` are how a person ends this
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
     return 0
 
 
