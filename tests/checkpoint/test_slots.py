@@ -158,9 +158,14 @@ def test_a_small_state_without_room_is_refused_and_the_slot_stays(slot):
 
 def test_memory_that_cannot_be_had_says_what_to_do(few_bytes):
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(CheckpointError, match=r"snapshot\.slots=1"):
+    with pytest.raises(CheckpointError, match=r"snapshot\.slots=2"):
         create_slot("large", 2 * few_bytes)
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_more_memory_than_is_free_is_not_even_asked_for():
+    with pytest.raises(CheckpointError, match=r"MiB are free; set snapshot\.slots=2"):
+        create_slot("huge", 2**62)
 
 
 @pytest.fixture
