@@ -37,7 +37,8 @@ def kill_a_rank(ranks: Ranks, run: OpenRun, rank: int) -> tuple[Heard, int]:
         os.kill(pids[rank], signal.SIGKILL)
         live.hear_until(lambda heard: rank in heard.exits)
     assert live.heard.exits[rank]["signal"] == signal.SIGKILL
-    step = newest_common_step(list(ranks.agent.sealed_steps().values()))
+    sealed = ranks.agent.sealed_steps()  # the agent may know of more ranks, from wider runs before this one
+    step = newest_common_step([sealed[rank] for rank in range(run.plan.batch.world_size)])
     assert step is not None
     return live.heard, step
 

@@ -43,7 +43,7 @@ WRONG_WORDS = {
         ["cluster.num_workers=1000 needs 1,000 CPUs, the cluster has"],
     ),
     "what can't be trained yet": (
-        ["parallel=zero3_nvme", "parallel.nvme_path=/tmp"],
+        ["parallel=zero3_nvme", "parallel.zero_stage=3", "parallel.nvme_path=/tmp"],
         ["parallel.offload=nvme can be planned but not trained yet", "parallel.offload=params"],
     ),
     "several at once": (
