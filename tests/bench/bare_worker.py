@@ -41,7 +41,7 @@ def main(specs: Path, folder: Path) -> None:
     ):
         for step in range(spec.steps):
             batch = loader.next()
-            result = engine.train_step(step, batch.micro, _lr(spec, step))
+            result = engine.train_step(step, batch.micro, _lr(spec, step), lambda: None)
             row = {"time": time.time(), "loss_sum": result.loss_sum, "digest": batch.digest}
             rows.write(json.dumps(row) + "\n")
     dist.destroy_process_group()
