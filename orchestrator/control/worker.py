@@ -35,6 +35,7 @@ def run_worker(channel: Channel) -> int:
         engine = open_engine(spec)
         snapshots = Snapshots(spec, engine, channel, inbox)
         restore(spec, engine, snapshots)
+        snapshots.prepare()
         Loop(spec, engine, channel, inbox, snapshots).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
