@@ -50,7 +50,8 @@ class DataConfig:
     isolate_documents: bool = False
     """Tokens attend only to their own document where one row holds several."""
     prefetch_batches: int = 2
-    """Batches read ahead of the training loop by each rank's loader thread."""
+    """Batches that each rank's loader thread reads ahead of the training loop, at least; it reads small ones many at
+    a time."""
 
 
 class OptimizerName(StrEnum):

@@ -1,6 +1,6 @@
 """The batch digest (contract, DESIGN section 5): what was read, as a sum that ignores order and ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import xxhash
@@ -17,15 +17,15 @@ def rows_digest(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> int:
     then the tokens as little-endian uint32. Digests of parts of a batch add up to the digest of the whole.
     """
     is_sample = row_ids >= 0
-    return samples_digest(row_ids[is_sample], tokens[is_sample])
+    return sum_digests(samples_digests(row_ids[is_sample], tokens[is_sample]))
 
 
-def samples_digest(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> int:
-    """`rows_digest` of rows that are all samples."""
+def samples_digests(row_ids: NDArray[np.int64], tokens: NDArray[np.integer]) -> Iterator[int]:
+    """xxh3_64 of each row, in order; all rows are samples. Shapes as in `rows_digest`."""
     words = np.empty((row_ids.size, _WORDS_OF_ROW_ID + tokens.shape[1]), dtype="<u4")
     words[:, :_WORDS_OF_ROW_ID] = row_ids.astype("<i8").view("<u4").reshape(-1, _WORDS_OF_ROW_ID)
     words[:, _WORDS_OF_ROW_ID:] = tokens
-    return sum_digests(map(xxhash.xxh3_64_intdigest, words))
+    return map(xxhash.xxh3_64_intdigest, words)
 
 
 def sum_digests(digests: Iterable[int]) -> int:
