@@ -165,7 +165,7 @@ def _anonymous_mib() -> float:
 
 CAUSE = """Below the goal, because the bare loop does less: the contract's digest alone takes as long as the bare
 loop's whole batch (see the peer that hashes), and what is left is the hand-over between two threads that share one
-interpreter. Reading small batches many at a time, in place of one by one, made it four to seven times faster; a ring
+interpreter. Reading small batches many at a time, in place of one by one, made it about four times faster; a ring
 of batches in memory that is used again, against page faults, would be next. One rank of a real run needs some
 thousands of tokens per second: 0.01 % of this."""
 
