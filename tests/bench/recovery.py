@@ -149,9 +149,9 @@ def _ledger_figures(name: str, done: list[Kills], folders: list[RunFolder]) -> l
 
 
 CAUSE = """Tens of times faster than the peers and no step lost where the snapshot was sealed, but twice as long as
-the aims of 250 ms with 2 M parameters and 500 ms with 10 M. The first step of the new ranks takes a third to a half (first touches of gradients and activations:
-page faults), then DeepSpeed's engine. A snapshot that the kill caught unsealed costs one step. Forking the next ranks
-ahead, with their engine built, would be next."""
+the aims of 250 ms with 2 M parameters and 500 ms with 10 M. The first step of the new ranks takes a third to a half
+(first touches of gradients and activations: page faults), then DeepSpeed's engine. A snapshot that the kill caught
+unsealed costs one step. Forking the next ranks ahead, with their engine built, would be next."""
 
 BENCH = Bench(
     name="recovery",
