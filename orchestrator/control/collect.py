@@ -52,6 +52,7 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
         step_s=step_s,
         data_s=max(m["data_s"] for m in messages),
         snapshot_s=max(m["snapshot_s"] for m in messages),
+        keep_s=max(m["keep_s"] for m in messages),
         batch_digest=f"{digest:016x}",
         world_size=len(messages),
         mfu=mfu,
@@ -74,4 +75,5 @@ def with_evaluation(row: StepRow, messages: list[Message], bytes_per_token: floa
         eval_loss=loss,
         eval_perplexity=exp(min(loss, 700.0)),
         eval_bits_per_byte=loss / log(2) / bytes_per_token,
+        eval_s=max(m["seconds"] for m in messages),
     )

@@ -29,6 +29,8 @@ class Loop:
         self._agreement = Agreement(spec.world_size)
         self._inbox = inbox
         self._snapshots = snapshots
+        self._keep_s = 0.0
+        """What the snapshot of the step before took of this thread."""
 
     def run(self) -> None:
         """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave."""
@@ -53,7 +55,9 @@ class Loop:
             for step in range(spec.resume.step, spec.steps):
                 is_leaving, report = self._step(step, loader)
                 done = step + 1
+                kept = time.perf_counter()
                 self._keep(done, report, is_leaving=is_leaving)
+                self._keep_s = time.perf_counter() - kept
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
@@ -81,6 +85,7 @@ class Loop:
             "step_s": time.perf_counter() - started,
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
+            "keep_s": self._keep_s,
             "digest": format_digest(batch.digest),
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
