@@ -13,7 +13,7 @@ from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
-from orchestrator.data.digest import format_digest
+from orchestrator.data.digest import format_digest, sum_digests
 from orchestrator.data.order import GlobalOrder, eval_rows_at
 from orchestrator.data.shards import TokenReader
 from orchestrator.spec import WorkerSpec
@@ -87,6 +87,7 @@ class Loop:
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
             "digest": format_digest(batch.digest),
+            "rng_digest": format_digest(sum_digests([result.rng_digest])),
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
         }

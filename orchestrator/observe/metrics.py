@@ -33,6 +33,8 @@ class StepRow:
     """The part of step_s that the slowest rank waited for data."""
     batch_digest: str
     """16 hexadecimal digits over the rows that the ranks really read."""
+    rng_digest: str | None = None
+    """Over the random generators' states after each micro-batch: equal where the same numbers were drawn."""
     snapshot_s: float | None = None
     """The part of step_s that the slowest rank's update waited for the snapshot of the step before."""
     keep_s: float | None = None

@@ -26,6 +26,7 @@ def message(rank: int, step: int = 7, **changes):
         "snapshot_s": 0.001 * rank,
         "keep_s": 0.002 * rank,
         "digest": f"{rank + 1:016x}",
+        "rng_digest": f"{rank + 5:016x}",
         "memory_bytes": 1000 + rank,
         "time": 50.0 + rank,
         **changes,
@@ -40,6 +41,7 @@ def test_a_row_in_numbers():
     assert (row.step_s, row.data_s, row.memory_bytes) == (0.5, 0.1, 1001)
     assert row.time == 51.0
     assert row.batch_digest == "0000000000000003"
+    assert row.rng_digest == "000000000000000b"
     assert row.mfu is None
 
 

@@ -3,33 +3,17 @@
 import os
 import random
 import signal
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import pytest
 from comparing import assert_bit_equal
 from typed import Driver, Run, Typist
 
+from launch.kills import Kill, Moment
 from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.metrics import read_rows
 
 pytestmark = pytest.mark.real
-
-
-class Moment(StrEnum):
-    start = "start"
-    """Before the attempt's first step."""
-    step = "step"
-    save = "save"
-    """Between the first rank's payload and the commit."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    moment: Moment
-    rank: int
-    step: int = 0
 
 
 def ten_kills(seed: int) -> list[Kill]:
