@@ -61,7 +61,8 @@ test-cluster: $(VENV)/.installed-test  ## tests on several hosts and SLURM; root
 soak: $(VENV)/.installed-test  ## the full counts; hours
 	$(PYTEST) -m soak --timeout 0 -s
 
-bench: $(VENV)/.installed-test  ## benchmarks against bare torchrun and numpy, on an idle machine
+bench: $(VENV)/.installed-test  ## benchmarks against torchrun, Ray Train, dd and numpy, on an idle machine
+	$(PIP_INSTALL) -e '.[test,bench]'
 	@set -e; for file in $$(grep -l '^BENCH = ' tests/bench/*.py); do \
 		$(BIN)/python -m tests.bench.$$(basename $$file .py); done
 

@@ -135,8 +135,8 @@ class _Proof:
         name = f"world-{size}"
         self._train(name, size, [])
         checks = other_world_checks(self._course(name), self._course(CALM), self._config.train.precision)
-        return Compared(name=name, world_size=size, injected=[f"{plural(size, 'worker')} in place of {self._options.workers}"],
-                        checks=checks)  # fmt: skip
+        injected = [f"{plural(size, 'worker')} in place of {self._options.workers}"]
+        return Compared(name=name, world_size=size, injected=injected, checks=checks)
 
     def _prepare(self) -> None:
         library = Path(sysconfig.get_paths()["stdlib"])

@@ -12,6 +12,7 @@ from model.schedule import learning_rate
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshots import Snapshots
+from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
 from orchestrator.data.digest import format_digest, sum_digests
 from orchestrator.data.order import GlobalOrder, eval_rows_at
@@ -21,7 +22,14 @@ from orchestrator.spec import WorkerSpec
 
 class Loop:
     def __init__(
-        self, spec: WorkerSpec, engine: Engine, channel: Channel, inbox: Inbox, snapshots: Snapshots
+        self,
+        spec: WorkerSpec,
+        engine: Engine,
+        channel: Channel,
+        inbox: Inbox,
+        snapshots: Snapshots,
+        *,
+        stopwatch: Stopwatch,
     ) -> None:
         self._spec = spec
         self._engine = engine
@@ -31,6 +39,7 @@ class Loop:
         self._snapshots = snapshots
         self._keep_s = 0.0
         """What the snapshot of the step before took of this thread."""
+        self._stopwatch = stopwatch
 
     def run(self) -> None:
         """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave."""
@@ -91,7 +100,11 @@ class Loop:
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
         }
-        self._channel.send(report)
+        if step == self._spec.resume.step:
+            self._stopwatch.lap("step")
+            self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
+        else:
+            self._channel.send(report)
         return is_leaving, report
 
     def _learning_rate(self, step: int) -> float:

@@ -22,6 +22,7 @@ from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
 from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
+from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
 
 RANK_OOM_SCORE_ADJ = 500
@@ -29,14 +30,16 @@ RANK_OOM_SCORE_ADJ = 500
 
 
 def run_worker(channel: Channel) -> int:
+    stopwatch = Stopwatch()
     spec = decode(WorkerSpec, channel.receive())
     inbox = Inbox(channel)
     try:
-        engine = open_engine(spec)
+        engine = open_engine(spec, stopwatch)
         snapshots = Snapshots(spec, engine, channel, inbox)
         restore(spec, engine, snapshots)
+        stopwatch.lap("restore")
         snapshots.prepare()
-        Loop(spec, engine, channel, inbox, snapshots).run()
+        Loop(spec, engine, channel, inbox, snapshots, stopwatch=stopwatch).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
         channel.send(failure_message(error))
@@ -49,9 +52,10 @@ def run_worker(channel: Channel) -> int:
     return 0
 
 
-def open_engine(spec: WorkerSpec) -> Engine:
+def open_engine(spec: WorkerSpec, stopwatch: Stopwatch) -> Engine:
     """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
     _prepare_process(spec)
+    stopwatch.lap("prepare")
     join_process_group(
         device=spec.device,
         store_host=spec.store_host,
@@ -61,7 +65,10 @@ def open_engine(spec: WorkerSpec) -> Engine:
         world_size=spec.world_size,
         timeout_s=spec.collective_timeout_s,
     )
-    return Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
+    stopwatch.lap("join")
+    engine = Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
+    stopwatch.lap("engine")
+    return engine
 
 
 def failure_message(error: Exception) -> dict[str, Any]:
