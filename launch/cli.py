@@ -41,6 +41,9 @@ VERBS: dict[str, Verb] = {
     "cp": Verb("launch.copy_recipe", "copy a recipe to edit"),
     "cluster": Verb("launch.cluster", "a SLURM cluster of several hosts on this machine, to try things on"),
     "schema": Verb("launch.schema", "the JSON schema of the config"),
+    "prove": Verb(
+        "launch.prove", "train a config's twin with and without kills, and compare every step", takes_config=True
+    ),
     "demo": Verb("launch.demo", "the main job end to end, with a worker killed in the middle"),
 }
 

@@ -1,22 +1,20 @@
 """`phalanx demo`: the main job end to end, one worker killed in the middle, by the commands a person would type."""
 
 import os
-import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 
 from launch.cli_help import parser
 from launch.demo_findings import VICTIM, Kill, Outcome, broken_promises, findings
+from launch.training import rank_pid
 from orchestrator.config import RunConfig
 from orchestrator.errors import EXIT_FAILED, ConfigError
 from orchestrator.observe.ledger import read_events
@@ -29,7 +27,6 @@ NO_UPLOADS = "tracking.wandb.mode=offline"
 """A demo writes nothing to anybody's W&B account; the recipe by itself goes online where there is an API key."""
 PROMPT = "    def __init__(self, "
 _POLL_S = 0.05
-_PID = re.compile(r"on (?P<host>\S+): attempt 1, pid (?P<pid>\d+)")
 
 EXAMPLES = """  phalanx demo
   phalanx demo train.steps=60 run.root=/tmp/runs"""
@@ -189,16 +186,3 @@ def next_folder(root: Path) -> RunFolder:
     """`root/demo-NNN` with the first free number above all others."""
     numbers = [int(path.name.removeprefix("demo-")) for path in root.glob("demo-[0-9][0-9][0-9]")]
     return RunFolder(root / f"demo-{max(numbers, default=0) + 1:03d}")
-
-
-def rank_pid(log: Path, *, descends_from: int) -> int | None:
-    """The process that wrote a rank's log; None unless it lives on this host, under the process named."""
-    found = _PID.search(log.read_text(errors="replace")) if log.is_file() else None
-    if found is None or found["host"] != socket.gethostname():
-        return None
-    pid = int(found["pid"])
-    try:
-        ancestors = {process.pid for process in psutil.Process(pid).parents()}
-    except psutil.NoSuchProcess:
-        return None
-    return pid if descends_from in ancestors else None

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.runs import find_run
+from orchestrator.observe.goodput import Goodput, goodput_ledger
 from orchestrator.observe.ledger import EventName, read_events
+from orchestrator.observe.metrics import read_rows
 from orchestrator.observe.state import RunState, RunStatus, run_folders, run_state
 from orchestrator.observe.units import duration_text, plural
-from orchestrator.observe.wording import event_line
+from orchestrator.observe.wording import event_line, goodput_words
 from orchestrator.runfolder import RunFolder
 
 _EXAMPLES = """examples:
@@ -36,11 +38,12 @@ def run(argv: Sequence[str]) -> int:
         return 0
     folder = find_run(arguments.run, arguments.root)
     status, events = run_state(folder), read_events(folder.events)
+    goodput = goodput_of(folder, events, now_s if status.state is RunState.running else None)
     if arguments.json:
-        uploads = {"wandb": wandb_words(folder)}
-        print(as_json(asdict(status) | uploads | {"events": events[-_LAST_EVENTS:]}))
+        more = {"wandb": wandb_words(folder), "goodput": goodput_json(goodput)}
+        print(as_json(asdict(status) | more | {"events": events[-_LAST_EVENTS:]}))
     else:
-        print("\n".join(details(status, events, wandb_words(folder), now_s)))
+        print("\n".join(details(status, events, goodput, wandb_words(folder), now_s)))
     return 0
 
 
@@ -87,7 +90,18 @@ def _cells(status: RunStatus, now_s: float) -> tuple[str, ...]:
     )
 
 
-def details(status: RunStatus, events: Sequence[dict[str, Any]], wandb: str | None, now_s: float) -> list[str]:
+def goodput_of(folder: RunFolder, events: Sequence[dict[str, Any]], now_s: float | None) -> Goodput:
+    """Where the run's time went, up to `now_s` where it goes on."""
+    return goodput_ledger(events, read_rows(folder.metrics)).closed(now_s)
+
+
+def goodput_json(goodput: Goodput) -> dict[str, Any]:
+    return {"ratio": goodput.ratio, "wall_s": goodput.wall_s, "spent_s": goodput.seconds()}
+
+
+def details(
+    status: RunStatus, events: Sequence[dict[str, Any]], goodput: Goodput, wandb: str | None, now_s: float
+) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
     restarts = f", {duration_text(status.downtime_s)} lost" if status.restarts else ""
@@ -99,6 +113,7 @@ def details(status: RunStatus, events: Sequence[dict[str, Any]], wandb: str | No
         "speed": "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f} tok/s",
         "time left": None if status.eta_s is None else duration_text(status.eta_s),
         "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{restarts})",
+        "goodput": goodput_words(goodput) if goodput.wall_us else None,
         "checkpoint": status.checkpoint or "none",
         "W&B": wandb,
         "folder": status.path,

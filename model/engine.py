@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import deepspeed
 import numpy as np
 import torch
+import xxhash
 from torch import distributed as dist
 
 from model import partition
@@ -99,6 +100,8 @@ class StepResult:
     """Sum of this rank's weighted token losses, in nats."""
     grad_norm: float
     """Global gradient norm before clipping."""
+    rng_digest: int
+    """Sum, over this rank's micro-batches, of xxh3_64 of the generator's state after each: what was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,13 +178,14 @@ class Engine:
         engine.train()
         scale = world_size * self._micro_steps / self.settings.tokens_per_step
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        grad_norm = None
+        grad_norm, rng_digest = None, 0
         for index, micro_batch in enumerate(micro_batches):
             place = index * world_size + dist.get_rank()
             torch.manual_seed(_stream_seed(self.settings.seed, step, place))
             loss = self._losses_sum(micro_batch)
             loss_sum += loss.detach()
             engine.backward(loss * scale)
+            rng_digest += self._rng_digest()
             if engine.is_gradient_accumulation_boundary():
                 if self.settings.zero_stage == 0:
                     grad_norm = self._replicated_grad_norm()
@@ -190,7 +194,7 @@ class Engine:
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
         self._steps_done += 1
-        return StepResult(loss_sum=float(loss_sum), grad_norm=float(grad_norm))
+        return StepResult(loss_sum=float(loss_sum), grad_norm=float(grad_norm), rng_digest=rng_digest)
 
     def _losses_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         tokens = torch.from_numpy(micro_batch.tokens).to(self._device)
@@ -200,6 +204,11 @@ class Engine:
         if self.settings.eos_token_id is not None:
             documents = document_ids(inputs, self.settings.eos_token_id)
         return token_losses_sum(self._engine(inputs, documents), targets, weights)
+
+    def _rng_digest(self) -> int:
+        is_cuda = self._device.type == "cuda"
+        state = torch.cuda.get_rng_state(self._device) if is_cuda else torch.get_rng_state()
+        return xxhash.xxh3_64_intdigest(state.numpy())
 
     def _replicated_grad_norm(self) -> torch.Tensor:
         grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TextIO
 
 from orchestrator.observe.console import Console
-from orchestrator.observe.ledger import Ledger
-from orchestrator.observe.metrics import MetricsLog, StepRow
-from orchestrator.observe.tracking import Tracker
+from orchestrator.observe.goodput import goodput_ledger
+from orchestrator.observe.ledger import Ledger, read_events
+from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
+from orchestrator.observe.tracking import Tracker, summary_values
 from orchestrator.runfolder import RunFolder
 
 TOLD_AS_ALERT = {"rank_died": "a rank died", "node_lost": "a node was lost", "run_failed": "the run failed"}
@@ -16,11 +18,16 @@ TOLD_AS_ALERT = {"rank_died": "a rank died", "node_lost": "a node was lost", "ru
 class Chronicle:
     """One writer for each file; `close` once."""
 
-    def __init__(self, folder: RunFolder, console: Console, tracker: Tracker, every_steps: int) -> None:
+    def __init__(
+        self, folder: RunFolder, console: Console, tracker: Tracker, every_steps: int, *, driver_started_s: float
+    ) -> None:
+        """`driver_started_s`, in unix seconds, is told by the first event of this driver."""
         self.console = console
         self.tracker = tracker
         self.tokens = 0
         self.last_row: StepRow | None = None
+        self.goodput = goodput_ledger(read_events(folder.events), read_rows(folder.metrics))
+        self._first_fields = {"driver_started_s": driver_started_s}
         self._folder = folder
         self._every_steps = every_steps
         self._ledger = Ledger(folder.events, time.time)
@@ -29,7 +36,9 @@ class Chronicle:
 
     def event(self, name: str, attempt: int, step: int | None, *, is_told: bool = True, **fields: Any) -> None:
         """`is_told=False`: for the ledger and W&B; a person has heard it often enough."""
-        record = self._ledger.append(name, attempt, step, **fields)
+        first_fields, self._first_fields = self._first_fields, {}
+        record = self._ledger.append(name, attempt, step, **fields, **first_fields)
+        self.goodput.event(record)
         if is_told:
             self.console.event(record)
         self.tracker.event(record)
@@ -46,6 +55,8 @@ class Chronicle:
     def row(self, row: StepRow, is_last: bool) -> None:
         """A finished step. Every `tracking.every_steps`-th is kept, and always the last and the evaluated ones."""
         self.tokens += row.tokens
+        self.goodput.row(row)
+        row = replace(row, goodput=self.goodput.ratio)
         self.last_row = row
         if row.step % self._every_steps == 0 or is_last or row.eval_loss is not None:
             self._metrics.append(row)
@@ -70,6 +81,7 @@ class Chronicle:
         self.end_attempt()
         self._ledger.close()
         self._metrics.close()
+        self.tracker.summarise(summary_values(self.goodput.closed()))
         self.console.close()
         self.tracker.close(exit_code)
         for notice in self.tracker.take_notices():

@@ -41,7 +41,6 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
     mfu = None
     if plan.peak_flops_per_worker is not None:
         mfu = plan.flops_per_token * tokens_per_s / (plan.peak_flops_per_worker * len(messages))
-    digest = sum(int(m["digest"], 16) for m in messages) % 2**64
     return StepRow(
         step=messages[0]["step"],
         attempt=messages[0]["attempt"],
@@ -53,12 +52,19 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
         step_s=step_s,
         data_s=max(m["data_s"] for m in messages),
         snapshot_s=max(m["snapshot_s"] for m in messages),
-        batch_digest=f"{digest:016x}",
+        keep_s=max(m["keep_s"] for m in messages),
+        batch_digest=_digest(messages, "digest"),
+        rng_digest=_digest(messages, "rng_digest"),
         world_size=len(messages),
         mfu=mfu,
         memory_bytes=max(m["memory_bytes"] for m in messages),
         time=max(m["time"] for m in messages),
     )
+
+
+def _digest(messages: list[Message], key: str) -> str:
+    """The sum modulo 2**64 of the ranks' parts."""
+    return f"{sum(int(m[key], 16) for m in messages) % 2**64:016x}"
 
 
 def slowest_phases(phases_s: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -80,4 +86,5 @@ def with_evaluation(row: StepRow, messages: list[Message], bytes_per_token: floa
         eval_loss=loss,
         eval_perplexity=exp(min(loss, 700.0)),
         eval_bits_per_byte=loss / log(2) / bytes_per_token,
+        eval_s=max(m["seconds"] for m in messages),
     )

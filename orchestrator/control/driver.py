@@ -63,6 +63,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
     Raises ConfigError (nothing was started) with every problem that can be known before the cluster is asked,
     PlacementError where the cluster is too small.
     """
+    started_s = time.time()
     if config.parallel.offload is Offload.nvme:
         raise ConfigError(
             "parallel.offload=nvme can be planned but not trained yet: partitions on a disk can't be snapshotted; "
@@ -88,7 +89,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
         run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml)
-        return _Session(run, cluster, placement, typed).run(notices)
+        return _Session(run, cluster, placement, typed, started_s).run(notices)
 
 
 class Notices:
@@ -121,7 +122,10 @@ class Notices:
 class _Session:
     """From an open run to its exit code."""
 
-    def __init__(self, run: OpenRun, cluster: RayCluster, placement: Placement, typed: Typed) -> None:
+    def __init__(
+        self, run: OpenRun, cluster: RayCluster, placement: Placement, typed: Typed, started_s: float
+    ) -> None:
+        """`started_s`: of the driver, in unix seconds."""
         self._run = run
         self._cluster = cluster
         self._placement = placement
@@ -137,7 +141,7 @@ class _Session:
             resumed=run.is_resumed,
         )
         self._events = read_events(run.folder.events)
-        self._chronicle = Chronicle(run.folder, console, tracker, tracking.every_steps)
+        self._chronicle = Chronicle(run.folder, console, tracker, tracking.every_steps, driver_started_s=started_s)
 
     def run(self, count_notices: Notices) -> int:
         chronicle, run = self._chronicle, self._run
@@ -201,6 +205,7 @@ class _Session:
                 restarts=controller.restarts,
                 downtime_s=controller.downtime_s,
                 checkpoint=controller.reports.last_checkpoint,
+                goodput=self._chronicle.goodput.closed(),
                 resume_command=self._typed.command,
             )
         )

@@ -14,7 +14,7 @@ from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
-from orchestrator.data.digest import format_digest
+from orchestrator.data.digest import format_digest, sum_digests
 from orchestrator.data.order import GlobalOrder, eval_rows_at
 from orchestrator.data.shards import TokenReader
 from orchestrator.spec import WorkerSpec
@@ -37,6 +37,8 @@ class Loop:
         self._agreement = Agreement(spec.world_size)
         self._inbox = inbox
         self._snapshots = snapshots
+        self._keep_s = 0.0
+        """What the snapshot of the step before took of this thread."""
         self._stopwatch = stopwatch
 
     def run(self) -> None:
@@ -62,7 +64,9 @@ class Loop:
             for step in range(spec.resume.step, spec.steps):
                 is_leaving, report = self._step(step, loader)
                 done = step + 1
+                kept = time.perf_counter()
                 self._keep(done, report, is_leaving=is_leaving)
+                self._keep_s = time.perf_counter() - kept
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
@@ -90,7 +94,9 @@ class Loop:
             "step_s": time.perf_counter() - started,
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
+            "keep_s": self._keep_s,
             "digest": format_digest(batch.digest),
+            "rng_digest": format_digest(sum_digests([result.rng_digest])),
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
         }

@@ -33,8 +33,12 @@ class StepRow:
     """The part of step_s that the slowest rank waited for data."""
     batch_digest: str
     """16 hexadecimal digits over the rows that the ranks really read."""
+    rng_digest: str | None = None
+    """Over the random generators' states after each micro-batch: equal where the same numbers were drawn."""
     snapshot_s: float | None = None
     """The part of step_s that the slowest rank's update waited for the snapshot of the step before."""
+    keep_s: float | None = None
+    """Before step_s: what the slowest rank's training thread itself did for the snapshot of the step before."""
     world_size: int | None = None
     mfu: float | None = None
     """Model FLOPs utilisation, 0 to 1; None where the peak of the hardware is not known."""
@@ -45,6 +49,10 @@ class StepRow:
     eval_loss: float | None = None
     eval_perplexity: float | None = None
     eval_bits_per_byte: float | None = None
+    eval_s: float | None = None
+    """What the evaluation took on the slowest rank, after step_s."""
+    goodput: float | None = None
+    """Share of the run's wall time so far that went into steps done for the first time, 0 to 1."""
 
 
 _FIELDS = tuple(field.name for field in fields(StepRow))

@@ -22,6 +22,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator.config import WandbConfig, WandbMode
+from orchestrator.observe.goodput import Goodput
 from orchestrator.observe.metrics import StepRow
 from orchestrator.runfolder import RunFolder
 
@@ -58,6 +59,7 @@ class NullTracker:
     def log(self, row: StepRow) -> None: ...
     def event(self, record: Mapping[str, Any]) -> None: ...
     def alert(self, title: str, text: str) -> None: ...
+    def summarise(self, values: Mapping[str, Any]) -> None: ...
     def close(self, exit_code: int) -> None: ...
 
     def take_notices(self) -> list[str]:
@@ -106,6 +108,10 @@ class WandbTracker:
 
     def alert(self, title: str, text: str) -> None:
         self._put({"alert": {"title": title[:63], "text": text}})
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """What the run's summary shows beside the last row."""
+        self._put({"summary": values})
 
     def take_notices(self) -> list[str]:
         """Lines for the person that came up since the last call, each once."""
@@ -270,8 +276,16 @@ def row_values(row: StepRow) -> dict[str, Any]:
         "eval/loss": row.eval_loss,
         "eval/perplexity": row.eval_perplexity,
         "eval/bits_per_byte": row.eval_bits_per_byte,
+        "goodput(%)": None if row.goodput is None else 100 * row.goodput,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def summary_values(goodput: Goodput) -> dict[str, Any]:
+    """Where the run's time went, for W&B's summary."""
+    parts = {f"goodput/{part}(s)": seconds for part, seconds in goodput.seconds().items()}
+    whole = {} if goodput.ratio is None else {"goodput(%)": 100 * goodput.ratio}
+    return whole | parts | {"goodput/wall(s)": goodput.wall_s}
 
 
 def event_values(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,8 @@ class WandbRun:
             self._run.log({key: self._counts[key], **command["event"]})
         elif "alert" in command:
             self._run.alert(**command["alert"])
+        elif "summary" in command:
+            self._run.summary.update(command["summary"])
 
 
 def _reason(error: BaseException) -> str:

@@ -24,7 +24,9 @@ def message(rank: int, step: int = 7, **changes):
         "step_s": 0.25 * (rank + 1),
         "data_s": 0.1 / (rank + 1),
         "snapshot_s": 0.001 * rank,
+        "keep_s": 0.002 * rank,
         "digest": f"{rank + 1:016x}",
+        "rng_digest": f"{rank + 5:016x}",
         "memory_bytes": 1000 + rank,
         "time": 50.0 + rank,
         **changes,
@@ -39,6 +41,7 @@ def test_a_row_in_numbers():
     assert (row.step_s, row.data_s, row.memory_bytes) == (0.5, 0.1, 1001)
     assert row.time == 51.0
     assert row.batch_digest == "0000000000000003"
+    assert row.rng_digest == "000000000000000b"
     assert row.mfu is None
 
 
@@ -84,7 +87,10 @@ def test_a_row_is_the_same_whatever_the_order_of_arrival(said, shuffler: random.
 
 def test_evaluation_figures():
     row = step_row(PLAN, [message(0)])
-    said = [{"loss_sum": 30.0, "tokens": 10}, {"loss_sum": 10.0, "tokens": 10}]
+    said = [
+        {"loss_sum": 30.0, "tokens": 10, "seconds": 0.5},
+        {"loss_sum": 10.0, "tokens": 10, "seconds": 0.25},
+    ]
     evaluated = with_evaluation(row, said, bytes_per_token=2.5)
     assert evaluated.eval_loss == 2.0
     assert evaluated.eval_perplexity == pytest.approx(math.e**2)
@@ -93,8 +99,9 @@ def test_evaluation_figures():
 
 
 def test_a_rank_without_rows_does_not_weigh():
-    said = [{"loss_sum": 30.0, "tokens": 10}, {"loss_sum": 0.0, "tokens": 0}]
-    assert with_evaluation(step_row(PLAN, [message(0)]), said, 1.0).eval_loss == 3.0
+    said = [{"loss_sum": 30.0, "tokens": 10, "seconds": 0.5}, {"loss_sum": 0.0, "tokens": 0, "seconds": 0.7}]
+    evaluated = with_evaluation(step_row(PLAN, [message(0)]), said, 1.0)
+    assert (evaluated.eval_loss, evaluated.eval_s) == (3.0, 0.7)
 
 
 def test_no_evaluated_token_leaves_the_row_as_it_was():
@@ -103,5 +110,5 @@ def test_no_evaluated_token_leaves_the_row_as_it_was():
 
 
 def test_a_diverged_loss_has_a_finite_perplexity():
-    said = [{"loss_sum": 1e9, "tokens": 1}]
+    said = [{"loss_sum": 1e9, "tokens": 1, "seconds": 0.5}]
     assert math.isfinite(with_evaluation(step_row(PLAN, [message(0)]), said, 1.0).eval_perplexity)

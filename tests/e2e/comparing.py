@@ -10,7 +10,7 @@ from orchestrator.observe.metrics import StepRow
 
 def learned(row: StepRow) -> tuple[object, ...]:
     """What a step did, without how long it took."""
-    return row.step, row.batch_digest, row.loss, row.grad_norm, row.lr, row.tokens, row.eval_loss
+    return row.step, row.batch_digest, row.loss, row.grad_norm, row.lr, row.rng_digest, row.tokens, row.eval_loss
 
 
 def assert_bit_equal(run: Run, reference: Run) -> None:

@@ -3,30 +3,17 @@
 import os
 import random
 import signal
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import pytest
 from comparing import assert_bit_equal
 from typed import Driver, Run, Typist
 
+from launch.kills import Kill, Moment
+from orchestrator.observe.goodput import goodput_ledger
+from orchestrator.observe.metrics import read_rows
+
 pytestmark = pytest.mark.real
-
-
-class Moment(StrEnum):
-    start = "start"
-    """Before the attempt's first step."""
-    step = "step"
-    save = "save"
-    """Between the first rank's payload and the commit."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    moment: Moment
-    rank: int
-    step: int = 0
 
 
 def ten_kills(seed: int) -> list[Kill]:
@@ -83,6 +70,22 @@ def assert_ledger_is_true(run: Run, kills: dict[int, Kill]) -> None:
                 assert event["steps_lost"] == max(0, lost_from - event["resume_step"])
                 lost_from = None
     assert lost_from is None
+    assert_time_is_booked(run)
+
+
+def assert_time_is_booked(run: Run) -> None:
+    """Every second once: a start, recoveries that cover each downtime, steps that were done again."""
+    events, rows = run.events(), read_rows(run.folder.metrics)
+    goodput = goodput_ledger(events, rows).closed()
+    spent_s = goodput.seconds()
+    assert sum(goodput.spent_us.values()) == goodput.wall_us
+    assert goodput.wall_s == pytest.approx(events[-1]["t"] - events[0]["driver_started_s"], abs=1e-3)
+    assert spent_s["start"] > 0
+    assert spent_s["recovery"] > sum(event["downtime_s"] for event in run.events("recovered")) * 0.5
+    assert spent_s["idle"] < 0.1 * goodput.wall_s
+    again = sum(event["steps_lost"] for event in run.events("recovered"))
+    assert (spent_s["recomputed"] > 0) == (again > 0)
+    assert all(0 <= row.goodput <= 1 for row in rows)
 
 
 def test_ten_kills_change_nothing(typist: Typist, run: Run, reference: Run) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.demo import middle, next_folder, rank_pid, run
+from launch.demo import middle, next_folder, run
 from launch.demo_findings import Kill, Outcome, broken_promises, findings
+from launch.training import rank_pid
 from orchestrator.errors import ConfigError
 from orchestrator.observe.metrics import StepRow
 from orchestrator.runfolder import RunFolder

@@ -106,11 +106,19 @@ def test_one_run(runs, driver, capsys):
     assert "ago  restarting as attempt 2 from step 20, 7 steps are repeated" in text
 
 
+def test_where_the_time_of_a_run_went(runs, capsys):
+    assert run(["done", "--root", str(runs)]) == 0
+    assert "goodput     98.0% of 20s; data wait 0.40s" in capsys.readouterr().out.splitlines()
+
+
 def test_a_run_without_a_driver_and_without_an_end_was_interrupted(runs, capsys):
     assert run([str(runs / "going"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["restarts"], told["wandb"]) == ("interrupted", 1, None)
     assert told["events"][-1]["event"] == "recovered"
+    spent_s = told["goodput"]["spent_s"]
+    assert sum(spent_s.values()) == pytest.approx(told["goodput"]["wall_s"])
+    assert told["goodput"]["ratio"] == pytest.approx(spent_s["productive"] / told["goodput"]["wall_s"])
 
 
 def test_a_failed_run_shows_its_digest(runs, capsys):

@@ -7,6 +7,7 @@ from plans import plan
 from step_rows import row
 
 from orchestrator.observe.console import Console
+from orchestrator.observe.goodput import GoodputLedger
 from orchestrator.observe.wording import EndFacts, StartFacts
 
 FACTS = StartFacts(run_folder="runs/demo", nodes={"here": 8}, warnings=["8 workers share 2 CPU cores"])
@@ -22,6 +23,7 @@ END = EndFacts(
     restarts=1,
     downtime_s=0.5,
     checkpoint="runs/demo/checkpoints/step_00000040",
+    goodput=GoodputLedger().closed(),
 )
 DIED = {"t": 1.0, "event": "rank_died", "attempt": 1, "step": 27, "rank": 1, "node": "here", "signal": 9}
 AGAIN = {"t": 2.0, "event": "attempt_started", "attempt": 2, "step": None, "resume_step": 21, "steps_lost": 6}

@@ -97,6 +97,7 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(folder):
         tracker.log(row(step, loss=1.0625))
     tracker.event({"t": 1.0, "event": "rank_died", "attempt": 1, "step": 2, "rank": 1, "signal": 9})
     tracker.alert("a rank died", "restarting")
+    tracker.summarise({"goodput(%)": 93.0625})
     tracker.close(0)
 
     (segment,) = offline_segments(folder)
@@ -105,7 +106,7 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(folder):
     assert notice.endswith(f"wandb sync {folder.wandb}/offline-run-*")
     log = recorded(segment)
     assert log.count(b"1.0625") >= 2
-    for text in (b"loss_metrics/global_avg_loss", b"train/step", b"events/rank_died", b"demo"):
+    for text in (b"loss_metrics/global_avg_loss", b"train/step", b"events/rank_died", b"demo", b"93.0625"):
         assert text in log
     assert b"hidden" not in log
     assert tracker.take_notices() == []

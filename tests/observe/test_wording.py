@@ -4,6 +4,7 @@ import pytest
 from plans import plan
 from step_rows import row
 
+from orchestrator.observe.goodput import Goodput, Spent
 from orchestrator.observe.ledger import EventName
 from orchestrator.observe.wording import (
     EndFacts,
@@ -144,6 +145,14 @@ def test_no_event_is_too_bare_to_be_told(name):
     event_line({"t": 1.0, "event": str(name), "attempt": 2, "step": None})
 
 
+GOODPUT = Goodput(
+    dict.fromkeys(Spent, 0)
+    | {Spent.productive: 470_000_000, Spent.start: 6_650_000, Spent.recovery: 3_250_000, Spent.idle: 100_000},
+    begun_us=0,
+    ended_us=480_000_000,
+)
+
+
 def end(**changes) -> list[str]:
     facts = {
         "run_id": "demo",
@@ -157,6 +166,7 @@ def end(**changes) -> list[str]:
         "restarts": 2,
         "downtime_s": 3.25,
         "checkpoint": "runs/demo/checkpoints/step_00005000",
+        "goodput": GOODPUT,
     }
     return end_lines(EndFacts(**(facts | changes)))
 
@@ -167,6 +177,7 @@ def test_the_end():
         "tokens      246 M in 8m00s: 512,000 tok/s\n"
         "final loss  2.5000\n"
         "restarts    2, costing 3.25s\n"
+        "goodput     97.9% of 8m00s; start 6.65s, recovery 3.25s\n"
         "checkpoint  runs/demo/checkpoints/step_00005000\n"
         "run folder  runs/demo\n"
         "next        phalanx generate runs/demo\n"
