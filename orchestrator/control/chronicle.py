@@ -10,7 +10,12 @@ from orchestrator.observe.metrics import MetricsLog, StepRow
 from orchestrator.observe.tracking import Tracker
 from orchestrator.runfolder import RunFolder
 
-TOLD_AS_ALERT = {"rank_died": "a rank died", "node_lost": "a node was lost", "run_failed": "the run failed"}
+TOLD_AS_ALERT = {
+    "rank_died": "a rank died",
+    "hang_detected": "ranks hang",
+    "node_lost": "a node was lost",
+    "run_failed": "the run failed",
+}
 
 
 class Chronicle:

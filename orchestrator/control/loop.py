@@ -11,7 +11,9 @@ from model.engine import Engine
 from model.schedule import learning_rate
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
+from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import Snapshots
+from orchestrator.control.watchdog import Phase
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
 from orchestrator.data.digest import format_digest
 from orchestrator.data.order import GlobalOrder, eval_rows_at
@@ -21,7 +23,14 @@ from orchestrator.spec import WorkerSpec
 
 class Loop:
     def __init__(
-        self, spec: WorkerSpec, engine: Engine, channel: Channel, inbox: Inbox, snapshots: Snapshots
+        self,
+        spec: WorkerSpec,
+        engine: Engine,
+        channel: Channel,
+        inbox: Inbox,
+        snapshots: Snapshots,
+        *,
+        progress: Progress,
     ) -> None:
         self._spec = spec
         self._engine = engine
@@ -29,6 +38,7 @@ class Loop:
         self._agreement = Agreement(spec.world_size)
         self._inbox = inbox
         self._snapshots = snapshots
+        self._progress = progress
 
     def run(self) -> None:
         """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave."""
@@ -57,20 +67,25 @@ class Loop:
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
+                    self._progress.enter(Phase.done)
                     self._channel.send({"kind": "done", "step": done, "is_drained": True})
                     return
+            self._progress.enter(Phase.done)
             self._channel.send({"kind": "done", "step": spec.steps, "is_drained": False})
         self._snapshots.close()
 
     def _step(self, step: int, loader: BatchLoader) -> tuple[bool, Message]:
         """One optimizer step: (whether the ranks agreed to leave after it, what was reported of it)."""
-        started = time.perf_counter()
+        started, progress = time.perf_counter(), self._progress
+        waited_ns = progress.waited_ns
+        progress.begin_step(step)
         batch: StepBatch = loader.next()
         data_s = time.perf_counter() - started
-        ballot = Ballot(self._agreement, self._inbox, self._snapshots)
+        ballot = Ballot(self._agreement, self._inbox, self._snapshots, progress)
         lr = self._learning_rate(step)
-        result = self._engine.train_step(step, batch.micro, lr, ballot.cast)
+        result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
         is_leaving, common_step, common_replicated_step = ballot.outcome()
+        progress.end_step()
         self._snapshots.agreed(common_step, common_replicated_step)
         report: Message = {
             "kind": "step",
@@ -81,12 +96,16 @@ class Loop:
             "step_s": time.perf_counter() - started,
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
+            "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
         }
         self._channel.send(report)
         return is_leaving, report
+
+    def _enter_compute(self, micro_step: int) -> None:
+        self._progress.enter(Phase.compute, micro_step)
 
     def _learning_rate(self, step: int) -> float:
         optim = self._spec.optim
@@ -114,15 +133,17 @@ class Loop:
         is_persisted = self._is_save_due(done) or is_leaving
         if is_persisted or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
+            self._progress.enter(Phase.storing if is_last else Phase.saving)
             self._snapshots.take(done, report, is_persisted=is_persisted, is_last=is_last)
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec
         started = time.perf_counter()
+        self._progress.enter(Phase.evaluation)
         reader = TokenReader(str(spec.data.path), spec.manifest, "validation", spec.batch.seq_len)
         num_rows = min(spec.train.eval_rows, spec.manifest.validation.num_rows(spec.batch.seq_len))
         batch = read_step(reader, eval_rows_at(spec.rank, num_rows, spec.batch), done)
-        loss_sum = self._engine.evaluate(batch.micro)
+        loss_sum = self._engine.evaluate(batch.micro, lambda index: self._progress.enter(Phase.evaluation, 1 + index))
         self._channel.send(
             {
                 "kind": "evaluated",
@@ -163,26 +184,31 @@ class Agreement:
 class Ballot:
     """One step's vote: whether anybody was asked to leave, and the newest snapshot that every rank has."""
 
-    def __init__(self, agreement: Agreement, inbox: Inbox, snapshots: Snapshots) -> None:
+    def __init__(self, agreement: Agreement, inbox: Inbox, snapshots: Snapshots, progress: Progress) -> None:
         self.stall_s = 0.0
         """How long the update waited for the snapshot of the step before."""
         self._agreement = agreement
         self._inbox = inbox
         self._snapshots = snapshots
+        self._progress = progress
         self._values = torch.zeros(3, dtype=torch.int64)
         self._work: dist.Work | None = None
 
     def cast(self) -> None:
         """Before the update: the snapshot of the step before is whole from here on."""
+        self._progress.enter(Phase.snapshot)
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
         self._values[0] = -int(self._inbox.is_drain_asked)
         self._values[1] = self._snapshots.sealed_step
         self._values[2] = self._snapshots.replicated_step
         self._work = self._agreement.minimum(self._values)
+        self._progress.enter(Phase.update)
 
     def outcome(self) -> tuple[bool, int, int]:
         """(whether all leave after this step, the newest step sealed on every rank, the newest copied for every)."""
+        self._progress.enter(Phase.vote)
         if self._work is not None:
-            self._work.wait()
+            with self._progress.collective():
+                self._work.wait()
         return bool(self._values[0] < 0), int(self._values[1]), int(self._values[2])

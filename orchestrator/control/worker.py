@@ -21,6 +21,7 @@ from orchestrator.codec import decode
 from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
+from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
 from orchestrator.spec import WorkerSpec
 
@@ -29,13 +30,15 @@ RANK_OOM_SCORE_ADJ = 500
 
 
 def run_worker(channel: Channel) -> int:
-    spec = decode(WorkerSpec, channel.receive())
+    message = channel.receive()
+    (page,) = channel.receive_descriptors(message)
+    spec, progress = decode(WorkerSpec, message["spec"]), Progress(page)
     inbox = Inbox(channel)
     try:
-        engine = open_engine(spec)
+        engine = open_engine(spec, progress)
         snapshots = Snapshots(spec, engine, channel, inbox)
         restore(spec, engine, snapshots)
-        Loop(spec, engine, channel, inbox, snapshots).run()
+        Loop(spec, engine, channel, inbox, snapshots, progress=progress).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
         channel.send(failure_message(error))
@@ -48,7 +51,7 @@ def run_worker(channel: Channel) -> int:
     return 0
 
 
-def open_engine(spec: WorkerSpec) -> Engine:
+def open_engine(spec: WorkerSpec, progress: Progress) -> Engine:
     """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
     _prepare_process(spec)
     join_process_group(
@@ -59,6 +62,7 @@ def open_engine(spec: WorkerSpec) -> Engine:
         rank=spec.rank,
         world_size=spec.world_size,
         timeout_s=spec.collective_timeout_s,
+        around_collectives=progress.collective,
     )
     return Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
 
