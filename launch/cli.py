@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("launch.export", "a checkpoint as Hugging Face safetensors"),
     "list": Verb("launch.listing", "models, experiments, clusters and runs"),
     "cp": Verb("launch.copy_recipe", "copy a recipe to edit"),
+    "cluster": Verb("launch.cluster", "a SLURM cluster of several hosts on this machine, to try things on"),
     "schema": Verb("launch.schema", "the JSON schema of the config"),
     "demo": Verb("launch.demo", "the main job end to end, with a worker killed in the middle"),
 }

@@ -242,6 +242,10 @@ class Engine:
         """
         return partition.state_parts(self._leaves, self._optimizer, self.settings.optimizer.moments)
 
+    def planned_parts(self) -> list[StatePart]:
+        """The layout of `state_parts`, before the first step too: its values are not the moments'."""
+        return partition.planned_parts(self._leaves, self.settings.optimizer.moments)
+
     @functools.cached_property
     def _leaves(self) -> list[tuple[torch.Tensor, tuple[Fragment, ...]]]:
         return partition.fragments_by_leaf(self._engine)

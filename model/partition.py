@@ -128,6 +128,14 @@ def state_parts(
     return parts
 
 
+def planned_parts(
+    leaves: Sequence[tuple[torch.Tensor, tuple[Fragment, ...]]], moments: Sequence[str]
+) -> list[StatePart]:
+    """What `state_parts` will be once the optimizer has moments: same kinds, sizes and ranges, but all with the
+    master's values."""
+    return [StatePart(kind, leaf.data.view(-1), members) for leaf, members in leaves for kind in ("master", *moments)]
+
+
 def _flat_fragments(engine: Any) -> Iterator[Fragment]:
     optimizer = engine.optimizer
     for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):

@@ -81,3 +81,9 @@ def test_ci_runs_make_test() -> None:
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     assert "exec make test" in script.read_text()
+
+
+def test_ci_never_skips_the_tests_on_several_hosts() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "export PHALANX_REQUIRE_CLUSTER=1" in script
+    assert "apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2" in script

@@ -78,7 +78,10 @@ class ObjectFiles:
             raise _partial(full, len(data), num_bytes)
         return data
 
-    def read_into(self, path: str, offset: int, out: memoryview) -> int:
+    def open(self, path: str) -> None:
+        """Nothing is kept open: each range is a request of its own."""
+
+    def read_into(self, path: str, offset: int, out: memoryview, file: None = None) -> int:
         """Fill `out` from byte `offset` on; the number of bytes found, fewer only at the end of the object."""
         if not len(out):
             return 0

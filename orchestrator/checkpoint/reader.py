@@ -1,7 +1,9 @@
 """Reads logical tensors of a committed checkpoint by ranges, whatever world size and stage wrote them."""
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Mapping
+from io import FileIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,9 @@ from orchestrator.errors import CheckpointError
 
 if TYPE_CHECKING:
     from orchestrator.checkpoint.encryption import SealedFile
+
+_MAX_OPEN_FILES = 64
+"""Of a checkpoint that thousands of ranks wrote."""
 
 
 def read_marker(store: Store, step: int) -> Marker:
@@ -55,6 +60,7 @@ class CheckpointReader:
         self._stored_bytes = {file.file: file.bytes for file in marker.files}
         self._sealed: dict[str, SealedFile] = {}
         self._newest_sealed: SealedFile | None = None
+        self._open: OrderedDict[str, FileIO | None] = OrderedDict()
         self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, entry in marker.tensors.items()}
         self._folder = step_folder(marker.step)
         self._small: dict[str, tuple[str, SmallEntry]] = {
@@ -121,13 +127,22 @@ class CheckpointReader:
     def read_range(self, file: str, offset: int, count: int, out: memoryview) -> None:
         """Plain bytes [offset, offset + count) of one of the marker's files."""
         if self.marker.encryption is None:
-            self.store.read_range(f"{self._folder}/{file}", offset, count, out)
+            path = f"{self._folder}/{file}"
+            self.store.read_range(path, offset, count, out, self._kept_open(path))
             return
         sealed = self._sealed_file(file)
         if self._newest_sealed not in (None, sealed):
             self._newest_sealed.release()
         self._newest_sealed = sealed
         sealed.read_range(offset, count, out)
+
+    def _kept_open(self, path: str) -> FileIO | None:
+        if path not in self._open:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                self._open.popitem(last=False)
+            self._open[path] = self.store.open(path)
+        self._open.move_to_end(path)
+        return self._open[path]
 
     def plain_bytes(self, file: str) -> int:
         """Size of one of the marker's files without its encryption."""

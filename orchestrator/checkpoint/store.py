@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -87,13 +88,25 @@ class Store:
         with self._translated("read", path):
             return self._files.read(path)
 
-    def read_range(self, path: str, offset: int, count: int, out: memoryview | None = None) -> memoryview:
+    def open(self, path: str) -> FileIO | None:
+        """Hand it to `read_range` to look a file up once for many ranges; None where nothing can be kept open."""
+        with self._translated("read", path):
+            return self._files.open(path)
+
+    def read_range(
+        self,
+        path: str,
+        offset: int,
+        count: int,
+        out: memoryview | None = None,
+        file: FileIO | None = None,
+    ) -> memoryview:
         """Bytes [offset, offset + count) of a file, into `out` where given. CheckpointError if shorter."""
         target = memoryview(bytearray(count)) if out is None else out.cast("B")
         if len(target) != count:
             raise ValueError(f"out holds {len(target)} bytes, {count} were asked for")
         with self._translated("read", path):
-            found = self._files.read_into(path, offset, target)
+            found = self._files.read_into(path, offset, target, file)
         if found < count:
             raise CheckpointError(
                 f"{self.where(path)} is damaged: it ends at byte {offset + found}, {offset + count} bytes are needed"

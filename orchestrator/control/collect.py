@@ -5,6 +5,7 @@ last bit whatever order the reports arrive in.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
 from typing import Any
@@ -58,6 +59,11 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
         memory_bytes=max(m["memory_bytes"] for m in messages),
         time=max(m["time"] for m in messages),
     )
+
+
+def slowest_phases(phases_s: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Phase -> seconds on the rank that took longest for all of them together; ranks wait for each other in some."""
+    return max(phases_s, key=lambda laps_s: sum(laps_s.values()))
 
 
 def with_evaluation(row: StepRow, messages: list[Message], bytes_per_token: float) -> StepRow:

@@ -16,6 +16,8 @@ class Inbox:
         self._on_replicated: Callable[[int, int | None], None] | None = None
         self._early: list[Message] = []
         """Ends of transfers that came before anybody listened."""
+        self._slots: tuple[Message, list[int]] | None = None
+        """The agent's answer, with its descriptors."""
         self._channel = channel
 
     def listen(self, on_persisted: Callable[[int], None], on_replicated: Callable[[int, int | None], None]) -> None:
@@ -34,15 +36,18 @@ class Inbox:
         """For one more message. Raises EOFError where the agent is gone."""
         self._take(self._channel.receive())
 
-    def slots(self, slot_bytes: int | None, count: int) -> tuple[list[Slot], list[int]]:
-        """(slots, indices that are still on their way to storage); `slot_bytes=None` takes those that are there.
+    def ask_for_slots(self, slot_bytes: int | None, count: int) -> None:
+        """The agent makes them while the rank goes on; `slots` takes them. None: those that are there."""
+        self._channel.send({"kind": "slots", "slot_bytes": slot_bytes, "count": count})
+
+    def slots(self) -> tuple[list[Slot], list[int]]:
+        """(slots that were asked for, indices that are still on their way to storage).
 
         Raises CheckpointError where their memory can't be had.
         """
-        self._channel.send({"kind": "slots", "slot_bytes": slot_bytes, "count": count})
-        while (message := self._channel.receive())["kind"] != "slots":
-            self._take(message)
-        descriptors = self._channel.receive_descriptors(message)
+        while self._slots is None:
+            self.wait()
+        (message, descriptors), self._slots = self._slots, None
         if message["problem"] is not None:
             raise CheckpointError(message["problem"])
         return [Slot(descriptor) for descriptor in descriptors], message["held"]
@@ -51,6 +56,8 @@ class Inbox:
         match message["kind"]:
             case "drain":
                 self.is_drain_asked = True
+            case "slots":
+                self._slots = message, self._channel.receive_descriptors(message)
             case "persisted" | "replicated" if self._on_persisted is None or self._on_replicated is None:
                 self._early.append(message)
             case "persisted":

@@ -13,6 +13,7 @@ from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import Snapshots
+from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.control.watchdog import Phase
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
 from orchestrator.data.digest import format_digest
@@ -31,6 +32,7 @@ class Loop:
         snapshots: Snapshots,
         *,
         progress: Progress,
+        stopwatch: Stopwatch,
     ) -> None:
         self._spec = spec
         self._engine = engine
@@ -39,6 +41,7 @@ class Loop:
         self._inbox = inbox
         self._snapshots = snapshots
         self._progress = progress
+        self._stopwatch = stopwatch
 
     def run(self) -> None:
         """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave."""
@@ -101,7 +104,11 @@ class Loop:
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
         }
-        self._channel.send(report)
+        if step == self._spec.resume.step:
+            self._stopwatch.lap("step")
+            self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
+        else:
+            self._channel.send(report)
         return is_leaving, report
 
     def _enter_compute(self, micro_step: int) -> None:

@@ -8,7 +8,7 @@ from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.chronicle import Chronicle
-from orchestrator.control.collect import step_row, with_evaluation
+from orchestrator.control.collect import slowest_phases, step_row, with_evaluation
 from orchestrator.control.commits import Commits, Outcome, patience_for
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.persist import Committed, Saved, save_checkpoint
@@ -50,7 +50,8 @@ class Reports:
         self._last_row_step = row.step
         if is_first:
             seconds = time.monotonic() - attempt.started_s
-            self._chronicle.event("first_step", attempt.number, row.step, seconds=seconds)
+            phases_s = slowest_phases([m["phases_s"] for m in messages])
+            self._chronicle.event("first_step", attempt.number, row.step, seconds=seconds, phases_s=phases_s)
         if self._is_evaluated(row.step):
             attempt.held_rows[row.step] = row
         else:

@@ -1,11 +1,12 @@
 """A rank's snapshots as its loop sees them: restore from memory, take one at a step boundary, see it to storage."""
 
+import time
 from typing import Any
 
 import torch
 
 from model.engine import Engine
-from orchestrator.checkpoint.slots import SlotReader, SlotState
+from orchestrator.checkpoint.slots import SlotReader, SlotShape, SlotState
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
@@ -24,13 +25,17 @@ class Snapshots:
         self._channel = channel
         self._inbox = inbox
         self._snapshotter: Snapshotter | None = None
+        self._shape: SlotShape | None = None
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
+        self._taking_s = 0.0
+        """What the training thread itself has spent on the snapshot under way."""
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
         step = self._spec.resume.step
-        slots, _ = self._inbox.slots(None, self._spec.num_slots)
+        self._inbox.ask_for_slots(None, self._spec.num_slots)
+        slots, _ = self._inbox.slots()
         for slot in slots:
             header = slot.header()
             if header.state is SlotState.sealed and header.step == step:
@@ -41,6 +46,12 @@ class Snapshots:
                 self.restored_report = small["report"] or None
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
+
+    def prepare(self) -> None:
+        """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
+        than the hundredth."""
+        self._shape = slot_shape(self._engine.planned_parts())
+        self._inbox.ask_for_slots(self._shape.slot_bytes, self._spec.num_slots)
 
     @property
     def sealed_step(self) -> int:
@@ -58,8 +69,9 @@ class Snapshots:
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
 
     def wait(self) -> float:
-        """Before an update: until the snapshot under way is whole; returns the seconds that took."""
-        return self._snapshotter.wait() if self._snapshotter else 0.0
+        """Before an update: until the snapshot under way is whole; returns the seconds it has cost the training."""
+        taking_s, self._taking_s = self._taking_s, 0.0
+        return taking_s + (self._snapshotter.wait() if self._snapshotter else 0.0)
 
     def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
         """Begin the snapshot of `step`, with what was reported of it.
@@ -69,6 +81,7 @@ class Snapshots:
         Where no slot is free the snapshot is left out, and a checkpoint that is due is told as failed; the last one
         waits instead.
         """
+        started = time.perf_counter()
         snapshotter = self._snapshotter or self._open()
         parts, small = self._engine.state_parts(), self._small(report)
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
@@ -93,6 +106,7 @@ class Snapshots:
             snapshotter.wait()
             while snapshotter.num_persisting:
                 self._inbox.wait()
+        self._taking_s += time.perf_counter() - started
 
     @property
     def _max_backlog(self) -> int:
@@ -100,10 +114,10 @@ class Snapshots:
         return max(1, self._spec.num_slots - (4 if self._spec.has_peer else 2))
 
     def _open(self) -> Snapshotter:
-        """Slots need the moments' shapes, so they are asked for at the first snapshot."""
-        spec = self._spec
-        shape = slot_shape(self._engine.state_parts())
-        slots, held = self._inbox.slots(shape.slot_bytes, spec.num_slots)
+        spec, shape = self._spec, self._shape
+        if shape is None:
+            raise RuntimeError("prepare before the first snapshot")
+        slots, held = self._inbox.slots()
         for index, slot in enumerate(slots):
             if index not in held and not slot.has_shape(shape):
                 slot.format(shape)

@@ -23,6 +23,7 @@ from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
 from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
+from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
 
 RANK_OOM_SCORE_ADJ = 500
@@ -30,15 +31,18 @@ RANK_OOM_SCORE_ADJ = 500
 
 
 def run_worker(channel: Channel) -> int:
+    stopwatch = Stopwatch()
     message = channel.receive()
     (page,) = channel.receive_descriptors(message)
     spec, progress = decode(WorkerSpec, message["spec"]), Progress(page)
     inbox = Inbox(channel)
     try:
-        engine = open_engine(spec, progress)
+        engine = open_engine(spec, progress, stopwatch)
         snapshots = Snapshots(spec, engine, channel, inbox)
         restore(spec, engine, snapshots)
-        Loop(spec, engine, channel, inbox, snapshots, progress=progress).run()
+        stopwatch.lap("restore")
+        snapshots.prepare()
+        Loop(spec, engine, channel, inbox, snapshots, progress=progress, stopwatch=stopwatch).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
         channel.send(failure_message(error))
@@ -51,9 +55,10 @@ def run_worker(channel: Channel) -> int:
     return 0
 
 
-def open_engine(spec: WorkerSpec, progress: Progress) -> Engine:
+def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch) -> Engine:
     """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
     _prepare_process(spec)
+    stopwatch.lap("prepare")
     join_process_group(
         device=spec.device,
         store_host=spec.store_host,
@@ -64,7 +69,10 @@ def open_engine(spec: WorkerSpec, progress: Progress) -> Engine:
         timeout_s=spec.collective_timeout_s,
         around_collectives=progress.collective,
     )
-    return Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
+    stopwatch.lap("join")
+    engine = Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
+    stopwatch.lap("engine")
+    return engine
 
 
 def failure_message(error: Exception) -> dict[str, Any]:

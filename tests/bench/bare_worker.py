@@ -1,7 +1,8 @@
 """One rank of the peer: the same engine, rows and DeepSpeed settings under bare torchrun, and nothing else.
 
 Started by torchrun as `bare_worker.py SPECS.json FOLDER`; writes to FOLDER/rank_N.jsonl, after each step, when it
-was done (unix seconds), the rank's loss sum and its part of the batch digest.
+was done (unix seconds), the rank's loss sum, its part of the batch digest, its process id and how often torchrun has
+restarted it. A restart begins with the first step again: it keeps no checkpoint, so it never waits for one.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -27,22 +29,33 @@ from orchestrator.spec import WorkerSpec
 def main(specs: Path, folder: Path) -> None:
     rank = int(os.environ["RANK"])
     spec = decode(WorkerSpec, json.loads(specs.read_text())[rank])
-    # The engine is spared what our own ranks are spared: a build of 30 s for inference's collective.
+    prepare(spec)
+    dist.init_process_group("gloo")
+    train(spec, folder, restarts=int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+
+
+def prepare(spec: WorkerSpec) -> None:
+    """The engine is spared what our own ranks are spared: a build of 30 s for inference's collective."""
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     torch.set_num_threads(spec.threads)
-    dist.init_process_group("gloo")
+
+
+def train(spec: WorkerSpec, folder: Path, *, restarts: int) -> None:
+    """From the first step to the last, in a process group that is there already."""
+    rank = dist.get_rank()
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     engine = Engine(engine_settings(spec), is_restored=False)
     reader = TokenReader(str(spec.data.path), spec.manifest, "train", spec.batch.seq_len)
     order = GlobalOrder(num_rows=reader.num_rows, seed=spec.seed)
+    facts: dict[str, Any] = {"pid": os.getpid(), "restarts": restarts}
     with (
         BatchLoader(reader, order, spec.batch, rank, prefetch=spec.data.prefetch_batches) as loader,
-        (folder / f"rank_{rank}.jsonl").open("w", buffering=1) as rows,
+        (folder / f"rank_{rank}.jsonl").open("a", buffering=1) as rows,
     ):
         for step in range(spec.steps):
             batch = loader.next()
             result = engine.train_step(step, batch.micro, _lr(spec, step), lambda: None)
-            row = {"time": time.time(), "loss_sum": result.loss_sum, "digest": batch.digest}
+            row = {"time": time.time(), "loss_sum": result.loss_sum, "digest": batch.digest, **facts}
             rows.write(json.dumps(row) + "\n")
     dist.destroy_process_group()
 

@@ -82,6 +82,8 @@ class Bench:
     """What is compared with what, under which settings, and how it is timed: all that a doubter asks."""
     pairs: int
     measure: Callable[[argparse.Namespace], "Measured"]
+    cause: str = ""
+    """Where a goal is missed: why, what was tried, and what would be next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,7 @@ def to_record(bench: Bench, measured: Measured, quiet: Quiet) -> dict[str, Any]:
     return {
         "title": bench.title,
         "about": bench.about,
+        "cause": bench.cause,
         "settings": measured.settings,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit_of_tree(),
@@ -269,6 +272,8 @@ def render_section(name: str, record: dict[str, Any]) -> str:
             ["", "unit", "min / median / p99"],
             [[raw["name"], raw["unit"], _triple(raw["samples"])] for raw in record["figures"]],
         )
+    if record.get("cause"):
+        lines += [record["cause"], ""]
     lines += [_provenance(name, record), ""]
     return "\n".join(lines)
 

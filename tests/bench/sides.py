@@ -63,6 +63,20 @@ def _ours(row: StepRow) -> tuple[float, float, int]:
 
 def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str) -> Run:
     """The same config's engine, rows and DeepSpeed settings under torchrun."""
+    folder, num_ranks = write_specs(words, manifest, root, run_id)
+    arguments = [str(BARE_WORKER), str(folder / "specs.json"), str(folder)]
+    command = [*torchrun_command(num_ranks), *arguments]
+    timed = _timed(command, folder / "rank_0.jsonl", root / f"{run_id}.log")
+    ranks = [_read(folder / f"rank_{rank}.jsonl") for rank in range(num_ranks)]
+    return Run(**timed, rows=list(_joined(ranks)))
+
+
+def torchrun_command(num_ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+
+
+def write_specs(words: Sequence[str], manifest: Manifest, root: Path, run_id: str) -> tuple[Path, int]:
+    """(new folder with specs.json, how many ranks): what a bare worker needs to know of the config."""
     config = compose([*words, f"run.id={run_id}"]).config
     cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
     placement = place_workers(config.cluster, "cpu", [here(cpus)])
@@ -81,11 +95,7 @@ def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str) 
     folder = root / run_id
     folder.mkdir()
     (folder / "specs.json").write_text(json.dumps([encode(spec) for spec in specs]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(specs)}"]
-    arguments = [str(BARE_WORKER), str(folder / "specs.json"), str(folder)]
-    timed = _timed([*command, *arguments], folder / "rank_0.jsonl", root / f"{run_id}.log")
-    ranks = [_read(folder / f"rank_{rank}.jsonl") for rank in range(len(specs))]
-    return Run(**timed, rows=list(_joined(ranks)))
+    return folder, len(specs)
 
 
 def _joined(ranks: list[list[dict[str, float]]]) -> Iterator[tuple[float, float, int]]:

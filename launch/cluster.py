@@ -1,0 +1,25 @@
+"""`phalanx cluster`: clusters of several hosts to run on. Each kind has a file of its own."""
+
+import importlib
+
+from launch.cli_help import parser
+
+_KINDS = {
+    "virtual": ("launch.cluster_virtual", "a SLURM cluster of several hosts on this machine, to try job scripts"),
+}
+"""Kind -> (module, summary)."""
+_EXAMPLES = """  phalanx cluster virtual up 3
+  phalanx cluster virtual --help"""
+
+
+def run(argv: list[str]) -> int:
+    """The verb; the exit code."""
+    if argv[:1] and argv[0] in _KINDS:
+        module, _ = _KINDS[argv[0]]
+        return int(importlib.import_module(module).run(argv[1:]))
+    parsing = parser("cluster", "Clusters of several hosts to run on.", _EXAMPLES, "|".join(_KINDS) + " ...")
+    kinds = parsing.add_subparsers(required=True, metavar="|".join(_KINDS))
+    for name, (_, summary) in _KINDS.items():
+        kinds.add_parser(name, help=summary)
+    parsing.parse_args(argv)
+    return 0
