@@ -4,6 +4,7 @@ One `Engine` serves one rank of one attempt; a new attempt is a new process with
 is ever torn down or built twice.
 """
 
+import contextlib
 import functools
 import hashlib
 import sys
@@ -20,6 +21,7 @@ import xxhash
 from torch import distributed as dist
 
 from model import partition
+from model.collectives import Around, observe_collectives
 from model.config import ModelConfig
 from model.initial import initial_value
 from model.objective import token_losses_sum
@@ -72,8 +74,12 @@ def join_process_group(
     rank: int,
     world_size: int,
     timeout_s: float,
+    around_collectives: Around = contextlib.nullcontext,
 ) -> None:
-    """Join the attempt's group through the agent's store; `timeout_s` reaches DeepSpeed's own groups too."""
+    """Join the attempt's group through the agent's store; `timeout_s` reaches DeepSpeed's own groups too.
+
+    From then on every collective of DeepSpeed's is called inside `around_collectives()`.
+    """
     _calm_deepspeed()
     timeout = timedelta(seconds=timeout_s)
     dist.distributed_c10d.default_pg_timeout = timeout
@@ -83,6 +89,7 @@ def join_process_group(
         backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world_size, timeout=timeout
     )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    observe_collectives(deepspeed.comm.comm.cdb, around_collectives)
 
 
 class MicroBatch(Protocol):
@@ -164,13 +171,18 @@ class Engine:
                 own[: part.numel()].copy_(part)
 
     def train_step(
-        self, step: int, micro_batches: Sequence[MicroBatch], lr: float, before_update: Callable[[], None]
+        self,
+        step: int,
+        micro_batches: Sequence[MicroBatch],
+        lr: float,
+        before_update: Callable[[], None],
+        on_micro_step: Callable[[int], None] = lambda index: None,
     ) -> StepResult:
         """One optimizer step. `step` (0-based) and the micro-batch's place in the global batch seed dropout,
         so the masks depend on neither the attempt nor the world size.
 
         `before_update` is called once, between the last backward pass and the update: until then the masters and
-        moments are those of the step before.
+        moments are those of the step before. `on_micro_step` is called as each forward pass begins.
         """
         engine, world_size = self._engine, dist.get_world_size()
         for group in self._optimizer.param_groups:
@@ -180,6 +192,7 @@ class Engine:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         grad_norm, rng_digest = None, 0
         for index, micro_batch in enumerate(micro_batches):
+            on_micro_step(index)
             place = index * world_size + dist.get_rank()
             torch.manual_seed(_stream_seed(self.settings.seed, step, place))
             loss = self._losses_sum(micro_batch)
@@ -215,10 +228,16 @@ class Engine:
         return torch.nn.utils.get_total_norm(grads)
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+    def evaluate(
+        self, micro_batches: Sequence[MicroBatch], on_micro_step: Callable[[int], None] = lambda index: None
+    ) -> float:
         """Sum of this rank's weighted token losses, in nats; every rank makes the same number of passes."""
         self._engine.eval()
-        return sum(float(self._losses_sum(micro_batch)) for micro_batch in micro_batches)
+        loss_sum = 0.0
+        for index, micro_batch in enumerate(micro_batches):
+            on_micro_step(index)
+            loss_sum += float(self._losses_sum(micro_batch))
+        return loss_sum
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -234,6 +234,11 @@ class FaultConfig:
     """The same failure at the same step so often in a row ends the run: it would only happen again."""
     collective_timeout_s: float = 600.0
     """A collective that takes longer fails its rank."""
+    hang_timeout_factor: float = 3.0
+    """Ranks that stand still for so many times what a step usually takes, and hang_constant_s, hang: their stacks are
+    written to their logs and they are started anew. 0 turns this off."""
+    hang_constant_s: float = 5.0
+    """Added to that. What has not been seen yet (the start, the first steps) may take worker.start_timeout_s."""
 
 
 class WandbMode(StrEnum):

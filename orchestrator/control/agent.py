@@ -6,13 +6,13 @@ Ranks talk to their agent over a socket pair each and print into a pipe each, so
 missing shared file system loses a line. What they say becomes events: dictionaries with at least
 {"kind", "attempt", "rank", "node"}. Kinds from ranks: see loop.py. Kinds of the agent's own:
     output   {"text"}                                     what the rank printed
-    exited   {"exit_code", "signal", "is_stopped", "tail"}  after everything else from that rank;
-             is_stopped where the agent was told to stop it
+    exited   {"exit_code", "signal", "is_stopped", "tail", "stack", "reason"}  after everything else from that
+             rank; is_stopped where the agent was told to stop it; reason: what the agent knows of its end
+    stalled  {}                                           the watchdog finds that this rank hangs
 """
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,39 +20,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-import psutil
 
 from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
+from orchestrator.control.oomkills import OomKills
 from orchestrator.control.peers import PeerCopies, fetch_copy
+from orchestrator.control.progress import ProgressReader, create_page
+from orchestrator.control.rankhandle import KILLED, RankHandle
 from orchestrator.control.slotkeeper import Peer, PersistJob, SlotKeeper
+from orchestrator.control.stacks import dump
+from orchestrator.control.surroundings import has_gpu, interface_of
+from orchestrator.control.watchdog import HangLimits, RankProgress
+from orchestrator.control.watching import Watch
 from orchestrator.errors import CheckpointError, WorkerFailedError
 
 Event = dict[str, Any]
 BATCHED_KINDS = frozenset({"step", "output"})
 """Events that may wait for company; all others are handed over at once."""
 BATCH_S = 0.1
-TAIL_LINES = 40
 STORE_TIMEOUT_S = 300.0
 """The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
-KILLED: Event = {"exit_code": None, "signal": int(signal.SIGKILL), "is_stopped": False}
-"""The end of a rank whose zygote has died."""
-
-
-@dataclass(slots=True)
-class _Rank:
-    attempt: int
-    rank: int
-    channel: Channel
-    threads: list[threading.Thread]
-    pid: int | None = None
-    is_ending: bool = False
-    is_gone: bool = False
-    """And its `exited` is told."""
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
 class NodeAgent:
@@ -64,18 +52,20 @@ class NodeAgent:
         self._threads = threads
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
-        self._ranks: dict[str, _Rank] = {}
+        self._ranks: dict[str, RankHandle] = {}
         self._store: tuple[Channel, int] | None = None
         self._slots = SlotKeeper()
         self._copies = PeerCopies(address)
         self._peer: Peer | None = None
+        self._watch: Watch | None = None
+        self._oom_kills = OomKills()
         self._start_zygote()
 
     def describe(self) -> dict[str, Any]:
         return {
             "host": socket.gethostname(),
             "address": self._address,
-            "interface": _interface_of(self._address),
+            "interface": interface_of(self._address),
             "port": self._copies.port,
             "pid": os.getpid(),
         }
@@ -89,7 +79,7 @@ class NodeAgent:
             "OMP_NUM_THREADS": str(self._threads),
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "DEEPSPEED_LOG_LEVEL": "error",
-            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu"),
+            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda" if has_gpu() else "cpu"),
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -190,13 +180,19 @@ class NodeAgent:
         for rank, step, peer in copies:
             self._slots.adopt(rank, fetch_copy(peer, secret, rank, step))
 
-    def start_ranks(self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        """Fork one rank for each (rank, encoded WorkerSpec)."""
+    def start_ranks(
+        self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]], limits: HangLimits | None = None
+    ) -> None:
+        """Fork one rank for each (rank, encoded WorkerSpec); `limits` are the watchdog's, None leaves it out."""
         self._need_zygote()
+        self._stop_watch()
+        started = []
         for number, spec in specs:
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
-            rank = _Rank(attempt, number, channel, [])
+            page = create_page(f"progress-{number}")
+            rank = RankHandle(attempt, number, channel, ProgressReader(page))
+            started.append(rank)
             rank.threads = [
                 threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
                 threading.Thread(target=self._read_output, args=(rank, readable), daemon=True),
@@ -208,13 +204,41 @@ class NodeAgent:
                 self._fork("worker", f"{attempt}.{number}", [theirs, writable])
             except OSError:  # the zygote has died just now
                 self._rank_exited(rank, KILLED)
+                os.close(page)
                 continue
             with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
-                channel.send(spec)
+                channel.send_descriptors({"spec": spec}, [page])
+            os.close(page)
+        if limits is not None:
+            by_rank = {rank.rank: rank for rank in started}
+            self._watch = Watch(self._node, started, limits, lambda n: self._emit(by_rank[n], {"kind": "stalled"}))
+
+    def progress(self) -> list[RankProgress]:
+        """How far every live rank is; empty without a watchdog."""
+        return self._watch.progress() if self._watch else []
+
+    def dump_stacks(self, why: str) -> dict[int, list[str]]:
+        """Every live rank's stacks into its log, after a line that says `why`; rank -> its innermost frames."""
+        living = [rank for rank in list(self._ranks.values()) if not rank.is_gone]
+
+        def ask(pid: int) -> None:
+            with contextlib.suppress(OSError):
+                send_with_descriptors(self._zygote_socket, {"op": "dump", "pid": pid}, [])
+
+        def say(rank: RankHandle, line: str) -> None:
+            self._emit(rank, {"kind": "output", "text": f"{line}\n"})
+
+        return dump(living, why, ask, say)
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
     def stop_ranks(self, timeout_s: float) -> bool:
         """SIGKILL every live rank; True once all are gone and everything they said is an event."""
         deadline = time.monotonic() + timeout_s
+        self._stop_watch()
         with self._changed:
             while living := [rank for rank in self._ranks.values() if not rank.is_gone]:
                 for rank in living:
@@ -259,6 +283,7 @@ class NodeAgent:
 
     def close(self) -> None:
         """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
+        self._stop_watch()
         self._end_zygote()
         self._slots.close()
         self._copies.close()
@@ -271,12 +296,12 @@ class NodeAgent:
 
     # ---- what the ranks do
 
-    def _emit(self, rank: _Rank, message: Event) -> None:
+    def _emit(self, rank: RankHandle, message: Event) -> None:
         with self._changed:
             self._events.append({**message, "attempt": rank.attempt, "rank": rank.rank, "node": self._node})
             self._changed.notify_all()
 
-    def _hear_rank(self, rank: _Rank) -> None:
+    def _hear_rank(self, rank: RankHandle) -> None:
         while True:
             try:
                 message = rank.channel.receive()
@@ -292,7 +317,7 @@ class NodeAgent:
             except (EOFError, OSError):
                 return
 
-    def _hand_slots(self, rank: _Rank, wanted: Event) -> None:
+    def _hand_slots(self, rank: RankHandle, wanted: Event) -> None:
         try:
             descriptors, held = self._slots.slots_for(rank.rank, wanted["slot_bytes"], wanted["count"])
         except CheckpointError as error:
@@ -300,7 +325,7 @@ class NodeAgent:
             return
         rank.channel.send_descriptors({"kind": "slots", "held": held, "problem": None}, descriptors)
 
-    def _persist(self, rank: _Rank, message: Event) -> None:
+    def _persist(self, rank: RankHandle, message: Event) -> None:
         """Tell first, release then: a rank that was released knows that the controller will hear of it."""
         job = PersistJob(
             rank=rank.rank,
@@ -324,7 +349,7 @@ class NodeAgent:
 
         self._slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
 
-    def _replicate(self, rank: _Rank, message: Event) -> None:
+    def _replicate(self, rank: RankHandle, message: Event) -> None:
         assert self._peer is not None
 
         def on_done(is_copied: bool) -> None:
@@ -336,13 +361,10 @@ class NodeAgent:
 
         self._slots.replicate(rank.rank, message["slot"], self._peer, on_done)
 
-    def _read_output(self, rank: _Rank, descriptor: int) -> None:
-        with os.fdopen(descriptor, "r", errors="replace") as output:
-            for line in output:
-                rank.tail.append(line.rstrip("\n"))
-                self._emit(rank, {"kind": "output", "text": line})
+    def _read_output(self, rank: RankHandle, descriptor: int) -> None:
+        rank.read_output(descriptor, lambda line: self._emit(rank, {"kind": "output", "text": line}))
 
-    def _rank_exited(self, rank: _Rank, end: dict[str, Any]) -> None:
+    def _rank_exited(self, rank: RankHandle, end: dict[str, Any]) -> None:
         """Told once, whoever notices first; the rank's own threads have everything it said once they end."""
         with self._changed:
             if rank.is_ending:
@@ -352,19 +374,8 @@ class NodeAgent:
             thread.join(timeout=2.0)  # a grandchild may still hold the pipe open
         rank.channel.close()
         how = {key: end[key] for key in ("exit_code", "signal", "is_stopped")}
-        self._emit(rank, {"kind": "exited", **how, "tail": list(rank.tail), "time": time.time()})
+        reason = end.get("reason") or self._oom_kills.reason(end)
+        self._emit(rank, {"kind": "exited", **how, **rank.last_words(), "reason": reason, "time": time.time()})
         with self._changed:
             rank.is_gone = True
             self._changed.notify_all()
-
-
-def _interface_of(address: str) -> str | None:
-    """The network interface that holds `address`."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in addresses):
-            return name
-    return None
-
-
-def _has_gpu() -> bool:
-    return bool(os.environ.get("CUDA_VISIBLE_DEVICES")) and os.path.exists("/dev/nvidiactl")  # noqa: PTH110

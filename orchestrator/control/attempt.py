@@ -1,10 +1,12 @@
 """One attempt of a run, as the controller sees it: what its ranks have said so far. No effects."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.control.collect import Gathering
-from orchestrator.observe.failure import RankFailure, classify, first_failure
+from orchestrator.control.watchdog import PHASE_WORDS, Hang
+from orchestrator.observe.failure import RankFailure, classify, end_in_words, first_failure
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import ResumePoint
 
@@ -45,6 +47,8 @@ class Attempt:
     failed_saves: set[int] = field(default_factory=set)
     """Steps whose checkpoint at least one rank could not write."""
     losses: dict[int, float] = field(default_factory=dict)
+    hung_in: str | None = None
+    """The phase in which the attempt hung."""
 
     def __post_init__(self) -> None:
         self.steps, self.saves, self.evaluations, self.repeats = (Gathering(self.world_size) for _ in range(4))
@@ -69,18 +73,34 @@ class Attempt:
     def add_failure(self, message: Message, host: str) -> RankFailure:
         """From a rank's `exited` and what it had said before."""
         said = self.said.get(message["rank"], {})
-        early = message["exit_code"] == 0
+        unsaid: str = message["reason"] or end_in_words(message["signal"], message["stack"])
+        if message["exit_code"] == 0:
+            unsaid = "it left before the last step"
         failure = RankFailure(
             rank=message["rank"],
             node=host,
             time_s=message["time"],
             exit_code=message["exit_code"],
             signal=message["signal"],
-            message=said.get("message", "it left before the last step" if early else ""),
+            message=said["message"] if said else unsaid,
             traceback_tail="\n".join(message["tail"]),
+            stack=tuple(message["stack"]) if message["signal"] is not None else (),
         )
         self.failures.append(failure)
         return failure
+
+    def add_hang(self, hang: Hang, host: str, time_s: float, stack: Sequence[str]) -> RankFailure:
+        """The rank that the others wait for; `stack` has its innermost frames, where it could be asked."""
+        failure = RankFailure(
+            rank=hang.first.rank, node=host, time_s=time_s, is_hung=True, message=hang.message(), stack=tuple(stack)
+        )
+        self.failures.append(failure)
+        self.hung_in = PHASE_WORDS[hang.first.position.phase]
+        return failure
+
+    def add_lost_node(self, ranks: Sequence[int], host: str, time_s: float) -> None:
+        """Its ranks ended with it, and can't tell."""
+        self.failures += [RankFailure(rank=rank, node=host, time_s=time_s) for rank in ranks]
 
     @property
     def first_failure(self) -> RankFailure:
@@ -97,4 +117,6 @@ class Attempt:
         first = self.first_failure
         if first.signal is not None:
             return f"attempt {self.number}: signal {first.signal}"
+        if first.is_hung:
+            return f"step {self.last_step}: hang of rank {first.rank} in {self.hung_in}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"

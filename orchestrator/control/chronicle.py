@@ -12,7 +12,12 @@ from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
 from orchestrator.observe.tracking import Tracker, summary_values
 from orchestrator.runfolder import RunFolder
 
-TOLD_AS_ALERT = {"rank_died": "a rank died", "node_lost": "a node was lost", "run_failed": "the run failed"}
+TOLD_AS_ALERT = {
+    "rank_died": "a rank died",
+    "hang_detected": "ranks hang",
+    "node_lost": "a node was lost",
+    "run_failed": "the run failed",
+}
 
 
 class Chronicle:

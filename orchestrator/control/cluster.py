@@ -207,16 +207,25 @@ class RayCluster:
             for actor, node, facts in zip(actors, nodes, described, strict=True)
         ]
 
-    def call(self, agent: AgentHandle, method: str, *arguments: object) -> Any:
-        """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone."""
-        return self.call_all([(agent, arguments)], method)[0]
+    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
+        """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
+        answer in time."""
+        return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]
 
-    def call_all(self, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]], method: str) -> list[Any]:
+    def call_all(
+        self,
+        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
+        method: str,
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Any]:
         """The same method of several agents at once, each with its own arguments; results in order."""
         ray = _import_ray()
         references = [getattr(agent.actor, method).remote(*arguments) for agent, arguments in calls]
         try:
-            return list(ray.get(references))
+            return list(ray.get(references, timeout=timeout_s))
+        except ray.exceptions.GetTimeoutError:
+            raise ConnectionError(f"an agent has not answered in {timeout_s:g} s") from None
         except ray.exceptions.RayActorError as error:
             raise ConnectionError(f"an agent is gone: {_first_line(error)}") from None
         except ray.exceptions.RayTaskError as error:

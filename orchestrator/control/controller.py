@@ -20,7 +20,15 @@ from orchestrator.control.lifecycle import Action, Budget, State, decide
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.specs import has_peers, worker_threads
-from orchestrator.control.starting import claim_attempt, memory_point, resume_point, set_peers, start_ranks
+from orchestrator.control.stalls import dump_stacks, examine
+from orchestrator.control.starting import (
+    claim_attempt,
+    cuda_fork_problems,
+    memory_point,
+    resume_point,
+    set_peers,
+    start_ranks,
+)
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
@@ -75,7 +83,8 @@ class Controller:
         self._agents = list(self._cluster.start_agents(placement, **self._agent_settings()))
         self._introduce_peers()
         if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
-            self._check_cuda_fork()
+            for problem in cuda_fork_problems(self._cluster, self._agents):
+                self._chronicle.console.warn(problem)
         self._stream = EventStream(self._agents)
 
     def _agent_settings(self) -> dict[str, Any]:
@@ -144,15 +153,6 @@ class Controller:
     @property
     def _last_step(self) -> int | None:
         return self._attempt.last_step if self._attempt else None
-
-    def _check_cuda_fork(self) -> None:
-        problems = self._cluster.call_all([(agent, ()) for agent in self._agents], "check_cuda_fork")
-        for agent, problem in zip(self._agents, problems, strict=True):
-            if problem is not None:
-                self._chronicle.console.warn(
-                    f"SLOW START on {agent.host}: a forked process can't use CUDA ({problem}); ranks import for "
-                    "themselves as with worker.start=spawn"
-                )
 
     def _start_attempt(self) -> None:
         placement = self._placement
@@ -231,6 +231,7 @@ class Controller:
         if self.state is not State.starting or attempt is None or attempt.has_stepped:
             return
         if time.monotonic() - attempt.started_s > limit_s:
+            dump_stacks(self._cluster, self._agents, "no step was done in worker.start_timeout_s")
             self._begin_interruption()
             self.failure_digest = (
                 f"attempt {attempt.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, "
@@ -295,6 +296,8 @@ class Controller:
                 attempt.said[message["rank"]] = message
             case "exited":
                 self._on_exited(attempt, message)
+            case "stalled":
+                self._on_stalled(attempt)
             case _:
                 self.reports.hear(attempt, message)
 
@@ -355,6 +358,16 @@ class Controller:
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
 
+    def _on_stalled(self, attempt: Attempt) -> None:
+        """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
+        is_training = self.state in (State.starting, State.running, State.draining)
+        facts = examine(self._cluster, self._agents, attempt) if is_training else None
+        if facts is None:
+            return
+        self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
+        self._begin_interruption()
+        self._tell(lifecycle.AttemptFailed(attempt.signature()))
+
     def _host_of(self, node: int) -> str:
         return next((agent.host for agent in self._agents if agent.node == node), f"node {node}")
 
@@ -374,6 +387,9 @@ class Controller:
         self._agents.remove(agent)
         self._lost.append(agent)
         self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
+        if self._attempt is not None and self._placement is not None:
+            ranks = [place.rank for place in self._placement.ranks if place.node == agent.node]
+            self._attempt.add_lost_node(ranks, agent.host, time.time())
         self._begin_interruption()
         self._tell(lifecycle.NodeLost(f"attempt {self._number}: node {agent.host}"))
 

@@ -11,8 +11,10 @@ from model.engine import Engine
 from model.schedule import learning_rate
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
+from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
+from orchestrator.control.watchdog import Phase
 from orchestrator.data.batches import BatchLoader, StepBatch, read_step
 from orchestrator.data.digest import format_digest, sum_digests
 from orchestrator.data.order import GlobalOrder, eval_rows_at
@@ -29,6 +31,7 @@ class Loop:
         inbox: Inbox,
         snapshots: Snapshots,
         *,
+        progress: Progress,
         stopwatch: Stopwatch,
     ) -> None:
         self._spec = spec
@@ -39,6 +42,7 @@ class Loop:
         self._snapshots = snapshots
         self._keep_s = 0.0
         """What the snapshot of the step before took of this thread."""
+        self._progress = progress
         self._stopwatch = stopwatch
 
     def run(self) -> None:
@@ -70,20 +74,25 @@ class Loop:
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
                 if is_leaving and done < spec.steps:
+                    self._progress.enter(Phase.done)
                     self._channel.send({"kind": "done", "step": done, "is_drained": True})
                     return
+            self._progress.enter(Phase.done)
             self._channel.send({"kind": "done", "step": spec.steps, "is_drained": False})
         self._snapshots.close()
 
     def _step(self, step: int, loader: BatchLoader) -> tuple[bool, Message]:
         """One optimizer step: (whether the ranks agreed to leave after it, what was reported of it)."""
-        started = time.perf_counter()
+        started, progress = time.perf_counter(), self._progress
+        waited_ns = progress.waited_ns
+        progress.begin_step(step)
         batch: StepBatch = loader.next()
         data_s = time.perf_counter() - started
-        ballot = Ballot(self._agreement, self._inbox, self._snapshots)
+        ballot = Ballot(self._agreement, self._inbox, self._snapshots, progress)
         lr = self._learning_rate(step)
-        result = self._engine.train_step(step, batch.micro, lr, ballot.cast)
+        result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
         is_leaving, common_step, common_replicated_step = ballot.outcome()
+        progress.end_step()
         self._snapshots.agreed(common_step, common_replicated_step)
         report: Message = {
             "kind": "step",
@@ -95,6 +104,7 @@ class Loop:
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
+            "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
             "rng_digest": format_digest(sum_digests([result.rng_digest])),
             "memory_bytes": self._peak_memory_bytes(),
@@ -106,6 +116,9 @@ class Loop:
         else:
             self._channel.send(report)
         return is_leaving, report
+
+    def _enter_compute(self, micro_step: int) -> None:
+        self._progress.enter(Phase.compute, micro_step)
 
     def _learning_rate(self, step: int) -> float:
         optim = self._spec.optim
@@ -133,15 +146,17 @@ class Loop:
         is_persisted = self._is_save_due(done) or is_leaving
         if is_persisted or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
+            self._progress.enter(Phase.storing if is_last else Phase.saving)
             self._snapshots.take(done, report, is_persisted=is_persisted, is_last=is_last)
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec
         started = time.perf_counter()
+        self._progress.enter(Phase.evaluation)
         reader = TokenReader(str(spec.data.path), spec.manifest, "validation", spec.batch.seq_len)
         num_rows = min(spec.train.eval_rows, spec.manifest.validation.num_rows(spec.batch.seq_len))
         batch = read_step(reader, eval_rows_at(spec.rank, num_rows, spec.batch), done)
-        loss_sum = self._engine.evaluate(batch.micro)
+        loss_sum = self._engine.evaluate(batch.micro, lambda index: self._progress.enter(Phase.evaluation, 1 + index))
         self._channel.send(
             {
                 "kind": "evaluated",
@@ -182,26 +197,31 @@ class Agreement:
 class Ballot:
     """One step's vote: whether anybody was asked to leave, and the newest snapshot that every rank has."""
 
-    def __init__(self, agreement: Agreement, inbox: Inbox, snapshots: Snapshots) -> None:
+    def __init__(self, agreement: Agreement, inbox: Inbox, snapshots: Snapshots, progress: Progress) -> None:
         self.stall_s = 0.0
         """How long the update waited for the snapshot of the step before."""
         self._agreement = agreement
         self._inbox = inbox
         self._snapshots = snapshots
+        self._progress = progress
         self._values = torch.zeros(3, dtype=torch.int64)
         self._work: dist.Work | None = None
 
     def cast(self) -> None:
         """Before the update: the snapshot of the step before is whole from here on."""
+        self._progress.enter(Phase.snapshot)
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
         self._values[0] = -int(self._inbox.is_drain_asked)
         self._values[1] = self._snapshots.sealed_step
         self._values[2] = self._snapshots.replicated_step
         self._work = self._agreement.minimum(self._values)
+        self._progress.enter(Phase.update)
 
     def outcome(self) -> tuple[bool, int, int]:
         """(whether all leave after this step, the newest step sealed on every rank, the newest copied for every)."""
+        self._progress.enter(Phase.vote)
         if self._work is not None:
-            self._work.wait()
+            with self._progress.collective():
+                self._work.wait()
         return bool(self._values[0] < 0), int(self._values[1]), int(self._values[2])

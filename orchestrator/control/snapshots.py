@@ -1,6 +1,5 @@
 """A rank's snapshots as its loop sees them: restore from memory, take one at a step boundary, see it to storage."""
 
-import time
 from typing import Any
 
 import torch
@@ -28,8 +27,6 @@ class Snapshots:
         self._shape: SlotShape | None = None
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
-        self._taking_s = 0.0
-        """What the training thread itself has spent on the snapshot under way."""
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
@@ -69,9 +66,8 @@ class Snapshots:
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
 
     def wait(self) -> float:
-        """Before an update: until the snapshot under way is whole; returns the seconds it has cost the training."""
-        taking_s, self._taking_s = self._taking_s, 0.0
-        return taking_s + (self._snapshotter.wait() if self._snapshotter else 0.0)
+        """Before an update: until the snapshot under way is whole; returns the seconds that took."""
+        return self._snapshotter.wait() if self._snapshotter else 0.0
 
     def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
         """Begin the snapshot of `step`, with what was reported of it.
@@ -81,7 +77,6 @@ class Snapshots:
         Where no slot is free the snapshot is left out, and a checkpoint that is due is told as failed; the last one
         waits instead.
         """
-        started = time.perf_counter()
         snapshotter = self._snapshotter or self._open()
         parts, small = self._engine.state_parts(), self._small(report)
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
@@ -106,7 +101,6 @@ class Snapshots:
             snapshotter.wait()
             while snapshotter.num_persisting:
                 self._inbox.wait()
-        self._taking_s += time.perf_counter() - started
 
     @property
     def _max_backlog(self) -> int:

@@ -1,6 +1,7 @@
 """One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
 
 from orchestrator.config import RunConfig
+from orchestrator.control.watchdog import HangLimits
 from orchestrator.data.manifest import Manifest
 from orchestrator.spec import Placement, ResumePoint, RunPlan, WorkerSpec
 
@@ -74,3 +75,16 @@ def num_slots(config: RunConfig, num_nodes: int) -> int:
 def worker_threads(config: RunConfig) -> int:
     """Intra-operation threads of one rank."""
     return config.worker.threads or config.cluster.cpus_per_worker
+
+
+def hang_limits(config: RunConfig) -> HangLimits | None:
+    """The watchdog's; None where it is turned off."""
+    fault = config.fault
+    if not fault.hang_timeout_factor:
+        return None
+    return HangLimits(
+        factor=fault.hang_timeout_factor,
+        constant_s=fault.hang_constant_s,
+        unlearned_s=config.worker.start_timeout_s,
+        storing_s=config.checkpoint.final_timeout_s,
+    )

@@ -14,7 +14,7 @@ from orchestrator.codec import encode
 from orchestrator.control.cluster import AgentHandle, RayCluster
 from orchestrator.control.initial import initial_point
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.specs import worker_specs
+from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.errors import StoreError
 from orchestrator.spec import Placement, ResumePoint
 
@@ -90,6 +90,17 @@ def set_peers(cluster: RayCluster, agents: Sequence[AgentHandle], secret: str) -
     cluster.call_all([(agent, (secret, peer)) for agent, peer in zip(agents, peers, strict=True)], "set_peer")
 
 
+def cuda_fork_problems(cluster: RayCluster, agents: Sequence[AgentHandle]) -> list[str]:
+    """A warning for each node where a forked process can't use CUDA; its ranks import for themselves then."""
+    problems = cluster.call_all([(agent, ()) for agent in agents], "check_cuda_fork")
+    return [
+        f"SLOW START on {agent.host}: a forked process can't use CUDA ({problem}); ranks import for themselves as "
+        "with worker.start=spawn"
+        for agent, problem in zip(agents, problems, strict=True)
+        if problem is not None
+    ]
+
+
 def claim_attempt(run: OpenRun, store: Store) -> Claim:
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.
@@ -138,4 +149,5 @@ def start_ranks(
     by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}
     for spec in specs:
         by_node[spec.node].append((spec.rank, encode(spec)))
-    cluster.call_all([(agent, (number, by_node[agent.node])) for agent in agents], "start_ranks")
+    limits = hang_limits(run.config)
+    cluster.call_all([(agent, (number, by_node[agent.node], limits)) for agent in agents], "start_ranks")

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from orchestrator.config import ClusterConfig, Device
 from orchestrator.spec import NodeFacts
 
@@ -27,6 +29,19 @@ def here(min_cpus: int) -> NodeFacts:
         cpus=max(cores, min(min_cpus, cores * WORKERS_PER_CORE)),
         gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
     )
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that holds `address`."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return None
+
+
+def has_gpu() -> bool:
+    """Whether this process was given a GPU."""
+    return bool(os.environ.get("CUDA_VISIBLE_DEVICES")) and Path("/dev/nvidiactl").exists()
 
 
 def is_joining(config: ClusterConfig) -> bool:

@@ -21,6 +21,7 @@ from orchestrator.codec import decode
 from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
+from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
@@ -31,15 +32,17 @@ RANK_OOM_SCORE_ADJ = 500
 
 def run_worker(channel: Channel) -> int:
     stopwatch = Stopwatch()
-    spec = decode(WorkerSpec, channel.receive())
+    message = channel.receive()
+    (page,) = channel.receive_descriptors(message)
+    spec, progress = decode(WorkerSpec, message["spec"]), Progress(page)
     inbox = Inbox(channel)
     try:
-        engine = open_engine(spec, stopwatch)
+        engine = open_engine(spec, progress, stopwatch)
         snapshots = Snapshots(spec, engine, channel, inbox)
         restore(spec, engine, snapshots)
         stopwatch.lap("restore")
         snapshots.prepare()
-        Loop(spec, engine, channel, inbox, snapshots, stopwatch=stopwatch).run()
+        Loop(spec, engine, channel, inbox, snapshots, progress=progress, stopwatch=stopwatch).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
         channel.send(failure_message(error))
@@ -52,7 +55,7 @@ def run_worker(channel: Channel) -> int:
     return 0
 
 
-def open_engine(spec: WorkerSpec, stopwatch: Stopwatch) -> Engine:
+def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch) -> Engine:
     """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
     _prepare_process(spec)
     stopwatch.lap("prepare")
@@ -64,6 +67,7 @@ def open_engine(spec: WorkerSpec, stopwatch: Stopwatch) -> Engine:
         rank=spec.rank,
         world_size=spec.world_size,
         timeout_s=spec.collective_timeout_s,
+        around_collectives=progress.collective,
     )
     stopwatch.lap("join")
     engine = Engine(engine_settings(spec), is_restored=spec.resume.source != "start")

@@ -5,7 +5,7 @@ NodeAgent as `python -m orchestrator.control.zygote FD`; FD is one end of a SOCK
 children with it, when the agent's end closes.
 
 Commands:  {"op": "fork", "entry": "worker" | "store" | "canary", "label": str} with descriptors [channel, output]
-           {"op": "kill", "pid": int}
+           {"op": "kill", "pid": int}, {"op": "dump", "pid": int}: SIGKILL; its stacks (stacks.py)
 Answers:   {"op": "ready", "seconds": float}, {"op": "forked", "label", "pid"},
            {"op": "exited", "label", "pid", "exit_code": int | None, "signal": int | None,
             "is_stopped": bool}
@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from orchestrator.control import stacks
 from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
 
 PR_SET_PDEATHSIG = 1
@@ -31,6 +32,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(descriptor: int, warm: bool) -> None:
     started = time.monotonic()
+    stacks.register()
     if warm:
         from model.engine import prewarm
         from orchestrator.control import rendezvous, worker  # noqa: F401
@@ -68,6 +70,9 @@ class Zygote:
     def _obey(self, message: dict[str, object], descriptors: list[int]) -> None:
         if message["op"] == "kill":
             self._kill(int(str(message["pid"])))
+        elif message["op"] == "dump":
+            if message["pid"] in self._children:
+                os.kill(int(str(message["pid"])), stacks.DUMP_SIGNAL)
         elif message["op"] == "fork":
             self._fork(str(message["entry"]), str(message["label"]), descriptors)
 

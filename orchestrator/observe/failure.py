@@ -18,10 +18,14 @@ class RankFailure:
     exit_code: int | None = None
     """None where a signal ended it."""
     signal: int | None = None
+    is_hung: bool = False
+    """It did not end: it made no progress any more, and was stopped for that."""
     message: str = ""
-    """The exception in one line, as `Type: text`; empty where the rank could not say."""
+    """The exception in one line, as `Type: text`; else what is known of its end from outside."""
     traceback_tail: str = ""
-    """The last lines it printed."""
+    """The last lines it printed, stacks left out."""
+    stack: tuple[str, ...] = ()
+    """Innermost frames of the thread that crashed or hangs, where they are known."""
 
 
 class Cause(StrEnum):
@@ -31,6 +35,7 @@ class Cause(StrEnum):
     communication = "communication"
     user_code = "user code"
     node = "node"
+    hang = "hang"
 
 
 # Broken connections are what the *other* ranks see when one dies; by themselves they say nothing about why.
@@ -110,11 +115,17 @@ CURES: dict[Cause, tuple[str, ...]] = {
         "look for the kernel's reason on that host: dmesg | grep -i -E 'killed process|xid|ecc'",
         "if it was killed for its memory, lower train.micro_batch_size or cluster.workers_per_node",
     ),
+    Cause.hang: (
+        "read the stacks of all ranks at the end of their logs: what the rank that is behind waits for is the cause",
+        "raise fault.hang_constant_s if steps really stop for that long, or set fault.hang_timeout_factor=0",
+    ),
 }
 
 
 def classify(failure: RankFailure) -> Cause:
     """The class of cause: from the rank's own words, and where it had none from the signal that ended it."""
+    if failure.is_hung:
+        return Cause.hang
     words = _own_words(failure)
     if _FOLLOW_ON.search(words) or _TIMED_OUT.search(words):
         return Cause.communication
@@ -127,11 +138,11 @@ def classify(failure: RankFailure) -> Cause:
 
 
 def _own_words(failure: RankFailure) -> str:
-    """What the rank said about its end: its exception, or what an aborting library printed."""
-    if failure.message:
-        return failure.message
+    """What is known about its end: its exception, what the agent found, or what an aborting library printed."""
     if failure.signal == signal.SIGABRT:
         return failure.traceback_tail
+    if failure.message:
+        return failure.message
     named = [line for line in failure.traceback_tail.splitlines() if _EXCEPTION_LINE.match(line)]
     return named[-1] if named and failure.signal is None else ""
 
@@ -155,12 +166,36 @@ def _indirectness(failure: RankFailure) -> int:
 
 
 def how_it_ended(failure: RankFailure) -> str:
-    """`was killed by signal 9 (SIGKILL)`, or `exited with code 1`, or `was lost`."""
+    """`was killed by signal 9 (SIGKILL)`, or `exited with code 1`, or `was lost`, or `made no progress`."""
+    if failure.is_hung:
+        return "made no progress"
     if failure.signal is not None:
         return f"was killed by signal {failure.signal} ({signal_name(failure.signal)})"
     if failure.exit_code is not None:
         return f"exited with code {failure.exit_code}"
     return "was lost"
+
+
+_SIGNAL_WORDS: dict[int, str] = {
+    signal.SIGKILL: "from outside, and not for want of memory",
+    signal.SIGTERM: "from outside",
+    signal.SIGHUP: "from outside",
+    signal.SIGINT: "from outside",
+    signal.SIGSEGV: "it used memory that is not its own",
+    signal.SIGBUS: "mapped memory or a mapped file could not be read",
+    signal.SIGABRT: "a library gave up",
+}
+
+
+def end_in_words(number: int | None, stack: Sequence[str]) -> str:
+    """What to say of the end of a rank that said nothing itself; empty for an exit code, which says enough.
+
+    That SIGKILL is not the kernel's, for memory, its agent has seen.
+    """
+    if number is None:
+        return ""
+    where = f" in {stack[0].strip()}" if stack else ""
+    return _SIGNAL_WORDS.get(number, "a signal that nothing in phalanx sends") + where
 
 
 def signal_name(number: int) -> str:
@@ -190,8 +225,9 @@ def digest(failures: Sequence[RankFailure], *, done: str = "", next_steps: Seque
 
 
 def _five_lines(failure: RankFailure) -> list[str]:
-    """The last five lines it printed, the exception last, wherever it is to be found."""
+    """The last it printed, then the innermost frames, then the exception, as far as they are known."""
     tail = [line.rstrip() for line in failure.traceback_tail.splitlines() if line.strip()]
+    tail += [line.rstrip() for line in reversed(failure.stack)]
     message = [line.rstrip() for line in failure.message.splitlines() if line.strip()]
     if message and message[0] not in tail:
         tail += message[:2]

@@ -192,8 +192,7 @@ _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "rank_died": _rank_died,
     "node_lost": lambda record: f"node {record.get('node', '?')} was lost",
     "hang_detected": lambda record: (
-        f"rank {record.get('rank', '?')} on {record.get('node', '?')} made no progress"
-        f" for {duration_text(record.get('seconds') or 0.0)}"
+        f"rank {record.get('rank', '?')} on {record.get('node', '?')} hangs: {record.get('message', 'no progress')}"
     ),
     "recovered": _recovered,
     "checkpoint_committed": _checkpoint_committed,

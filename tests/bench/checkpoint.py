@@ -36,13 +36,14 @@ WARMUP_STEPS = 2
 
 ABOUT = f"""Stall: what keeping a copy of the state costs the training thread each time, as a multiple of one memcpy
 of the rank's masters and moments into warm memory. Ours is a snapshot after every step of `phalanx train`, in the
-agent's memory with its checksum, as `snapshot_s` of metrics.jsonl books it (the thread's own work and what the next
-update had to wait); the peers save every {SAVE_EVERY} steps to a local disk with the same engine under torchrun, and
-what counts is how long the call keeps the thread (of the two asynchronous ones: staging included, a save that is
-still under way waited for before the clock starts, staging memory kept from save to save). The first save, which
-every peer pays for apart, is listed for itself. ZeRO-2, 10 M parameters, fp32, one thread a rank; with two ranks
-both cores are busy, with one a core is free. Interference: time from step to step with a snapshot after every step
-against none, two ranks, 2,048 tokens per rank and step; the first {WARMUP_STEPS} steps are left out."""
+agent's memory with its checksum, as `keep_s` and `snapshot_s` of metrics.jsonl book it (the thread's own work, and
+what the next update had to wait); the peers save every {SAVE_EVERY} steps to a local disk with the same engine
+under torchrun, and what counts is how long the call keeps the thread (of the two asynchronous ones: staging
+included, a save that is still under way waited for before the clock starts, staging memory kept from save to save).
+The first save, which every peer pays for apart, is listed for itself. ZeRO-2, 10 M parameters, fp32, one thread a
+rank; with two ranks both cores are busy, with one a core is free. Interference: time from step to step with a
+snapshot after every step against none, two ranks, 2,048 tokens per rank and step; the first {WARMUP_STEPS} steps
+are left out."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,9 @@ class _Sides:
         run_id = f"run_{next(self._numbers)}"
         run = phalanx([*self._words, *more], self._root, run_id)
         rows = list(read_rows(RunFolder(self._root / run_id).metrics))
-        return run, [row.snapshot_s or 0.0 for row in rows[1:]]  # the first step follows no snapshot
+        return run, [
+            (row.snapshot_s or 0.0) + (row.keep_s or 0.0) for row in rows[1:]
+        ]  # the first step follows no snapshot
 
     def peer(self, method: str, *more: str) -> dict[str, list[float]]:
         """`saves_s` of each save on its slowest rank, `memcpy_s` of the slowest rank."""

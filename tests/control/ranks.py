@@ -23,7 +23,7 @@ from orchestrator.control.agent import NodeAgent
 from orchestrator.control.collect import Gathering, step_row
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.persist import Saved, save_checkpoint
-from orchestrator.control.specs import worker_specs
+from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.prepare import map_in_process, prepare_data
 from orchestrator.observe.metrics import StepRow
@@ -176,6 +176,7 @@ class Ranks:
     """One agent with its store; attempts one after the other."""
 
     def __init__(self, data: Data, *, is_warm: bool = True) -> None:
+        """The zygote takes this process's environment as it is now."""
         self.data = data
         self.agent = NodeAgent(0, ADDRESS, is_warm, threads=1)
         self._numbers = itertools.count(1)
@@ -215,7 +216,8 @@ class Ranks:
         specs = self.specs(run, resume)
         heard = Heard(run, specs[0].attempt, resume)
         self.agent.keep_snapshots(resume.step if resume.source == "memory" else None)
-        self.agent.start_ranks(heard.attempt, [(spec.rank, encode(spec)) for spec in specs])
+        encoded = [(spec.rank, encode(spec)) for spec in specs]
+        self.agent.start_ranks(heard.attempt, encoded, hang_limits(run.config))
         return LiveAttempt(self.agent, heard)
 
     def train(self, run: OpenRun, resume: ResumePoint | None = None) -> Heard:

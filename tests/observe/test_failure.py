@@ -8,6 +8,7 @@ from orchestrator.observe.failure import (
     RankFailure,
     classify,
     digest,
+    end_in_words,
     first_failure,
     how_it_ended,
     rank_ranges,
@@ -71,6 +72,14 @@ def killed(rank=0, time_s=1.0, number=signal.SIGKILL, **changes) -> RankFailure:
         (killed(number=signal.SIGBUS), Cause.storage),
         (killed(number=signal.SIGSEGV), Cause.user_code),
         (failure(exit_code=None), Cause.node),
+        (killed(message="out of memory: the kernel killed it, as /proc/vmstat counts"), Cause.out_of_memory),
+        (killed(message="from outside, and not for want of memory"), Cause.node),
+        (killed(number=signal.SIGSEGV, message="it used memory that is not its own in ..."), Cause.user_code),
+        (
+            killed(number=signal.SIGABRT, message="a library gave up", traceback_tail=NCCL_TIMEOUT),
+            Cause.communication,
+        ),
+        (failure(exit_code=None, is_hung=True, message="no progress in gloo, out of memory"), Cause.hang),
     ],
 )
 def test_the_class_of_cause(failed, cause):
@@ -86,6 +95,8 @@ def test_the_class_of_cause(failed, cause):
         ([failure(0, 1.0, message=GLOO_CLOSED), failure(1, 1.5, message=GLOO_TIMEOUT)], 1),
         ([failure(3, 1.0, message=GLOO_CLOSED), failure(1, 1.0, message=GLOO_CLOSED)], 1),
         ([failure(0, 1.3, message="ValueError: x"), killed(1, 1.2)], 1),
+        ([failure(0, 1.0, message=GLOO_CLOSED), failure(1, 1.5, exit_code=None, is_hung=True)], 1),
+        ([failure(0, 1.0, message=GLOO_CLOSED), failure(1, 9.0, exit_code=None)], 1),
         ([killed(4, 1.0, number=signal.SIGABRT, traceback_tail=NCCL_TIMEOUT), killed(5, 1.1)], 5),
     ],
 )
@@ -131,6 +142,34 @@ def test_the_digest_of_one_silent_rank():
         "    (it printed nothing)",
     ]
     assert all(line.startswith("next: ") for line in lines[2:])
+
+
+def test_the_digest_of_a_hang_ends_in_the_innermost_frame():
+    stack = ('  File "shards.py", line 127 in rows', '  File "batches.py", line 9 in _read_ahead')
+    hung = failure(1, exit_code=None, is_hung=True, message="no progress for 9.0 s in waiting for data", stack=stack)
+    assert digest([hung]).splitlines()[:4] == [
+        "rank 1 on node-1 failed first: it made no progress; cause: hang",
+        '      File "batches.py", line 9 in _read_ahead',
+        '      File "shards.py", line 127 in rows',
+        "    no progress for 9.0 s in waiting for data",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "stack", "words"),
+    [
+        (None, (), ""),
+        (signal.SIGKILL, (), "from outside, and not for want of memory"),
+        (
+            signal.SIGSEGV,
+            ('  File "a.py", line 3 in f',),
+            'it used memory that is not its own in File "a.py", line 3 in f',
+        ),
+        (signal.SIGUSR1, (), "a signal that nothing in phalanx sends"),
+    ],
+)
+def test_a_rank_that_said_nothing_still_has_an_end(number, stack, words):
+    assert end_in_words(number, stack) == words
 
 
 def test_every_class_has_a_cure():

@@ -130,8 +130,8 @@ def test_the_evaluation_line():
         ),
         ({"event": "node_lost", "node": "b"}, "node b was lost"),
         (
-            {"event": "hang_detected", "rank": 3, "node": "b", "seconds": 600},
-            "rank 3 on b made no progress for 10m00s",
+            {"event": "hang_detected", "rank": 3, "node": "b", "message": "no progress for 9.0 s in the update"},
+            "rank 3 on b hangs: no progress for 9.0 s in the update",
         ),
         ({"event": "run_started"}, None),
     ],

@@ -1,0 +1,48 @@
+"""A node says that its ranks stand still: what all nodes know, who is to blame, and every rank's stacks."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.control.attempt import Attempt
+from orchestrator.control.cluster import AgentHandle, RayCluster
+from orchestrator.control.watchdog import RankProgress, judge
+
+ANSWER_S = 10.0
+"""A node that does not answer in this time is judged by the others."""
+DUMP_S = 30.0
+
+
+def examine(cluster: RayCluster, agents: Sequence[AgentHandle], attempt: Attempt) -> dict[str, Any] | None:
+    """Note the hang in `attempt` and return what `hang_detected` says of it, every rank's stacks being in its log.
+
+    None where a rank that the others wait for may still move.
+    """
+    progress: list[RankProgress] = []
+    for agent in agents:
+        with contextlib.suppress(ConnectionError):
+            progress += cluster.call(agent, "progress", timeout_s=ANSWER_S)
+    hang = judge(progress)
+    if hang is None:
+        return None
+    first = hang.first
+    host = next((agent.host for agent in agents if agent.node == first.node), f"node {first.node}")
+    stacks = dump_stacks(cluster, agents, f"rank {first.rank} on {host}: {hang.message()}")
+    failure = attempt.add_hang(hang, host, time.time(), stacks.get(first.rank, ()))
+    return {
+        "rank": failure.rank,
+        "node": failure.node,
+        "phase": first.position.phase.name,
+        "seconds": round(first.still_s, 3),
+        "message": failure.message,
+    }
+
+
+def dump_stacks(cluster: RayCluster, agents: Sequence[AgentHandle], why: str) -> dict[int, list[str]]:
+    """Every rank's stacks into its log; rank -> its innermost frames, empty where it could not be asked."""
+    stacks: dict[int, list[str]] = {}
+    for agent in agents:
+        with contextlib.suppress(ConnectionError):
+            stacks |= cluster.call(agent, "dump_stacks", why, timeout_s=DUMP_S)
+    return stacks
