@@ -1,7 +1,9 @@
 """`phalanx sweep`: many trials of one recipe on one cluster; the same command goes on with what was begun."""
 
+import argparse
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +13,13 @@ from launch.sweep_words import SweepWords, read_words
 from orchestrator.config import RunConfig
 from orchestrator.control.driver import Notices
 from orchestrator.control.opening import read_data
+from orchestrator.control.surroundings import here, is_joining
 from orchestrator.data.files import join, write_atomically
 from orchestrator.errors import EXIT_PREEMPTED, ConfigError
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.packing import gang_of
 from orchestrator.sweep.recipe import Recipe
 from orchestrator.sweep.report import write_report
 from orchestrator.sweep.sampler import suggest
@@ -53,6 +57,7 @@ def run(argv: list[str]) -> int:
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     metric = metric_of(read, base)
+    _check_fit(read)
     _check_data(read)
     with locked(folder), Notices() as notices:
         _describe(folder, read, base, metric, is_accepted=options.accept_changes)
@@ -76,7 +81,7 @@ def metric_of(read: SweepWords, base: RunConfig) -> Metric:
     return metric
 
 
-def _parser():  # type: ignore[no-untyped-def]
+def _parser() -> argparse.ArgumentParser:
     made = parser(
         "sweep", "Many trials of one recipe on one cluster.", EXAMPLES, "[options] KEY=VALUES ... [KEY=VALUE ...]"
     )
@@ -86,6 +91,18 @@ def _parser():  # type: ignore[no-untyped-def]
         "--accept-changes", action="store_true", help="go on with a sweep although its base recipe has changed"
     )
     return made
+
+
+def _check_fit(read: SweepWords) -> None:
+    """Where the sweep will start Ray here, what it will offer is known. Raises PlacementError."""
+    configs = list(map(read.compose, read.trials()))
+    if not is_joining(configs[0].cluster):
+        for config in configs:
+            gang_of(config, [here(_min_cpus(configs))])
+
+
+def _min_cpus(configs: Sequence[RunConfig]) -> int:
+    return max(config.cluster.num_workers * config.cluster.cpus_per_worker for config in configs)
 
 
 def _check_data(read: SweepWords) -> None:
@@ -126,12 +143,11 @@ def _search(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metr
 def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric) -> Recipe:
     is_grid = read.algorithm is Algorithm.grid
     trials = read.trials()
-    sizes = [c.cluster.num_workers * c.cluster.cpus_per_worker for c in map(read.compose, trials)]
     return Recipe(
         settings=read.settings,
         metric=metric,
         base=base,
-        min_cpus=max(sizes),
+        min_cpus=_min_cpus(list(map(read.compose, trials))),
         listed=trials if is_grid else [],
         corners=trials,
         compose=read.compose,

@@ -13,11 +13,12 @@ from orchestrator.control.surroundings import is_joining
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
+from orchestrator.observe.units import plural
 from orchestrator.spec import NodeFacts
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.host import RayHost
 from orchestrator.sweep.judge import Judge
-from orchestrator.sweep.packing import Gang, fits, gang_of, room_after
+from orchestrator.sweep.packing import Gang, concurrency, fits, gang_of, room_after
 from orchestrator.sweep.recipe import Recipe, Watcher
 from orchestrator.sweep.space import Parameters
 from orchestrator.sweep.study import Record, Study, Trial, TrialState, is_startable, trial_id
@@ -77,6 +78,7 @@ class SweepDriver:
             self._open_host()
             for parameters in self._recipe.corners:
                 gang_of(self._recipe.compose(parameters), self._nodes())
+            self._tell_room()
             self._take_over()
             for parameters in self._recipe.listed:
                 self._add(parameters)
@@ -123,6 +125,12 @@ class SweepDriver:
         while self._host.facts is None:
             if not self._host.wait(POLL_S):
                 raise ConfigError(f"no Ray for the sweep's trials: {self._host.last_words()}")
+
+    def _tell_room(self) -> None:
+        gang = gang_of(self._recipe.base, self._nodes())
+        room = concurrency(self._nodes(), gang, self._recipe.settings.max_concurrent)
+        nodes, workers = plural(len(self._nodes()), "node"), plural(self._recipe.base.cluster.num_workers, "worker")
+        self._watcher.note(f"{nodes}, {plural(room, 'trial')} of {workers} at a time")
 
     def _replace_host(self) -> None:
         """Ray is gone and with it the trials' workers: end what is left of them and go on with another Ray."""

@@ -8,11 +8,16 @@ import pytest
 from launch.compose import choices, sweep_dimension
 from launch.sweep import run
 from launch.sweep_words import SweepWords, read_words
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.sweep.settings import Algorithm, Pruner
 from orchestrator.sweep.space import Choices, Dimension, Interval
 
 BASE = ["experiment=tiny_test"]
+
+
+@pytest.fixture(autouse=True)
+def no_ray_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def refused(*words: str) -> list[str]:
@@ -150,6 +155,12 @@ def test_a_preview_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: p
 def test_a_metric_that_the_recipe_does_not_make_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"sweep\.metric=eval_loss needs evaluations"):
         run([*BASE, "optim.lr=1e-3,3e-3", "sweep.metric=eval_loss"])
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match=r"cluster\.num_workers=9999 needs 9,999 CPUs"):
+        run([*BASE, "cluster.num_workers=1,9999", "train.global_batch_size=19998", f"run.root={tmp_path}/runs"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_missing_data_is_refused_before_anything_starts(tmp_path: Path) -> None:
