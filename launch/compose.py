@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import yaml  # PyYAML comes with OmegaConf
@@ -16,6 +17,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Sweep
+from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +29,7 @@ from launch.suggest import near_key
 from orchestrator.codec import decode, encode
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.sweep.space import Choices, Dimension, Interval
 from orchestrator.validate import batch_problems, problems
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -45,9 +49,9 @@ def compose(overrides: Sequence[str]) -> Composed:
 
     Raises ConfigError with every problem: keys, choices, types, ranges and combinations.
     """
-    words, config_dirs, found = _split_config_dirs(overrides)
+    words, config_dirs, found = split_config_dirs(overrides)
     known = {group: choices(group, config_dirs) for group in GROUPS}
-    judged = [judge(word, known, _parse) for word in words]
+    judged = [judge(word, known, parse_value) for word in words]
     found += [override.problem for override in judged if override.problem]
     config: RunConfig | None = None
     try:
@@ -94,8 +98,44 @@ def override_snippet(overrides: Sequence[str]) -> str:
     return shlex.join(overrides)
 
 
-def _split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
-    """The overrides, the folders and what is wrong with the folders."""
+def sweep_dimension(word: str, names: Sequence[str] = ()) -> Dimension | None:
+    """The dimension that an override names in Hydra's grammar; None where it names one value, or can't be read.
+
+    `names`: what a glob() of this key chooses from. `shuffle` mixes the values, the same way each time.
+    """
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+    sweep = override.value() if override.is_sweep_override() else None
+    key = override.key_or_group
+    match sweep:
+        case IntervalSweep():
+            low, high = float(cast(float, sweep.start)), float(cast(float, sweep.end))
+            is_integer = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+            return Interval(key, low, high, is_log="log" in sweep.tags, is_integer=is_integer)
+        case Glob():
+            return Choices(key, tuple(sweep.filter(list(names))))
+        case Sweep():
+            is_mixed, sweep.shuffle = getattr(sweep, "shuffle", False), False
+            values = list(dict.fromkeys(_sweep_texts(override, sweep)))
+            if is_mixed:
+                Random(word).shuffle(values)
+            return Choices(key, tuple(values))
+    return None
+
+
+def _sweep_texts(override: HydraOverride, sweep: Sweep) -> list[str]:
+    """The values as a person would type each of them: texts as they stand, the rest in Hydra's grammar."""
+    texts = list(map(str, override.sweep_string_iterator()))
+    if not isinstance(sweep, ChoiceSweep):
+        return texts
+    values = [getattr(value, "text", value) for value in sweep.list]
+    return [value if isinstance(value, str) else text for value, text in zip(values, texts, strict=True)]
+
+
+def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
+    """The overrides, the folders that `--config-dir` names and what is wrong with them."""
     rest: list[str] = []
     folders: list[Path] = []
     found: list[str] = []
@@ -119,7 +159,8 @@ def _split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[Path], lis
     return rest, folders, found
 
 
-def _parse(word: str) -> Any:
+def parse_value(word: str) -> Any:
+    """The one value of `KEY=VALUE` in Hydra's grammar. Raises MalformedError or ManyValuesError."""
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:

@@ -100,7 +100,7 @@ def _judge_value(key: str, text: str, parse: Callable[[str], Any]) -> Override:
 def _many_values_problem(key: str, text: str, annotation: Any) -> str:
     if annotation is Any or typing.get_origin(annotation) is list:
         return f"{key}={text} is not one value; write a list in brackets: '{key}=[{text}]'"
-    return f"{key}={text} names several values, a run takes one; start one run for each"
+    return f"{key}={text} names several values, a run takes one; phalanx sweep makes a run of each"
 
 
 def _takes_text(key: str) -> bool:

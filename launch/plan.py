@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     """Print a config's plan. Raises ConfigError when it can't work; one that lacks memory is shown first."""
     options, overrides = _parser().parse_known_args(argv)
     config = compose(overrides).config
-    manifest, notes = _manifest_if_any(config)
+    manifest, notes = manifest_if_any(config)
     device = planned_device(config)
     if manifest is None:
         plan = plan_run(config, None, device=device)
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _manifest_if_any(config: RunConfig) -> tuple[Manifest | None, list[str]]:
+def manifest_if_any(config: RunConfig) -> tuple[Manifest | None, list[str]]:
     """The prepared data's manifest, if there is one: planning needs no data. DataError if it is damaged."""
     path = config.data.path
     if path is not None and files.file_bytes(files.join(path, FILE_NAME)) is not None:

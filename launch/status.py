@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.runs import find_run
+from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
 from orchestrator.observe.goodput import Goodput, goodput_ledger
 from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.metrics import read_rows
@@ -21,6 +22,7 @@ from orchestrator.runfolder import RunFolder
 _EXAMPLES = """examples:
   phalanx status                       every run under runs/
   phalanx status quickstart-1a2b3c4d   one run: attempts, last events, checkpoint, W&B
+  phalanx status quickstart-sweep-1a2b  one sweep: its trials and the best of them
   phalanx status --json                the same for programs
 """
 _LAST_EVENTS = 8
@@ -33,8 +35,14 @@ def run(argv: Sequence[str]) -> int:
     if arguments.run is None:
         statuses = [run_state(folder) for folder in run_folders(arguments.root)]
         print(as_json([asdict(status) for status in statuses]) if arguments.json else table(statuses, now_s))
-        if not statuses and not arguments.json:
+        sweeps = sweep_folders(arguments.root)
+        if sweeps and not arguments.json:
+            print("\n".join(map(sweep_line, sweeps)))
+        if not (statuses or sweeps or arguments.json):
             print(f"no runs under {arguments.root}/; start one: phalanx train experiment=quickstart")
+        return 0
+    if (sweep := find_sweep(arguments.run, arguments.root)) is not None:
+        print(as_json(sweep_json(sweep)) if arguments.json else "\n".join(sweep_lines(sweep)))
         return 0
     folder = find_run(arguments.run, arguments.root)
     status, events = run_state(folder), read_events(folder.events)
@@ -54,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", nargs="?", help="a run's id or folder; without it, a table of all")
+    parser.add_argument("run", nargs="?", help="a run's or a sweep's id or folder; without it, a table of all")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser

@@ -17,12 +17,14 @@ leaves at once. Repeat the command to go on.
 options:
   --config-dir DIR, -cd DIR  a folder of your own choices beside conf/
   --cfg                      print the resolved config and do nothing
+  -m, --multirun             every combination of KEY=A,B as a run of its own: a sweep (phalanx sweep --help)
 
 examples:
   phalanx train experiment=quickstart
   phalanx train model=tiny data.path=prepared/stdlib cluster.num_workers=2 parallel.zero_stage=2 train.steps=20
   phalanx train experiment=gpt_125m_h100x8 data.path=/data/corpus cluster.address=auto
   phalanx train experiment=quickstart cluster.num_workers=4     # the same run, resized
+  phalanx train -m experiment=quickstart optim.lr=1e-3,2e-3     # two trials
 
 exit codes: 0 done; 1 the run failed; 2 wrong config or arguments; 75 stopped early but resumable"""
 
@@ -31,6 +33,10 @@ def run(argv: list[str]) -> int:
     if {"-h", "--help"} & {*argv}:
         print(HELP)
         return 0
+    if {"-m", "--multirun"} & {*argv}:
+        from launch.sweep import run_grid
+
+        return run_grid(argv)
     composed = compose(argv)
     typed = Typed(
         overrides=composed.overrides,

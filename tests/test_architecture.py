@@ -19,8 +19,9 @@ ONLY_IN = {
     "deepspeed": "model/engine.py",
     "wandb": "orchestrator/observe/wandb_process.py",
     "hydra": "launch/compose.py",
+    "optuna": "orchestrator/sweep/sampler.py",
 }
-NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "subprocess")
+NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "optuna", "subprocess")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 

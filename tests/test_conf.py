@@ -88,7 +88,7 @@ def test_no_name_is_a_yaml_boolean_and_every_file_says_what_it_is(file: Path) ->
 
 
 def test_every_group_folder_is_known_and_every_group_is_a_folder() -> None:
-    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} == set(GROUPS)
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} == {*GROUPS, "sweep"}
     assert set(GROUPS) - {"experiment"} <= set(key_types())
 
 

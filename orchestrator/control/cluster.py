@@ -116,6 +116,10 @@ class RayCluster:
                 "address and RAY_AUTH_TOKEN_PATH, or leave cluster.address out to start Ray here"
             ) from error
 
+    def address(self) -> str:
+        """HOST:PORT at which others join this cluster."""
+        return str(_import_ray().get_runtime_context().gcs_address)
+
     def nodes(self) -> list[NodeFacts]:
         """Live nodes and what they have in total, the driver's own first, else by name."""
         ray = _import_ray()

@@ -79,7 +79,7 @@ def test_of_two_overrides_of_one_key_the_last_counts() -> None:
         ),
         (
             "train.steps=1,2",
-            "train.steps=1,2 names several values, a run takes one; start one run for each",
+            "train.steps=1,2 names several values, a run takes one; phalanx sweep makes a run of each",
         ),
         (
             "parallel=zero4",

@@ -1,0 +1,184 @@
+"""`phalanx sweep`: many trials of one recipe on one cluster; the same command goes on with what was begun."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from launch.cli_help import parser
+from launch.sweep_plan import preview_json, preview_lines, trial_costs
+from launch.sweep_words import SweepWords, read_words
+from orchestrator.config import RunConfig
+from orchestrator.control.driver import Notices
+from orchestrator.control.opening import read_data
+from orchestrator.control.surroundings import here, is_joining
+from orchestrator.data.files import join, write_atomically
+from orchestrator.errors import EXIT_PREEMPTED, ConfigError
+from orchestrator.sweep.description import base_recipe, default_id, describe, differences
+from orchestrator.sweep.driver import SweepDriver
+from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.packing import gang_of
+from orchestrator.sweep.recipe import Recipe
+from orchestrator.sweep.report import write_report
+from orchestrator.sweep.sampler import suggest
+from orchestrator.sweep.settings import Algorithm, Metric, is_maximised
+from orchestrator.sweep.space import parameter_words
+from orchestrator.sweep.study import Trial, trial_id
+from orchestrator.sweep.studylog import locked
+from orchestrator.sweep.table import SweepTable
+from orchestrator.sweep.wording import end_lines
+
+EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 optim.warmup_steps=10,20
+  phalanx sweep experiment=quickstart sweep=asha 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.trials=24
+  phalanx sweep experiment=quickstart sweep=lr --preview
+  phalanx sweep experiment=quickstart 'model=glob(gpt_1*)' cluster.address=auto
+  phalanx train -m experiment=quickstart optim.lr=1e-3,2e-3       the same as a grid
+
+Values are in Hydra's grammar: 1,2  choice(...)  range(...)  interval(...)  glob(...)  tag(log, ...).
+Ctrl-C or SIGTERM lets every trial save and leave (exit code 75); the same command goes on.
+exit codes: 0 every trial finished or was pruned; 1 one failed; 2 wrong config; 75 stopped early but resumable"""
+GANG_TIMEOUT_S = 3600
+"""How long a trial may wait in Ray for its nodes: on a shared cluster others may hold them."""
+
+
+def run(argv: list[str]) -> int:
+    """The verb. Raises ConfigError, and starts nothing, where anything can be known to be wrong."""
+    options, words = _parser().parse_known_args(argv)
+    read = read_words(words)
+    base = read.compose(read.trials()[0])
+    folder = SweepFolder(Path(base.run.root) / (read.settings.id or default_id(base, read.algorithm, read.space)))
+    if options.preview:
+        ids = {trial_id(folder.sweep_id, parameters): parameters for parameters in read.trials()}
+        costs = trial_costs(read, ids)
+        made = preview_json(read, costs, folder.sweep_id) if options.json else None
+        print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id)))
+        return 0
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    metric = metric_of(read, base)
+    _check_fit(read)
+    _check_data(read)
+    with locked(folder), Notices() as notices:
+        _describe(folder, read, base, metric, is_accepted=options.accept_changes)
+        return _search(folder, read, base, metric, notices)
+
+
+def run_grid(argv: list[str]) -> int:
+    """`phalanx train -m`: as Hydra users expect, every combination of the listed values."""
+    return run([*(word for word in argv if word not in ("-m", "--multirun")), "sweep=grid"])
+
+
+def metric_of(read: SweepWords, base: RunConfig) -> Metric:
+    """The metric, which trials must have. Raises ConfigError where they don't evaluate."""
+    evaluates = base.train.eval_every_steps > 0
+    metric = read.settings.metric or (Metric.eval_loss if evaluates else Metric.loss)
+    if metric in (Metric.eval_loss, Metric.eval_bits_per_byte) and not evaluates:
+        raise ConfigError(
+            f"sweep.metric={metric} needs evaluations, train.eval_every_steps=0 makes none; "
+            "use train.eval_every_steps=50, or sweep.metric=loss"
+        )
+    return metric
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        "sweep", "Many trials of one recipe on one cluster.", EXAMPLES, "[options] KEY=VALUES ... [KEY=VALUE ...]"
+    )
+    made.add_argument("--preview", action="store_true", help="list the trials and their cost; start nothing")
+    made.add_argument("--json", action="store_true", help="with --preview: one JSON object")
+    made.add_argument(
+        "--accept-changes", action="store_true", help="go on with a sweep although its base recipe has changed"
+    )
+    return made
+
+
+def _check_fit(read: SweepWords) -> None:
+    """Where the sweep will start Ray here, what it will offer is known. Raises PlacementError."""
+    configs = list(map(read.compose, read.trials()))
+    if not is_joining(configs[0].cluster):
+        for config in configs:
+            gang_of(config, [here(_min_cpus(configs))])
+
+
+def _min_cpus(configs: Sequence[RunConfig]) -> int:
+    return max(config.cluster.num_workers * config.cluster.cpus_per_worker for config in configs)
+
+
+def _check_data(read: SweepWords) -> None:
+    """Plan every trial that can be named in advance, on its data. Raises ConfigError or DataError."""
+    for config in {c.data.path: c for c in map(read.compose, read.trials())}.values():
+        read_data(config)
+    trial_costs(read, {str(number): parameters for number, parameters in enumerate(read.trials())})
+
+
+def _describe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, *, is_accepted: bool) -> None:
+    """Hold the sweep to what its first start recorded, and record this one."""
+    common = base_recipe(base, read_data(base), read.space)
+    now = describe(read.settings, read.algorithm, metric, read.space, common)
+    if folder.description.exists() and not is_accepted:
+        found = differences(json.loads(folder.description.read_text()), now, folder.sweep_id)
+        if found:
+            raise ConfigError(*found)
+    write_atomically(str(folder.description), (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _search(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, notices: Notices) -> int:
+    print(f"sweep {folder.sweep_id} in {folder.path}: {read.algorithm} by {metric}, pruning: {read.settings.pruner}")
+    table = SweepTable(sys.stdout, sys.stdout.isatty(), metric)
+    try:
+        driver = SweepDriver(folder, _recipe(folder, read, base, metric), table, notices)
+        code = driver.run()
+    finally:
+        table.close()
+    study = driver.study
+    write_report(folder, study, read.space, metric)
+    folders = {"report": str(folder.report), "folder": str(folder.path)}
+    print("\n".join(end_lines(study, metric, read.base_words, folders)))
+    if code == EXIT_PREEMPTED:
+        print("stopped: the same command goes on")
+    return code
+
+
+def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric) -> Recipe:
+    is_grid = read.algorithm is Algorithm.grid
+    trials = read.trials()
+    return Recipe(
+        settings=read.settings,
+        metric=metric,
+        base=base,
+        min_cpus=_min_cpus(list(map(read.compose, trials))),
+        listed=trials if is_grid else [],
+        corners=trials,
+        compose=read.compose,
+        command=partial(_command, folder, read),
+        suggest=partial(_suggest, read, metric),
+    )
+
+
+def _suggest(read: SweepWords, metric: Metric, trials: list[Trial], tries: int) -> dict[str, str] | None:
+    if read.algorithm is Algorithm.grid or len(trials) >= read.settings.trials:
+        return None
+    return suggest(
+        read.algorithm,
+        read.space,
+        trials,
+        seed=read.settings.seed,
+        tries=tries,
+        maximise=is_maximised(metric),
+    )
+
+
+def _command(folder: SweepFolder, read: SweepWords, trial: Trial) -> list[str]:
+    """`phalanx train` of one trial, in a folder of its own."""
+    typed = {word.partition("=")[0] for word in read.base_words}
+    url = read.compose(trial.parameters).checkpoint.url
+    ours = [f"run.root={folder.trials}", f"run.id={trial.id}"]
+    if "tracking.wandb.group" not in typed:
+        ours.append(f"tracking.wandb.group={folder.sweep_id}")
+    if "cluster.start_timeout_s" not in typed:
+        ours.append(f"cluster.start_timeout_s={GANG_TIMEOUT_S}")
+    if url is not None:
+        ours.append(f"checkpoint.url={join(url, trial.id)}")
+    words = [*read.base_words, *parameter_words(trial.parameters), *ours]
+    return [sys.executable, "-m", "launch.cli", "train", *words]

@@ -1,0 +1,94 @@
+"""What a sweep would cost: its trials planned one by one, before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launch.plan import manifest_if_any, planned_device
+from launch.plan_text import compact, total_flops, total_tokens
+from launch.sweep_words import SweepWords
+from orchestrator.data.manifest import Manifest
+from orchestrator.memory import gigabytes, held_bytes
+from orchestrator.plan import memory_refusal, plan_run
+from orchestrator.sweep.settings import Algorithm
+from orchestrator.sweep.space import Parameters, dimension_text, parameter_words
+
+MAX_ROWS = 50
+"""So many trials are listed, the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialCost:
+    trial: str
+    parameters: Parameters
+    workers: int
+    steps: int
+    tokens: int
+    flops: int
+    memory_bytes: int
+    """Of one rank at its peak."""
+    refusal: str | None
+    """Where that is more than a rank has."""
+
+
+def trial_costs(read: SweepWords, ids: Mapping[str, Parameters]) -> list[TrialCost]:
+    """The cost of each trial with id and parameters. Raises ConfigError where one can't be planned."""
+    manifests: dict[str | None, Manifest | None] = {}
+    costs = []
+    for name, parameters in ids.items():
+        config = read.compose(parameters)
+        if config.data.path not in manifests:
+            manifests[config.data.path] = manifest_if_any(config)[0]
+        plan = plan_run(config, manifests[config.data.path], device=planned_device(config))
+        memory = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
+        workers = plan.batch.world_size
+        refusal = memory_refusal(config, plan)
+        costs.append(
+            TrialCost(name, parameters, workers, plan.steps, total_tokens(plan), total_flops(plan), memory, refusal)
+        )
+    return costs
+
+
+def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -> list[str]:
+    """The trials and what they cost together; of a space without a list, its ends."""
+    settings = read.settings
+    is_grid = read.algorithm is Algorithm.grid
+    lines = [f"sweep {sweep_id}: {read.algorithm}, pruning: {settings.pruner}"]
+    lines += [f"  {dimension.key}={dimension_text(dimension)}" for dimension in read.space]
+    lines += ["", f"{len(costs)} trials" if is_grid else f"{settings.trials} trials; the ends of the space:"]
+    header = ("TRIAL", "WORKERS", "STEPS", "TOKENS", "FLOPS", "MEMORY/RANK", "PARAMETERS")
+    rows = [header, *(_cells(cost) for cost in costs[:MAX_ROWS])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(costs) > MAX_ROWS:
+        lines.append(f"... and {len(costs) - MAX_ROWS} more")
+    count = len(costs) if is_grid else settings.trials
+    largest = max(costs, key=lambda cost: cost.flops)
+    total = sum(cost.flops for cost in costs) if is_grid else largest.flops * count
+    tokens = sum(cost.tokens for cost in costs) if is_grid else largest.tokens * count
+    bound = "" if is_grid and settings.pruner == "none" else "at most "
+    lines.append(f"together    {bound}{compact(tokens)} tokens, {compact(total)} FLOPs")
+    lines += [f"too large   {cost.trial}: {cost.refusal}" for cost in costs if cost.refusal]
+    return lines
+
+
+def preview_json(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -> dict[str, Any]:
+    return {
+        "sweep": sweep_id,
+        "algorithm": str(read.algorithm),
+        "pruner": str(read.settings.pruner),
+        "space": {dimension.key: dimension_text(dimension) for dimension in read.space},
+        "trials": [asdict(cost) for cost in costs],
+    }
+
+
+def _cells(cost: TrialCost) -> tuple[str, ...]:
+    return (
+        cost.trial,
+        str(cost.workers),
+        f"{cost.steps:,}",
+        compact(cost.tokens),
+        compact(cost.flops),
+        gigabytes(cost.memory_bytes),
+        " ".join(parameter_words(cost.parameters)),
+    )

@@ -1,0 +1,54 @@
+"""Where everything of a sweep lies: one folder under run.root, its trials' run folders inside. Plan half."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.runfolder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFolder:
+    path: Path
+
+    @property
+    def sweep_id(self) -> str:
+        return self.path.name
+
+    @property
+    def description(self) -> Path:
+        """The base recipe, the space and the settings of the newest start."""
+        return self.path / "sweep.json"
+
+    @property
+    def study(self) -> Path:
+        return self.path / "study.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "sweep.html"
+
+    @property
+    def summary(self) -> Path:
+        """The outcome for programs."""
+        return self.path / "summary.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the live driver of the sweep."""
+        return self.path / "driver.lock"
+
+    @property
+    def trials(self) -> Path:
+        """run.root of the trials."""
+        return self.path / "trials"
+
+    def trial(self, trial_id: str) -> RunFolder:
+        return RunFolder(self.trials / trial_id)
+
+    def log(self, trial_id: str) -> Path:
+        """What the trial's driver printed, over all its starts."""
+        return self.path / "logs" / f"{trial_id}.log"
+
+    @property
+    def ray_log(self) -> Path:
+        return self.path / "logs" / "ray.log"

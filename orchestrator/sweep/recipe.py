@@ -1,0 +1,38 @@
+"""What a sweep's driver is told of what is trained, and of who watches. Plan half: values and signatures only."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.config import RunConfig
+from orchestrator.observe.metrics import StepRow
+from orchestrator.sweep.settings import Metric, SweepConfig
+from orchestrator.sweep.space import Parameters
+from orchestrator.sweep.study import Study, Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    settings: SweepConfig
+    metric: Metric
+    base: RunConfig
+    """With the first trial's parameters: which Ray to join, and the steps that rungs are reckoned from."""
+    min_cpus: int
+    """Of the largest trial, for a Ray that is started here."""
+    listed: Sequence[Parameters]
+    """All trials of a grid; empty for the other algorithms."""
+    corners: Sequence[Parameters]
+    """Trials that must fit the cluster before anything starts."""
+    compose: Callable[[Parameters], RunConfig]
+    """Raises ConfigError where the parameters make no run."""
+    command: Callable[[Trial], list[str]]
+    suggest: Callable[[Sequence[Trial], int], Parameters | None]
+    """(all trials so far, tries) -> the next trial's parameters, None where there are enough."""
+
+
+class Watcher(Protocol):
+    """Who shows a sweep to a person."""
+
+    def note(self, text: str) -> None: ...
+    def trial(self, trial: Trial, words: str) -> None: ...
+    def progress(self, study: Study, rows: Mapping[str, StepRow], steps: Mapping[str, int]) -> None: ...

@@ -1,0 +1,62 @@
+"""The study and its file: each record is on disk before it counts."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.observe.jsonlines import JsonLines, read_records
+from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.study import Record, Study, Trial, read_study
+
+
+class StudyLog:
+    """The sweep's one writer of study.jsonl: appended lines, so any file system will do; needs the sweep's lock."""
+
+    def __init__(self, folder: SweepFolder) -> None:
+        self.study: Study = read_study(read_records(folder.study))
+        self.starts = {r["trial"]: r for r in read_records(folder.study) if r["event"] == Record.trial_started}
+        """Trial -> the record of its newest start by an earlier driver."""
+        self._lines = JsonLines(folder.study)
+
+    def add(self, trial_id: str, parameters: Mapping[str, str]) -> Trial:
+        self._append({"event": Record.trial_added, "trial": trial_id, "parameters": dict(parameters)})
+        return self.study.trials[trial_id]
+
+    def record(self, event: Record, trial: Trial, **fields: Any) -> Trial:
+        """Returns the trial as it is after the record."""
+        self._append({"event": event, "trial": trial.id, **fields})
+        return self.study.trials[trial.id]
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        whole = {"t": time.time(), **record}
+        self._lines.append(whole)
+        self._lines.sync()
+        self.study.apply(whole)
+
+
+@contextlib.contextmanager
+def locked(folder: SweepFolder) -> Iterator[None]:
+    """Hold the sweep's lock, which the kernel frees however this process ends. Raises ConfigError if it is held."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        raise ConfigError(
+            f"sweep {folder.sweep_id} is already running ({holder or 'by another process'}); "
+            f"watch it with: phalanx status {folder.path}"
+        ) from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""What a sweep says, as text: the table, a trial's line, the end. Plan half, pure."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from orchestrator.observe.metrics import StepRow
+from orchestrator.observe.units import duration_text, plural
+from orchestrator.sweep.settings import Metric, is_maximised
+from orchestrator.sweep.space import parameter_words
+from orchestrator.sweep.study import Study, Trial, TrialState
+
+HEADER = ("TRIAL", "STATE", "STEP", "METRIC", "LEFT", "PARAMETERS")
+SECOND_BEST = 5
+
+
+def value_text(value: float | None, metric: Metric) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if metric is Metric.tokens_per_s else f"{value:.4f}"
+
+
+def table_row(trial: Trial, metric: Metric, row: StepRow | None, steps: int | None) -> tuple[str, ...]:
+    """A trial's cells under HEADER; `row`: its newest step while it runs, of `steps`."""
+    step, of = (row.step if row else trial.step), "" if steps is None else f"/{steps}"
+    value = trial.value
+    if row is not None and trial.state is TrialState.running:
+        value = getattr(row, metric.value)
+    is_going = row is not None and steps is not None and trial.state is TrialState.running
+    left = duration_text(row.step_s * (steps - row.step)) if is_going and row and steps else "-"
+    words = " ".join(parameter_words(trial.parameters))
+    return trial.id, state_text(trial), f"{step}{of}", value_text(value, metric), left, words
+
+
+def state_text(trial: Trial) -> str:
+    """`failed (2)`: how often it failed, where it did."""
+    return f"{trial.state} ({trial.failures})" if trial.failures else str(trial.state)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned lines, the header first."""
+    everything = [HEADER, *rows]
+    widths = [max(len(row[column]) for row in everything) for column in range(len(HEADER))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in everything
+    ]
+
+
+def counts_text(study: Study) -> str:
+    """`24 trials: 3 finished, 2 running, 19 waiting`."""
+    counts = Counter(trial.state for trial in study.trials.values())
+    parts = ", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state])
+    return f"{plural(len(study.trials), 'trial')}: {parts}"
+
+
+def progress_line(trial: Trial, metric: Metric, row: StepRow, steps: int) -> str:
+    """`NAME: step 50/150 | eval_loss 4.2011 | 1m20s left`."""
+    value = value_text(getattr(row, metric.value), metric)
+    left = duration_text(row.step_s * (steps - row.step))
+    return f"{trial.id}: step {row.step}/{steps} | {metric} {value} | {left} left"
+
+
+def end_lines(study: Study, metric: Metric, base_words: Sequence[str], folders: Mapping[str, str]) -> list[str]:
+    """What came out: the best trial, the override line that makes it, the failures."""
+    lines = [counts_text(study)]
+    best = study.best(maximise=is_maximised(metric))
+    if best is None:
+        lines.append("best        none: no trial finished with a number")
+    else:
+        command = shlex.join(["phalanx", "train", *base_words, *parameter_words(best.parameters)])
+        lines += [
+            f"best        {best.id}: {metric} {value_text(best.value, metric)} after step {best.step}",
+            f"overrides   {shlex.join(parameter_words(best.parameters))}",
+            f"again       {command}",
+        ]
+    for trial in study.in_state(TrialState.failed):
+        lines.append(f"failed      {trial.id}: {trial.reason or 'no reason given'}")
+    return lines + [f"{name:<12}{path}" for name, path in folders.items()]

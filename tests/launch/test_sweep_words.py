@@ -1,0 +1,169 @@
+"""The words of a sweep: Hydra's grammar to dimensions, settings from files and words, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.compose import choices, sweep_dimension
+from launch.sweep import run
+from launch.sweep_words import SweepWords, read_words
+from orchestrator.errors import ConfigError, PlacementError
+from orchestrator.sweep.settings import Algorithm, Pruner
+from orchestrator.sweep.space import Choices, Dimension, Interval
+
+BASE = ["experiment=tiny_test"]
+
+
+@pytest.fixture(autouse=True)
+def no_ray_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def refused(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_words([*BASE, *words])
+    return list(caught.value.problems)
+
+
+def read(*words: str) -> SweepWords:
+    return read_words([*BASE, *words])
+
+
+@pytest.mark.parametrize(
+    ("word", "dimension"),
+    [
+        ("optim.lr=1e-3,3e-4", Choices("optim.lr", ("0.001", "0.0003"))),
+        ("train.steps=choice(10,20)", Choices("train.steps", ("10", "20"))),
+        ("train.steps=range(10,40,10)", Choices("train.steps", ("10", "20", "30"))),
+        ("train.steps=sort(30,10,20)", Choices("train.steps", ("10", "20", "30"))),
+        ("train.steps=10,20,10", Choices("train.steps", ("10", "20"))),
+        ("data.path=/data/a,'/data/b c'", Choices("data.path", ("/data/a", "/data/b c"))),
+        ("optim.betas=[0.9,0.95],[0.9,0.99]", Choices("optim.betas", ("[0.9,0.95]", "[0.9,0.99]"))),
+        ("model=glob(gpt_1*,exclude=gpt_17*)", Choices("model", ("gpt_125m", "gpt_13b", "gpt_1_3b"))),
+        ("optim.lr=interval(1e-4,1e-2)", Interval("optim.lr", 1e-4, 1e-2)),
+        ("optim.lr=tag(log,interval(1e-4,1e-2))", Interval("optim.lr", 1e-4, 1e-2, is_log=True)),
+        ("train.steps=int(interval(8,64))", Interval("train.steps", 8, 64, is_integer=True)),
+        ("train.steps=20", None),
+        ("data.path=/data/a,b(1", None),  # not in the grammar: a text as it stands
+    ],
+)
+def test_hydras_grammar(word: str, dimension: Dimension | None) -> None:
+    assert sweep_dimension(word, choices("model")) == dimension
+
+
+def test_shuffled_values_are_the_same_each_time() -> None:
+    one, two = (sweep_dimension("train.steps=shuffle(range(1,40))") for _ in range(2))
+    assert one == two
+    assert isinstance(one, Choices)
+    assert sorted(map(int, one.values)) == list(range(1, 40))
+    assert list(one.values) != sorted(one.values, key=int)
+
+
+def test_lists_make_a_grid_and_an_interval_a_search() -> None:
+    grid = read("optim.lr=1e-3,3e-3", "optim.warmup_steps=2,5")
+    assert grid.algorithm is Algorithm.grid
+    assert len(grid.trials()) == 4
+    assert read("optim.lr=interval(1e-3,1e-2)").algorithm is Algorithm.tpe
+    assert read("optim.lr=1e-3,3e-3", "sweep.algorithm=gp").algorithm is Algorithm.gp
+
+
+def test_a_trials_config_is_the_base_and_its_parameters() -> None:
+    sweep = read("optim.lr=1e-3,3e-3", "train.steps=7")
+    config = sweep.compose(sweep.trials()[1])
+    assert (config.optim.lr, config.train.steps, config.run.name) == (3e-3, 7, "tiny_test")
+
+
+def test_of_two_words_for_one_key_the_last_counts() -> None:
+    assert read("optim.lr=1e-3,3e-3", "optim.lr=1e-2", "train.steps=7,8").space == (
+        Choices("train.steps", ("7", "8")),
+    )
+    assert read("optim.lr=1e-2", "optim.lr=1e-3,3e-3").base_words == ("experiment=tiny_test",)
+
+
+def test_a_file_of_conf_sweep_gives_settings_and_space() -> None:
+    sweep = read("sweep=lr", "sweep.trials=5", "optim.warmup_steps=choice(3)")
+    assert (sweep.settings.trials, sweep.settings.pruner, sweep.algorithm) == (5, Pruner.asha, Algorithm.tpe)
+    assert sweep.space == (
+        Interval("optim.lr", 1e-4, 1e-2, is_log=True),
+        Choices("optim.warmup_steps", ("3",)),
+    )
+
+
+@pytest.mark.parametrize("name", choices("sweep"))
+def test_every_file_of_conf_sweep_is_sound(name: str) -> None:
+    read(f"sweep={name}", "optim.lr=1e-3,3e-3")
+
+
+def test_a_persons_own_file(tmp_path: Path) -> None:
+    file = tmp_path / "sweep" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("trials: 3\nalgorithm: random\nspace:\n  optim.lr: [0.001, 0.003]\n  train.steps: 9\n")
+    sweep = read("--config-dir", str(tmp_path), "sweep=mine")
+    assert sweep.space == (Choices("optim.lr", ("0.001", "0.003")),)
+    assert sweep.compose({"optim.lr": "0.001"}).train.steps == 9
+    assert (sweep.settings.trials, sweep.algorithm) == (3, Algorithm.random)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train.steps=3"], "the sweep has nothing to search; give several values, as in optim.lr=1e-3,3e-3"),
+        (["optim.lr=1,2", "sweep.trails=3"], "sweep.trails is not a key; did you mean sweep.trials?"),
+        (["optim.lr=1,2", "sweep=ahsa"], "sweep=ahsa is not known; did you mean asha? "),
+        (["optim.lr=1,2", "sweep.trials=many"], "sweep.trials=many is not an integer; "),
+        (["optim.lr=1,2", "sweep.trials=0"], "sweep.trials=0 is too small; use sweep.trials=1 or more"),
+        (["optim.lr=1,2", "sweep.pruner=median"], "sweep.pruner=median is not known; "),
+        (["optim.lr=1,2", "run.id=mine"], "run.id can't be set in a sweep: "),
+        (["optim.lr=interval(1,2)", "sweep=grid"], "sweep.algorithm=grid can't list optim.lr, an interval; "),
+        (["run.seed=range(0,200)", "train.steps=range(1,200)"], "the grid has 39,800 trials, more than 10,000; "),
+        (["optim.lr=tag(log,interval(0,1))"], "optim.lr=tag(log,interval(0,1)) starts at 0, "),
+        (["optim.lrr=1,2"], "optim.lrr is not a key; did you mean optim.lr?"),
+        (
+            ["train.steps=interval(5,9)"],
+            "train.steps=interval(5,9) gives fractions, and train.steps takes integers; ",
+        ),
+        (["model=tiny,tinny"], "model=tinny is not known; did you mean tiny? "),
+        (["optim.lr=1e-3,-1"], "optim.lr=-1.0 "),
+        (["train.global_batch_size=8,9", "train.micro_batch_size=2"], "train.global_batch_size=9 "),
+    ],
+)
+def test_a_wrong_sweep_is_refused_in_one_sentence(words: list[str], sentence: str) -> None:
+    [found] = refused(*words)
+    assert found.startswith(sentence)
+
+
+def test_all_wrong_values_are_named_with_a_trial_that_has_them() -> None:
+    found = refused("optim.lr=1e-3,-1", "train.steps=5,0")
+    assert len(found) == 2
+    assert found[0].endswith("(in the trial optim.lr=0.001 train.steps=0)")
+
+
+def test_a_preview_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*BASE, f"run.root={tmp_path}/runs", "optim.lr=1e-3,3e-3", "train.steps=10,20"]
+    assert run([*words, "--preview"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 trials" in lines
+    assert sum("optim.lr=0.001" in line for line in lines) == 2
+    assert lines[-1].startswith("together    30,720 tokens, ")
+    assert run([*words, "--preview", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert [trial["steps"] for trial in made["trials"]] == [10, 20, 10, 20]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_metric_that_the_recipe_does_not_make_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.metric=eval_loss needs evaluations"):
+        run([*BASE, "optim.lr=1e-3,3e-3", "sweep.metric=eval_loss"])
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match=r"cluster\.num_workers=9999 needs 9,999 CPUs"):
+        run([*BASE, "cluster.num_workers=1,9999", "train.global_batch_size=19998", f"run.root={tmp_path}/runs"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.path is not set"):
+        run([*BASE, "optim.lr=1e-3,3e-3", f"run.root={tmp_path}/runs"])
+    assert not (tmp_path / "runs").exists()
