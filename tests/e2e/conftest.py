@@ -1,7 +1,6 @@
 """Real data, one Ray cluster for all runs that join it, and somebody who types."""
 
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -12,33 +11,9 @@ from pathlib import Path
 
 import pytest
 from typed import PHALANX, STARTED_PIDS, Run, SharedRay, Typist, marked_processes, wait_for
+from typists import MARK, TRAIN_WORDS, clean_environment, joined_typist
 
 NUM_CPUS = 8
-MARK = f"PHALANX_E2E_MARK={secrets.token_hex(8)}"
-"""In the environment of every process that these tests start."""
-
-TRAIN_WORDS = [
-    "model=tiny",
-    "train.seq_len=64",
-    "train.global_batch_size=16",
-    "train.micro_batch_size=2",
-    "train.steps=60",
-    "optim.lr=1e-3",
-    "optim.warmup_steps=5",
-    "checkpoint.every_steps=7",
-    "train.eval_every_steps=20",
-    "train.eval_rows=16",
-    "parallel.zero_stage=2",
-    "cluster.num_workers=2",
-    "tracking.wandb.mode=disabled",
-]
-
-
-def clean_environment() -> dict[str, str]:
-    """The user's, without what would point a run elsewhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_", "SLURM_"))}
-    name, _, value = MARK.partition("=")
-    return kept | {name: value}
 
 
 @pytest.fixture(scope="session")
@@ -104,10 +79,6 @@ def local_typist(tmp_path: Path, data: Path) -> Iterator[Typist]:
     typist = Typist(tmp_path, clean_environment(), [*TRAIN_WORDS, f"data.path={data}"])
     yield typist
     typist.close()
-
-
-def joined_typist(scratch: Path, data: Path, shared_ray: SharedRay) -> Typist:
-    return Typist(scratch, clean_environment() | shared_ray.environment, [*TRAIN_WORDS, f"data.path={data}"])
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from comparing import assert_bit_equal
-from conftest import clean_environment, joined_typist
 from typed import Run, SharedRay, Typist, wait_for
+from typists import clean_environment, joined_typist
 
 pytestmark = pytest.mark.real
 

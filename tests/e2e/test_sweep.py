@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import clean_environment, joined_typist
 from sweeping import Sweep, assert_same_sweep, ray_process
 from typed import Driver, SharedRay, Typist
+from typists import clean_environment, joined_typist
 
 from orchestrator.sweep.study import TrialState
 
