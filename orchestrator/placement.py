@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from orchestrator.config import ClusterConfig
+from orchestrator.config import ClusterConfig, Device
 from orchestrator.errors import PlacementError
 from orchestrator.spec import Bundle, NodeFacts, Placement, RankPlace
 
@@ -10,6 +10,13 @@ DEFAULT_WORKERS_PER_NODE = 8
 """Accelerators in the usual training node; what `phalanx plan` assumes where nothing is said."""
 NODES_NAMED = 8
 """An error names so many nodes and counts the rest."""
+
+
+def wanted_device(config: ClusterConfig, nodes: Sequence[NodeFacts]) -> str:
+    """`cpu` or `cuda`: what the config asks for, or what the nodes have."""
+    if config.device is not Device.auto:
+        return config.device.value
+    return "cuda" if any(node.gpus for node in nodes) else "cpu"
 
 
 def place(

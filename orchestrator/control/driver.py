@@ -28,14 +28,14 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
-from orchestrator.control.surroundings import here, is_joining, wanted_device
+from orchestrator.control.surroundings import here, is_joining
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows
 from orchestrator.observe.tracking import start_tracking
 from orchestrator.observe.wording import EndFacts, StartFacts
-from orchestrator.placement import place_workers
+from orchestrator.placement import place_workers, wanted_device
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.runfolder import RunFolder
 from orchestrator.spec import Placement, ResumePoint

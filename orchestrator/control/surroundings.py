@@ -6,12 +6,11 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from orchestrator.config import ClusterConfig, Device
+from orchestrator.config import ClusterConfig
 from orchestrator.spec import NodeFacts
 
 WORKERS_PER_CORE = 4
@@ -46,13 +45,6 @@ def has_gpu() -> bool:
 
 def is_joining(config: ClusterConfig) -> bool:
     return config.address is not None or "RAY_ADDRESS" in os.environ
-
-
-def wanted_device(config: ClusterConfig, nodes: Sequence[NodeFacts]) -> str:
-    """`cpu` or `cuda`: what the config asks for, or what the nodes have."""
-    if config.device is not Device.auto:
-        return config.device.value
-    return "cuda" if any(node.gpus for node in nodes) else "cpu"
 
 
 def hand_on_token() -> None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.config import RunConfig
-from orchestrator.control.surroundings import wanted_device
-from orchestrator.placement import place_workers
+from orchestrator.placement import place_workers, wanted_device
 from orchestrator.spec import Bundle, NodeFacts
 
 
