@@ -133,16 +133,20 @@ class GoodputLedger:
         if row.eval_s is not None and self._cursor_us is not None:
             evaluated_us = self._pass(self._cursor_us + max(0, _microseconds(row.eval_s)))
             self._spent_us[Spent.evaluation] += evaluated_us
-        self._seen_us = max(self._seen_us, self._cursor_us or 0)
+        self._seen_us = max(self._seen_us, self._booked_until_us)
 
     @property
     def ratio(self) -> float | None:
         """Goodput so far, up to the last step or restart."""
-        return Goodput(self._spent_us, self._begun_us, self._cursor_us or self._begun_us).ratio
+        return Goodput(self._spent_us, self._begun_us, self._booked_until_us).ratio
+
+    @property
+    def _booked_until_us(self) -> int:
+        return self._begun_us if self._cursor_us is None else self._cursor_us
 
     def closed(self, now_s: float | None = None) -> Goodput:
         """The account up to the last sign of life, or to `now_s` (unix seconds) where a driver is alive."""
-        spent_us, cursor_us = dict(self._spent_us), self._cursor_us or self._begun_us
+        spent_us, cursor_us = dict(self._spent_us), self._booked_until_us
         is_open = now_s is not None and self._cursor_us is not None
         end_us = max(cursor_us, _microseconds(now_s or 0.0) if is_open else self._seen_us)
         left_us = end_us - cursor_us

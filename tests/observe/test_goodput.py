@@ -189,6 +189,14 @@ def test_any_story_at_all_sums_to_its_wall_time_and_no_part_ever_shrinks(records
         before = after
 
 
+def test_the_first_second_of_unix_time_is_a_time_as_any_other():
+    ledger = GoodputLedger()
+    ledger.row(row(1, 1, time=-1.0, step_s=0.0, data_s=0.0))
+    ledger.event(event("attempt_started", 0.0, 2))
+    closed = ledger.closed()
+    assert sum(closed.spent_us.values()) == closed.wall_us == 1_000_000
+
+
 def booked(ledger: GoodputLedger) -> dict[Spent, int]:
     """What is booked for good: the account closed at a time that has passed."""
     account = ledger.closed(now_s=-1e9)
