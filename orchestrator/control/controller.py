@@ -5,9 +5,8 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 
 import contextlib
 import secrets
-import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Executor
 
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
@@ -15,11 +14,12 @@ from orchestrator.config import WorkerStart
 from orchestrator.control import lifecycle
 from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
-from orchestrator.control.cluster import AgentHandle, EventStream, RayCluster
-from orchestrator.control.lifecycle import Action, Budget, State, decide
+from orchestrator.control.clock import SYSTEM_CLOCK, Clock
+from orchestrator.control.lifecycle import Action, Decide, State, decide
+from orchestrator.control.members import AgentHandle, Cluster, Events, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
-from orchestrator.control.specs import has_peers, worker_threads
+from orchestrator.control.specs import agent_settings, full_budget, has_peers
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import (
     claim_attempt,
@@ -41,33 +41,38 @@ class Controller:
     def __init__(
         self,
         run: OpenRun,
-        cluster: RayCluster,
+        cluster: Cluster,
         chronicle: Chronicle,
         count_notices: Callable[[], int],
         *,
         interruption: Interruption | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        background: Executor | None = None,
+        decide: Decide = decide,
     ) -> None:
         """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost."""
+        has cost; `background` commits checkpoints, one after the other (default: a thread)."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
         store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
-        self.reports = Reports(run, store, chronicle)
+        self.reports = Reports(run, store, chronicle, clock, background)
         self._run = run
+        self._clock = clock
+        self._decide = decide
         self._cluster = cluster
         self._chronicle = chronicle
         self._store = store
         self._count_notices = count_notices
         self._notices_taken = 0
-        self._budget = self._full_budget()
+        self._budget = full_budget(self._run.config.fault)
         self._agents: list[AgentHandle] = []
         self._lost: list[AgentHandle] = []
         self._secret = secrets.token_hex(32)
         """By which the agents know each other."""
         self._placement: Placement | None = None
-        self._stream: EventStream | None = None
+        self._stream: Events | None = None
         self._attempt: Attempt | None = None
         self._interruption = interruption
         self._is_memory_trusted = True
@@ -80,39 +85,35 @@ class Controller:
         """
         config = self._run.config
         self._placement = placement
-        self._agents = list(self._cluster.start_agents(placement, **self._agent_settings()))
+        self._agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
         self._introduce_peers()
         if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
             for problem in cuda_fork_problems(self._cluster, self._agents):
                 self._chronicle.console.warn(problem)
-        self._stream = EventStream(self._agents)
-
-    def _agent_settings(self) -> dict[str, Any]:
-        config = self._run.config
-        return {"is_warm": config.worker.start is WorkerStart.fork, "threads": worker_threads(config)}
+        self._stream = self._cluster.events()
 
     def _introduce_peers(self) -> None:
         if has_peers(self._run.config, len(self._agents)):
             set_peers(self._cluster, self._agents, self._secret)
 
+    def begin(self) -> None:
+        """Start the first attempt; from here on `poll` goes on until `state` is an end."""
+        self._tell(lifecycle.Placed())
+
     def run(self) -> State:
         """Until the run has finished, failed or left. Agents and reservation are the cluster's to release."""
-        self._tell(lifecycle.Placed())
+        self.begin()
         try:
             while not self.state.is_end:
-                self._poll()
+                self.poll(POLL_S)
         finally:
             self.reports.close()
         return self.state
 
     # ---- deciding and carrying out
 
-    def _full_budget(self) -> Budget:
-        fault = self._run.config.fault
-        return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
-
     def _tell(self, event: lifecycle.Event) -> None:
-        decision = decide(self.state, event, self._budget)
+        decision = self._decide(self.state, event, self._budget)
         self.state, self._budget = decision.state, decision.budget
         match decision.action:
             case Action.start:
@@ -129,13 +130,14 @@ class Controller:
             case Action.finish | Action.leave | Action.none:
                 pass
 
-    def _poll(self) -> None:
+    def poll(self, timeout_s: float) -> None:
+        """Hear what has happened, within `timeout_s`, and act on it."""
         assert self._stream is not None
-        events, dead = self._stream.poll(POLL_S)
+        events, dead = self._stream.poll(timeout_s)
         for event in events:
             self._hear(event)
         if self.reports.hear_commits():
-            self._budget = self._full_budget()  # the limit is on failures without progress in between
+            self._budget = full_budget(self._run.config.fault)  # the limit is on failures without progress in between
         self._give_way_if_fenced()
         for agent in dead:
             self._lose_node(agent)
@@ -168,7 +170,7 @@ class Controller:
         claim = claim_attempt(self._run, self._store)
         number = claim.attempt
         self.reports.begin(claim)
-        self._attempt = Attempt(number, resume, len(placement.ranks), time.monotonic())
+        self._attempt = Attempt(number, resume, len(placement.ranks), self._clock.monotonic())
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
             "attempt_started",
@@ -214,7 +216,8 @@ class Controller:
         assert placement is not None and self._stream is not None
         self._lost = []
         try:
-            self._agents = list(self._cluster.replace_agents(placement, lost, **self._agent_settings()))
+            settings = agent_settings(self._run.config)
+            self._agents = list(self._cluster.replace_agents(placement, lost, **settings))
             self._introduce_peers()
         except (PlacementError, ConnectionError) as error:
             self.failure_digest = str(error)
@@ -230,7 +233,7 @@ class Controller:
         attempt = self._attempt
         if self.state is not State.starting or attempt is None or attempt.has_stepped:
             return
-        if time.monotonic() - attempt.started_s > limit_s:
+        if self._clock.monotonic() - attempt.started_s > limit_s:
             dump_stacks(self._cluster, self._agents, "no step was done in worker.start_timeout_s")
             self._begin_interruption()
             self.failure_digest = (
@@ -305,7 +308,7 @@ class Controller:
         self._is_memory_trusted = True
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            downtime_s = time.monotonic() - interruption.since_s
+            downtime_s = self._clock.monotonic() - interruption.since_s
             self.downtime_s += downtime_s
             self._chronicle.event(
                 "recovered",
@@ -344,7 +347,7 @@ class Controller:
     def _on_exited(self, attempt: Attempt, message: Message) -> None:
         if attempt.ended_well(message):
             return
-        failure = attempt.add_failure(message, self._host_of(message["node"]))
+        failure = attempt.add_failure(message, host_of(self._agents, message["node"]))
         self._chronicle.event(
             "rank_died",
             attempt.number,
@@ -361,15 +364,12 @@ class Controller:
     def _on_stalled(self, attempt: Attempt) -> None:
         """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
         is_training = self.state in (State.starting, State.running, State.draining)
-        facts = examine(self._cluster, self._agents, attempt) if is_training else None
+        facts = examine(self._cluster, self._agents, attempt, self._clock.time()) if is_training else None
         if facts is None:
             return
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
-
-    def _host_of(self, node: int) -> str:
-        return next((agent.host for agent in self._agents if agent.node == node), f"node {node}")
 
     def _give_way_if_fenced(self) -> None:
         """Another copy of the run has taken over: nothing that this one does counts any more.
@@ -389,10 +389,10 @@ class Controller:
         self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
         if self._attempt is not None and self._placement is not None:
             ranks = [place.rank for place in self._placement.ranks if place.node == agent.node]
-            self._attempt.add_lost_node(ranks, agent.host, time.time())
+            self._attempt.add_lost_node(ranks, agent.host, self._clock.time())
         self._begin_interruption()
         self._tell(lifecycle.NodeLost(f"attempt {self._number}: node {agent.host}"))
 
     def _begin_interruption(self) -> None:
         if self._interruption is None:
-            self._interruption = Interruption(time.monotonic(), self._last_step or 0)
+            self._interruption = Interruption(self._clock.monotonic(), self._last_step or 0)

@@ -6,6 +6,7 @@ anew (REPLACING) where a node was lost. A preemption notice drains (DRAINING): a
 after a save.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -125,6 +126,7 @@ class Decision:
     budget: Budget
 
 
+Decide = Callable[[State, Event, Budget], Decision]
 _ENDING = (State.leaving, State.failing)
 
 
