@@ -181,13 +181,19 @@ class NodeAgent:
             self._slots.adopt(rank, fetch_copy(peer, secret, rank, step))
 
     def start_ranks(
-        self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]], limits: HangLimits | None = None
+        self,
+        attempt: int,
+        common: dict[str, Any],
+        own_parts: Sequence[dict[str, Any]],
+        limits: HangLimits | None = None,
     ) -> None:
-        """Fork one rank for each (rank, encoded WorkerSpec); `limits` are the watchdog's, None leaves it out."""
+        """Fork one rank for each of `own_parts`, which with `common` are its encoded WorkerSpec; `limits` are the
+        watchdog's, None leaves it out."""
         self._need_zygote()
         self._stop_watch()
         started = []
-        for number, spec in specs:
+        for own_part in own_parts:
+            number = own_part["rank"]
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
             page = create_page(f"progress-{number}")
@@ -207,7 +213,7 @@ class NodeAgent:
                 os.close(page)
                 continue
             with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
-                channel.send_descriptors({"spec": spec}, [page])
+                channel.send_descriptors({"spec": {**common, **own_part}}, [page])
             os.close(page)
         if limits is not None:
             by_rank = {rank.rank: rank for rank in started}

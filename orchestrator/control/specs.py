@@ -75,6 +75,12 @@ def num_slots(config: RunConfig, num_nodes: int) -> int:
     return config.snapshot.slots or (5 if has_peers(config, num_nodes) else 3)
 
 
+def own_part(spec: WorkerSpec) -> dict[str, Any]:
+    """What differs from rank to rank, encoded: the rest of a spec is sent to each node once. `{**spec, **own_part}`
+    of any other rank's encoded spec is the whole."""
+    return {name: getattr(spec, name) for name in ("rank", "local_rank", "local_size", "node", "network_interface")}
+
+
 def agent_settings(config: RunConfig) -> dict[str, Any]:
     """How every agent is started."""
     return {"is_warm": config.worker.start is WorkerStart.fork, "threads": worker_threads(config)}

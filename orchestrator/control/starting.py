@@ -14,7 +14,7 @@ from orchestrator.codec import encode
 from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.specs import hang_limits, worker_specs
+from orchestrator.control.specs import hang_limits, own_part, worker_specs
 from orchestrator.errors import StoreError
 from orchestrator.spec import Placement, ResumePoint
 
@@ -64,10 +64,11 @@ def memory_point(
         for rank, steps in steps_of_rank.items()
         for step in steps
     }
+    elsewhere: dict[int, list[int]] = {}
+    for rank, step_held in holders:
+        elsewhere.setdefault(rank, []).append(step_held)
     local = {place.rank: by_node.get(place.node, {}).get(place.rank, []) for place in placement.ranks}
-    step = newest_common_step(
-        [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
-    )
+    step = newest_common_step([[*local[place.rank], *elsewhere.get(place.rank, ())] for place in placement.ranks])
     if step is None:
         return None
     to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]] = {}
@@ -146,8 +147,8 @@ def start_ranks(
         store_port=cluster.call(agents[0], "start_store"),
         interfaces=[run.config.cluster.network_interface or agent.interface for agent in agents],
     )
-    by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}
+    by_node: dict[int, list[dict[str, Any]]] = {agent.node: [] for agent in agents}
     for spec in specs:
-        by_node[spec.node].append((spec.rank, encode(spec)))
-    limits = hang_limits(run.config)
-    cluster.call_all([(agent, (number, by_node[agent.node], limits)) for agent in agents], "start_ranks")
+        by_node[spec.node].append(own_part(spec))
+    common, limits = encode(specs[0]), hang_limits(run.config)
+    cluster.call_all([(agent, (number, common, by_node[agent.node], limits)) for agent in agents], "start_ranks")
