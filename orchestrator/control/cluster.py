@@ -23,6 +23,7 @@ from orchestrator.control.surroundings import (
     locked_temp_dir,
     remove_stale_temp_dirs,
 )
+from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.spec import NodeFacts, Placement
 
@@ -51,16 +52,22 @@ class AgentHandle:
 class RayCluster:
     """A Ray cluster, ours or joined. Use as a context manager: leaving it ends what it started."""
 
-    def __init__(self, config: ClusterConfig, min_cpus: int) -> None:
-        """Raises ConfigError where the address does not answer."""
+    def __init__(
+        self, config: ClusterConfig, min_cpus: int, start_zygote: Callable[[Path], ZygoteAhead] | None = None
+    ) -> None:
+        """`start_zygote` is called before Ray is started here, with a private folder; not where one is joined.
+
+        Raises ConfigError where the address does not answer.
+        """
         self._config = config
+        self._zygote: ZygoteAhead | None = None
         self._temp_dir: str | None = None
         self._temp_dir_lock: int | None = None
         self._group: Any = None
         self._agents: list[AgentHandle] = []
         self.is_ours = not is_joining(config)
         if self.is_ours:
-            self._start_here(min_cpus)
+            self._start_here(min_cpus, start_zygote)
         else:
             self._join(config.address or os.environ["RAY_ADDRESS"])
 
@@ -70,9 +77,11 @@ class RayCluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_here(self, min_cpus: int) -> None:
+    def _start_here(self, min_cpus: int, start_zygote: Callable[[Path], ZygoteAhead] | None) -> None:
         remove_stale_temp_dirs()
         self._temp_dir, self._temp_dir_lock = locked_temp_dir()
+        if start_zygote is not None:
+            self._zygote = start_zygote(Path(self._temp_dir))
         token_path = Path(self._temp_dir) / "token"
         token_path.touch(mode=0o600)
         token_path.write_text(secrets.token_hex(32))
@@ -86,6 +95,7 @@ class RayCluster:
             except Exception as error:  # Ray gives its own processes 30 s, which a loaded machine may need longer
                 _import_ray().shutdown()
                 if not tries_left:
+                    self.close()
                     raise PlacementError(
                         f"Ray could not be started here in {START_TRIES} tries ({_first_line(error)}); try again when"
                         " the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
@@ -195,7 +205,7 @@ class RayCluster:
                 max_concurrency=8,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, node),
-            ).remote(node, is_warm, threads)
+            ).remote(node, is_warm, threads, self._zygote.path if self._zygote and node == 0 else None)
             for node in nodes
         ]
         limit_s = self._config.start_timeout_s
@@ -255,6 +265,9 @@ class RayCluster:
     def close(self) -> None:
         self.release()
         _import_ray().shutdown()
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
         if self._temp_dir_lock is not None:
@@ -297,8 +310,8 @@ LONG_POLL_S = 10.0
 class _AgentActor(NodeAgent):
     """The agent as a Ray actor: it learns its node's address from Ray."""
 
-    def __init__(self, node: int, is_warm: bool, threads: int) -> None:
-        super().__init__(node, _import_ray().util.get_node_ip_address(), is_warm, threads)
+    def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
+        super().__init__(node, _import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
 
 
 def map_tasks(
