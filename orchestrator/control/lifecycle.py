@@ -7,6 +7,7 @@ pause at a step boundary (GROWING) and are placed anew. A preemption notice drai
 step boundary, after a save.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -152,6 +153,7 @@ class Decision:
     budget: Budget
 
 
+Decide = Callable[[State, Event, Budget], Decision]
 _ENDING = (State.leaving, State.failing)
 
 
