@@ -38,15 +38,17 @@ class Controller:
         interruption: Interruption | None = None,
         clock: Clock = SYSTEM_CLOCK,
         background: Executor | None = None,
+        store: Store | None = None,
         decide: Decide = decide,
     ) -> None:
         """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost; `background` commits checkpoints, one after the other (default: a thread)."""
+        has cost; `background` commits checkpoints, one after the other (default: a thread). The last four are
+        a simulation's to give."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
-        store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
+        store = store or Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
         self.reports = Reports(run, store, chronicle, clock, background)
         self._run = run
         self._clock = clock
