@@ -229,6 +229,19 @@ class RayCluster:
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
+    def call_living(
+        self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        """The same method of several agents at once; the results of those that are there and answer in time."""
+        ray = import_ray()
+        references = [getattr(agent.actor, method).remote(*arguments) for agent in agents]
+        answered, _ = ray.wait(references, num_returns=len(references), timeout=timeout_s) if references else ([], [])
+        results = []
+        for reference in answered:
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                results.append(ray.get(reference))
+        return results
+
     def events(self) -> EventStream:
         return EventStream(self._agents)
 

@@ -89,15 +89,11 @@ class Fleet:
 
     def stop_ranks(self) -> None:
         """Stop every rank; what they said last is still to be heard."""
-        for agent in self.agents:
-            with contextlib.suppress(ConnectionError):  # its ranks ended with it
-                self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
+        self._cluster.call_living(self.agents, "stop_ranks", STOP_TIMEOUT_S)
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary."""
-        for agent in self.agents:
-            with contextlib.suppress(ConnectionError):
-                self._cluster.call(agent, "drain")
+        self._cluster.call_living(self.agents, "drain")
 
     def memory_point(self, previous: ResumePoint, committed_step: int) -> ResumePoint | None:
         """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""

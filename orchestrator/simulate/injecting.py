@@ -204,6 +204,4 @@ class Injector:
         return True
 
 
-_DRIVERS = frozenset(
-    {Fault.wandb_outage, Fault.preemption, Fault.duplicate, Fault.driver_death, Fault.torn_write}
-)
+_DRIVERS = frozenset({Fault.wandb_outage, Fault.preemption, Fault.duplicate, Fault.driver_death, Fault.torn_write})

@@ -58,6 +58,8 @@ class FakeCluster:
         self._name = name
         self._start = start
         self._made = 0
+        self._started: tuple[int, int] = (0, 0)
+        """An attempt, and how many of its ranks are forked."""
         self._messages: list[Message] = []
         self._dead: list[AgentHandle] = []
         self._agents: list[AgentHandle] = []
@@ -98,12 +100,26 @@ class FakeCluster:
         answer: Callable[..., Any] = getattr(self, f"_on_{method}")
         self._world.advance(self._costs.call_s + self._takes_s(method, calls))
         answers = [answer(agent.actor, *arguments) if agent.actor.is_alive else None for agent, arguments in calls]
-        silent = [agent for agent, _ in calls if not agent.actor.is_alive]
+        silent = self._wait_until_told([agent for agent, _ in calls])
         if silent:
-            while not all(agent.actor.is_told for agent in silent):
-                self._world.advance(self._costs.node_death_s)
             raise ConnectionError(f"an agent is gone: {silent[0].host}")
         return answers
+
+    def call_living(
+        self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        answer: Callable[..., Any] = getattr(self, f"_on_{method}")
+        self._world.advance(self._costs.call_s + self._takes_s(method, agents))
+        answers = [answer(agent.actor, *arguments) for agent in agents if agent.actor.is_alive]
+        self._wait_until_told(agents)
+        return answers
+
+    def _wait_until_told(self, agents: Sequence[AgentHandle]) -> list[AgentHandle]:
+        """A call to a lost node returns when the cluster has noticed; the lost ones."""
+        silent = [agent for agent in agents if not agent.actor.is_alive]
+        while not all(agent.actor.is_told for agent in silent):
+            self._world.advance(self._costs.node_death_s)
+        return silent
 
     def events(self) -> "FakeEvents":
         return FakeEvents(self)
@@ -155,7 +171,8 @@ class FakeCluster:
             self.violations.append(f"{node.host} was told to start attempt {attempt} while ranks of it live")
         node.ranks = [part["rank"] for part in own]
         node.stuck.clear()
-        if sum(len(other.ranks) for other in self.nodes if other.is_alive) == common["world_size"]:
+        self._started = attempt, len(own) + (self._started[1] if self._started[0] == attempt else 0)
+        if self._started[1] == common["world_size"]:
             self.training = self._start(self, common)
 
     def _on_stop_ranks(self, node: Node, timeout_s: float) -> bool:
@@ -238,7 +255,7 @@ class FakeCluster:
         self._by_address[agent.address, agent.port] = node
         return agent
 
-    def _takes_s(self, method: str, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]]) -> float:
+    def _takes_s(self, method: str, calls: Sequence[object]) -> float:
         costs = self._costs
         takes = defaultdict(float, stop_ranks=costs.stop_s, adopt_copies=costs.fetch_s if calls else 0.0)
         return takes[method]

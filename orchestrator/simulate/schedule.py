@@ -80,7 +80,9 @@ class Schedule:
         self._payloads = payloads
         self._injections = draw(scenario, self.rng)
         self._injector = Injector(self)
-        self._order = GlobalOrder(num_rows=run.manifest.train.num_rows(run.plan.batch.seq_len), seed=run.config.run.seed)
+        self._order = GlobalOrder(
+            num_rows=run.manifest.train.num_rows(run.plan.batch.seq_len), seed=run.config.run.seed
+        )
         self._stage = Stage(
             world=self.world,
             run=run,
