@@ -30,7 +30,7 @@ def main(specs: Path, folder: Path) -> None:
     rank = int(os.environ["RANK"])
     spec = decode(WorkerSpec, json.loads(specs.read_text())[rank])
     prepare(spec)
-    dist.init_process_group("gloo")
+    dist.init_process_group(backend_of(spec))
     train(spec, folder, restarts=int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
 
 
@@ -38,12 +38,18 @@ def prepare(spec: WorkerSpec) -> None:
     """The engine is spared what our own ranks are spared: a build of 30 s for inference's collective."""
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     torch.set_num_threads(spec.threads)
+    if spec.device == "cuda":
+        torch.cuda.set_device(spec.local_rank)
+
+
+def backend_of(spec: WorkerSpec) -> str:
+    return "nccl" if spec.device == "cuda" else "gloo"
 
 
 def train(spec: WorkerSpec, folder: Path, *, restarts: int) -> None:
     """From the first step to the last, in a process group that is there already."""
     rank = dist.get_rank()
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(backend_of(spec), auto_mpi_discovery=False, verbose=False)
     engine = Engine(engine_settings(spec), is_restored=False)
     reader = TokenReader(str(spec.data.path), spec.manifest, "train", spec.batch.seq_len)
     order = GlobalOrder(num_rows=reader.num_rows, seed=spec.seed)

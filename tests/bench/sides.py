@@ -61,9 +61,9 @@ def _ours(row: StepRow) -> tuple[float, float, int]:
     return row.time, row.loss * row.tokens, int(row.batch_digest, 16)
 
 
-def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str) -> Run:
+def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str, device: str = "cpu") -> Run:
     """The same config's engine, rows and DeepSpeed settings under torchrun."""
-    folder, num_ranks = write_specs(words, manifest, root, run_id)
+    folder, num_ranks = write_specs(words, manifest, root, run_id, device)
     arguments = [str(BARE_WORKER), str(folder / "specs.json"), str(folder)]
     command = [*torchrun_command(num_ranks), *arguments]
     timed = _timed(command, folder / "rank_0.jsonl", root / f"{run_id}.log")
@@ -75,14 +75,16 @@ def torchrun_command(num_ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
 
 
-def write_specs(words: Sequence[str], manifest: Manifest, root: Path, run_id: str) -> tuple[Path, int]:
+def write_specs(
+    words: Sequence[str], manifest: Manifest, root: Path, run_id: str, device: str = "cpu"
+) -> tuple[Path, int]:
     """(new folder with specs.json, how many ranks): what a bare worker needs to know of the config."""
     config = compose([*words, f"run.id={run_id}"]).config
     cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
-    placement = place_workers(config.cluster, "cpu", [here(cpus)])
+    placement = place_workers(config.cluster, device, [here(cpus)])
     specs = worker_specs(
         config,
-        plan_run(config, manifest, device="cpu"),
+        plan_run(config, manifest, device=device),
         manifest,
         placement,
         attempt=1,
@@ -108,12 +110,12 @@ def _read(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def check_same_work(ours: Run, peer: Run) -> None:
-    """Both sides trained on the same rows to the same losses, or the comparison means nothing."""
+def check_same_work(ours: Run, peer: Run, tolerance: float = 1e-5) -> None:
+    """Both sides trained on the same rows to the same losses, or the comparison means nothing; relative."""
     if [row[2] for row in ours.rows] != [row[2] for row in peer.rows]:
         raise RuntimeError("the two sides did not read the same rows")
     worst = max(abs(a[1] - b[1]) / abs(b[1]) for a, b in zip(ours.rows, peer.rows, strict=True))
-    if worst > 1e-5:
+    if worst > tolerance:
         raise RuntimeError(f"the two sides' losses differ by {worst:.1e}")
 
 
