@@ -1,5 +1,6 @@
 """The agents' side of a checkpoint: payloads as real ranks write them, but small, into the store in memory."""
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,13 @@ from orchestrator.simulate.training import Message, Training
 from orchestrator.simulate.world import World
 
 RETRY_S = 15.0
-STATE_BYTES = 16
-"""Two int64: they lie before the only fp32 element, at the end of the file."""
+STATE_ELEMENTS = 4
+"""Two int64 in the place of so many fp32, at the end of the file."""
 COUNTERS = {"global_samples": 0, "skipped_steps": 0, "loss_scaler": {}}
 
 
 class Payloads:
-    """One file for each rank, with an element of the only tensor and the state that the rank has."""
+    """One file for each rank: its part of the only tensor is the state that the rank has."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -36,23 +37,22 @@ class Payloads:
         if rank not in self._templates:
             self._templates[rank] = self._template(rank)
         header, described = self._templates[rank]
-        data = header + np.array([state.step, state.windows_sum], "<i8").tobytes() + b"\0\0\0\0"
+        data = header + struct.pack("<qq", *state)
         name = payload_name(rank, attempt)
         files.put(f"{step_folder(state.step)}/{name}", data)
         return {**described, "file": name, "xxh3_128": xxhash.xxh3_128(data).hexdigest()}
 
     def read(self, files: MemoryFiles, step: int, name: str) -> Trained:
         data = files.read(f"{step_folder(step)}/{name}")
-        return Trained(*(int(value) for value in np.frombuffer(data[-STATE_BYTES - 4 : -4], "<i8")))
+        return Trained(*struct.unpack("<qq", data[-4 * STATE_ELEMENTS :]))
 
     def _template(self, rank: int) -> tuple[bytes, dict[str, Any]]:
         files = MemoryFiles(lambda path, data: None)
-        extent = Extent("weights", "master", (self._world_size,), rank, 1)
-        small = {f"trained/rank_{rank:05d}": np.zeros(2, "<i8")}
-        payload: PayloadFile = write_payload(
-            Store("simulated", files=files), "x", rank, 1, [(extent, np.zeros(1, "<f4"))], small
-        )
-        return files.read(f"x/{payload.file}")[: -STATE_BYTES - 4], payload.to_dict()
+        shape = (STATE_ELEMENTS * self._world_size,)
+        extent = Extent("weights", "master", shape, STATE_ELEMENTS * rank, STATE_ELEMENTS)
+        zeros = np.zeros(STATE_ELEMENTS, "<f4")
+        payload: PayloadFile = write_payload(Store("simulated", files=files), "x", rank, 1, [(extent, zeros)], {})
+        return files.read(f"x/{payload.file}")[: -4 * STATE_ELEMENTS], payload.to_dict()
 
 
 @dataclass(eq=False, slots=True)
