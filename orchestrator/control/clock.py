@@ -12,6 +12,8 @@ class Clock(Protocol):
     def time(self) -> float:
         """Unix seconds, for records: may jump where somebody sets the clock."""
 
+    def sleep(self, seconds: float) -> None: ...
+
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         """Until `event` is set, at most so long; whether it is."""
 
@@ -22,6 +24,9 @@ class SystemClock:
 
     def time(self) -> float:
         return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         return event.wait(timeout_s)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.retry import Patience, retried
 from orchestrator.checkpoint.store import Store
 from orchestrator.control import lifecycle
 from orchestrator.control.attempt import Attempt, Interruption, Message
@@ -48,6 +49,8 @@ class Controller:
         self.restarts = 0
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
+        self._reason: str | None = None
+        """Why the run was given up, where that was not for want of budget."""
         store = store or Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
         self.reports = Reports(run, store, chronicle, clock, background)
         self._run = run
@@ -126,17 +129,19 @@ class Controller:
 
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
-        try:
-            resume = self._memory_point() or resume_point(self._run, self._store, self._reject_checkpoint)
-        except CheckpointError as error:
-            self.failure_digest = str(error)
-            self._tell(lifecycle.GaveUp())
-            return
-        if resume.checkpoint is not None and not resume.is_initial:
-            self.reports.restored(resume.step)
+        # Claimed first: whoever lives beside us commits nothing more, so what is the newest checkpoint stays so.
         claim = claim_attempt(self._run, self._store)
         number = claim.attempt
         self.reports.begin(claim)
+        try:
+            resume = self._resume_point()
+        except CheckpointError as error:
+            self._give_up(str(error))
+            return
+        if resume is None:
+            return
+        if resume.checkpoint is not None and not resume.is_initial:
+            self.reports.restored(resume.step)
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
@@ -152,10 +157,43 @@ class Controller:
         )
         self._fleet.start_ranks(number, resume)
 
+    def _resume_point(self) -> ResumePoint | None:
+        """Memory, else storage. None where a node has died since the ranks were stopped, and that was acted on: the
+        others' memory is still good. Raises CheckpointError."""
+        before, found = self._attempt, None
+        try:
+            found = self._memory_point()
+        except ConnectionError:
+            self._hear_agents(POLL_S)
+            if self._attempt is not before or self.state is not State.starting:
+                return None
+        return found or self._stored_point()
+
     def _memory_point(self) -> ResumePoint | None:
         if self._attempt is None or not self._is_memory_trusted:
             return None
         return self._fleet.memory_point(self._attempt.resume, self.reports.committed_step)
+
+    def _stored_point(self) -> ResumePoint:
+        """The newest checkpoint that verifies; a store that does not answer is asked again, as for a save."""
+        return retried(
+            lambda: resume_point(self._run, self._store, self._reject_checkpoint),
+            Patience(self._run.config.checkpoint.retry_timeout_s),
+            pause=self._pause,
+            on_wait=lambda error: self._chronicle.console.warn(f"the run waits for its checkpoints: {error}"),
+            clock=self._clock.monotonic,
+        )
+
+    def _pause(self, seconds: float) -> bool:
+        """True where a notice has come: then there is no more time to wait."""
+        until_s = self._clock.monotonic() + seconds
+        while (left_s := until_s - self._clock.monotonic()) > 0 and self._notices_taken == self._count_notices():
+            self._clock.sleep(min(POLL_S, left_s))
+        return self._notices_taken < self._count_notices()
+
+    def _give_up(self, reason: str) -> None:
+        self._reason = reason
+        self._tell(lifecycle.GaveUp())
 
     def _reject_checkpoint(self, step: int, reason: str) -> None:
         path = self._store.where(step_folder(step))
@@ -166,8 +204,7 @@ class Controller:
         try:
             self._fleet.replace_lost()
         except (PlacementError, ConnectionError) as error:
-            self.failure_digest = str(error)
-            self._tell(lifecycle.GaveUp())
+            self._give_up(str(error))
             return
         self._tell(lifecycle.Placed())
 
@@ -200,7 +237,9 @@ class Controller:
             return
         attempt = self._attempt
         rank = None
-        if attempt is not None and attempt.failures:
+        if self._reason is not None:
+            self.failure_digest = self._reason
+        elif attempt is not None and attempt.failures:
             rank = attempt.first_failure.rank
             done = f"restarted {self.restarts} times, then stopped: the budget in fault.* is used up"
             next_steps = [f"phalanx logs {self._run.folder.path} --rank {rank}"]
@@ -277,8 +316,7 @@ class Controller:
             return
         self.reports.flush(attempt)
         if self.reports.committed_step != done_step:
-            self.failure_digest = self.reports.unsaved_digest(done_step)
-            self._tell(lifecycle.GaveUp())
+            self._give_up(self.reports.unsaved_digest(done_step))
         elif attempt.is_drained:
             self._tell(lifecycle.Drained())
         else:
@@ -319,8 +357,7 @@ class Controller:
         the copy that lives, and so on. The run itself has not failed: its ledger does not say so.
         """
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
-            self.failure_digest = self.reports.fenced_by
-            self._tell(lifecycle.GaveUp())
+            self._give_up(self.reports.fenced_by)
 
     def _lose_node(self, agent: AgentHandle) -> None:
         if agent not in self._fleet.agents or self.state.is_end:

@@ -96,7 +96,10 @@ class Fleet:
         self._cluster.call_living(self.agents, "drain")
 
     def memory_point(self, previous: ResumePoint, committed_step: int) -> ResumePoint | None:
-        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
+        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers.
+
+        Raises ConnectionError where a node is gone.
+        """
         try:
             point = memory_point(self._cluster, self.agents, self.placement, previous, committed_step=committed_step)
             if point is None or point.resume.step < committed_step:
@@ -105,6 +108,6 @@ class Fleet:
             self._cluster.call_all(
                 [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
             )
-        except (ConnectionError, CheckpointError):
+        except CheckpointError:
             return None
         return point.resume

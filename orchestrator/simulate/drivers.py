@@ -1,4 +1,4 @@
-"""A driver in virtual time: what `drive` and its session do around the real controller, from the command to its exit."""
+"""A driver in virtual time: what `drive` does around the real controller, from the command to its exit."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -177,5 +177,8 @@ class DriverClock:
     def time(self) -> float:
         return EPOCH_S + self._world.now_s + self._world.clock_jump_s
 
+    def sleep(self, seconds: float) -> None:
+        self._world.advance(seconds)
+
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         return self._background.wait(event, timeout_s)
