@@ -78,6 +78,9 @@ class Injector:
                 return self._lose(cluster, node, False)
             case Fault.gpu if luck < 0.33:
                 return self._lose(cluster, node, False)
+        return self._hit_rank(cluster, node, fault, luck)
+
+    def _hit_rank(self, cluster: FakeCluster, node: Node, fault: Fault, luck: float) -> bool:
         if not node.ranks or cluster.training is None:
             return False
         rank = node.ranks[int(self._rng.integers(len(node.ranks)))]

@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.observe.metrics import surviving_rows
 from orchestrator.simulate.costs import Costs
 from orchestrator.simulate.drivers import Driver, Stage
-from orchestrator.simulate.faults import Fault, Injection, Scenario, draw
+from orchestrator.simulate.faults import Injection, Scenario, draw
 from orchestrator.simulate.files import MemoryFiles
 from orchestrator.simulate.injecting import Injector
 from orchestrator.simulate.invariants import Invariants
@@ -318,13 +317,3 @@ class Schedule:
             return None
         names = self.files.list(step_folder(step))
         return step, f"{step_folder(step)}/{names[int(self.rng.integers(len(names)))]}"
-
-
-def is_in(fault: str, faults: tuple[Fault, ...]) -> bool:
-    return fault in faults
-
-
-def fresh_folder(root: Path, seed: int) -> Path:
-    path = root / f"schedule-{seed}"
-    path.mkdir(parents=True)
-    return path
