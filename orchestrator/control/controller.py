@@ -6,6 +6,7 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.retry import Patience, retried
 from orchestrator.checkpoint.store import Store
@@ -21,7 +22,7 @@ from orchestrator.control.reports import Reports
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt, resume_point
-from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.errors import CheckpointError, FencedError, PlacementError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
@@ -64,6 +65,7 @@ class Controller:
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle)
         self._attempt: Attempt | None = None
+        self._claim: Claim | None = None
         self._interruption = interruption
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
@@ -130,14 +132,18 @@ class Controller:
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
         # Claimed first: whoever lives beside us commits nothing more, so what is the newest checkpoint stays so.
-        claim = claim_attempt(self._run, self._store)
-        number = claim.attempt
-        self.reports.begin(claim)
         try:
+            claim = self._claim = claim_attempt(self._run, self._store, self._claim)
+            self.reports.begin(claim)
             resume = self._resume_point()
+        except FencedError as error:
+            self.reports.fenced_by = str(error)
+            self._give_way_if_fenced()
+            return
         except CheckpointError as error:
             self._give_up(str(error))
             return
+        number = claim.attempt
         if resume is None:
             return
         if resume.checkpoint is not None and not resume.is_initial:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.commit import newest_valid
-from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
+from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, refuse_if_fenced, take
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
@@ -102,12 +102,16 @@ def cuda_fork_problems(cluster: Cluster, agents: Sequence[AgentHandle]) -> list[
     ]
 
 
-def claim_attempt(run: OpenRun, store: Store) -> Claim:
+def claim_attempt(run: OpenRun, store: Store, previous: Claim | None = None) -> Claim:
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.
 
-    Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
+    `previous` is this driver's own last claim: FencedError where another driver has taken the run over since. Where the
+    store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
     """
+    if previous is not None:
+        with contextlib.suppress(StoreError):
+            refuse_if_fenced(store, previous.attempt, previous)
     taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
     number = max(taken, default=0) + 1
     with contextlib.suppress(StoreError):

@@ -61,7 +61,11 @@ class Injector:
         if fault is Fault.in_recovery:
             kind = Fault.host if self._rng.random() < 0.5 else Fault.memory
             delay_s = float(self._rng.uniform(0, 1.5 * (self._costs.start_s + self._costs.agent_s)))
-            cluster.on_stop.append(lambda: self._world.after(delay_s, lambda: self._hit_now(cluster, kind)))
+
+            def hit() -> None:
+                self._hit_now(cluster, kind)
+
+            cluster.on_stop.append(lambda: self._world.after(delay_s, hit))
             return self._hit_now(cluster, Fault.memory)
         return self._hit_now(cluster, fault)
 

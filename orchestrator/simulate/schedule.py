@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -245,7 +246,7 @@ class Schedule:
                 about = {"attempt": training.attempt, "rank": rank, "node": node.index}
                 text = "the snapshot does not match its checksum"
                 rejected = {**about, "kind": "snapshot_rejected", "step": training.start_step, "message": text}
-                self.world.after(self.costs.start_s, lambda said=rejected: cluster.emit(said))
+                self.world.after(self.costs.start_s, partial(cluster.emit, rejected))
                 failed = {**about, "kind": "failed", "message": f"SnapshotDamagedError: {text}", "trace": ""}
                 self._injector.exits_later(cluster, node, rank, training, said=failed, after_s=self.costs.start_s)
                 return True
@@ -315,5 +316,5 @@ class Schedule:
         step = max(self.invariants.committed, default=0)
         if not step:
             return None
-        names = self.files.list(step_folder(step))
+        names = self.files.names(step_folder(step))
         return step, f"{step_folder(step)}/{names[int(self.rng.integers(len(names)))]}"

@@ -33,6 +33,9 @@ class Training:
         """`spec`: what the ranks' encoded WorkerSpecs have in common."""
         self.attempt: int = spec["attempt"]
         self.start_step: int = spec["resume"]["step"]
+        self._every: int = spec["snapshot"]["every_steps"]
+        self._replicate_every: int = spec["snapshot"]["replicate_every_steps"]
+        self._save_every: int = spec["checkpoint"]["every_steps"]
         self.skipped: tuple[int, ...] = tuple(spec["resume"]["skipped_windows"])
         self.is_halted = False
         self.is_drained = False
@@ -42,12 +45,11 @@ class Training:
         """The step boundary at which the ranks have agreed to leave."""
         self._world = world
         self._costs = costs
-        self._spec = spec
+        self._has_peer: bool = spec["has_peer"]
         self._steps: int = spec["steps"]
         step_s = costs.step_s
-        every, save = spec["snapshot"]["every_steps"], spec["checkpoint"]["every_steps"]
-        step_s += costs.stall_s / every if every else 0.0
-        self.step_s: float = step_s + (costs.persist_stall_s / save if save else 0.0)
+        step_s += costs.stall_s / self._every if self._every else 0.0
+        self.step_s: float = step_s + (costs.persist_stall_s / self._save_every if self._save_every else 0.0)
         self._resumed = resumed
         self._wake = wake
         self._base_step = self.start_step + 1
@@ -83,8 +85,8 @@ class Training:
         return trained_on(self._resumed, step - self.start_step, self.skipped)
 
     def is_save_due(self, step: int) -> bool:
-        every = self._spec["checkpoint"]["every_steps"]
-        return step == self.end_step or bool(every > 0 and step % every == 0)
+        every = self._save_every
+        return step == self.end_step or (every > 0 and step % every == 0)
 
     def drain(self) -> None:
         """The ranks leave at the next boundary."""
@@ -114,7 +116,7 @@ class Training:
 
     def sealed_steps(self) -> list[int]:
         """The steps of which every rank's slots hold a snapshot, the newest two."""
-        every = self._spec["snapshot"]["every_steps"]
+        every = self._every
         if not every:
             return []
         newest = self.steps_done() // every * every
@@ -124,11 +126,10 @@ class Training:
 
     def copied_steps(self) -> list[int]:
         """Of which the peers hold copies: only one set is on its way at a time."""
-        every = self._spec["snapshot"]["every_steps"]
-        if not every or not self._spec["has_peer"]:
+        every = self._every
+        if not every or not self._has_peer:
             return []
-        replicate = self._spec["snapshot"]["replicate_every_steps"]
-        between = max(every, replicate, -(-int(self._costs.copy_s / self.step_s * 1000) // 1000))
+        between = max(every, self._replicate_every, -(-int(self._costs.copy_s / self.step_s * 1000) // 1000))
         between = -(-between // every) * every
         newest = self.steps_done() // between * between
         while (
@@ -149,7 +150,7 @@ class Training:
     def _expect(self) -> None:
         """Wake at the next step of interest."""
         self._version += 1
-        version, done, every = self._version, self.steps_done(), self._spec["checkpoint"]["every_steps"]
+        version, done, every = self._version, self.steps_done(), self._save_every
         following = [self.end_step, (done // every + 1) * every if every else self.end_step]
         if self.told_step == self.start_step or done < self.start_step + 1:
             following.append(done + 1)
