@@ -106,8 +106,8 @@ def claim_attempt(run: OpenRun, store: Store, previous: Claim | None = None) -> 
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.
 
-    `previous` is this driver's own last claim: FencedError where another driver has taken the run over since. Where the
-    store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
+    `previous` is this driver's own last claim: FencedError where another driver has taken the run over since.
+    Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
     """
     if previous is not None:
         with contextlib.suppress(StoreError):

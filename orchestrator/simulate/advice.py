@@ -24,7 +24,7 @@ class Advice:
 
 
 def daly_interval_s(cost_s: float, interval_s: float) -> float:
-    """Seconds of training between two snapshots that cost `cost_s` each, a failure coming in `interval_s` on average."""
+    """Seconds of training between two snapshots that cost `cost_s` each; `interval_s` lie between two failures."""
     if cost_s >= 2 * interval_s:
         return interval_s
     ratio = cost_s / (2 * interval_s)

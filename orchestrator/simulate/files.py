@@ -1,7 +1,7 @@
 """A checkpoint store in memory, as reliable as told: it is full, does not answer, or tears what was written."""
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
 
 from orchestrator.checkpoint.local_files import Buffer
@@ -76,7 +76,7 @@ class MemoryFiles:
     def free_bytes(self) -> int | None:
         return 0 if self.fault is StoreFault.full else None
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> Sequence[str]:
         """Also while the store does not answer."""
         return sorted(self._folders.get(folder, ()))
 
