@@ -50,7 +50,8 @@ def predict(setting: Setting, *, days: float, seed: int) -> Course:
 
 def course(setting: Setting, scenario: Scenario, seed: int, payloads: Payloads, decide: Decide = decide) -> Course:
     """One schedule in a folder of its own, which is taken away."""
-    with tempfile.TemporaryDirectory(prefix="phalanx-simulate-", ignore_cleanup_errors=True) as folder:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="phalanx-simulate-", dir=memory, ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "run"
         path.mkdir()
         run = OpenRun(setting.config, setting.plan, setting.manifest, RunFolder(path), "simulated://store", False)

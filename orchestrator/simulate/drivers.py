@@ -50,6 +50,7 @@ class Stage:
     store: Store
     decide: Decide
     on_event: OnEvent
+    is_store_failing: Callable[[], bool]
 
 
 class Driver:
@@ -60,7 +61,7 @@ class Driver:
         self.is_gone = False
         """Ended, or killed."""
         run, world = stage.run, stage.world
-        self._background = Background(world, stage.costs.commit_s)
+        self._background = Background(world, stage.costs.commit_s, stage.is_store_failing)
         clock = DriverClock(world, self._background)
         found = interruption(run, clock)
         self.tracker = _Tracker(name, stage.on_event)

@@ -89,9 +89,9 @@ class Saves:
             self.under_way -= 1
             if fault is not None:
                 self._tell(cluster, writers, {**about, **_failure("save_failed", fault)})
-                return
-            seconds = self.world.now_s - started_s
-            self._write(cluster, writers, {**about, "kind": "saved", "seconds": seconds}, state)
+            else:
+                seconds = self.world.now_s - started_s
+                self._write(cluster, writers, {**about, "kind": "saved", "seconds": seconds}, state)
             if is_last:
                 self._leave(cluster, training, step)
 

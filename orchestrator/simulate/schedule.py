@@ -91,6 +91,7 @@ class Schedule:
             store=self._store,
             decide=decide,
             on_event=self._on_event,
+            is_store_failing=lambda: self.files.fault is not None,
         )
         self._saves: dict[int, Saves] = {}
         self._is_finished = False

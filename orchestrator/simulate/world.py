@@ -56,13 +56,16 @@ class Background(Executor):
     A real thread that runs only while the simulation waits for it: no other way leaves the code under test as it is.
     """
 
-    def __init__(self, world: World, work_s: float) -> None:
+    def __init__(self, world: World, work_s: float, may_wait: Callable[[], bool]) -> None:
+        """`may_wait`: False where the work to come will not `wait`; then it needs no thread."""
+        self._may_wait = may_wait
         self._world = world
         self._work_s = work_s
         self._queue: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._waited_for: threading.Event | None = None
         self._is_busy = False
         self._is_abandoned = False
+        self._is_ending = False
         self._number = 0
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
@@ -116,6 +119,9 @@ class Background(Executor):
     def _resume(self) -> None:
         """The thread runs until it waits or has nothing more to do at this moment."""
         self._number += 1  # an earlier wake-up is off
+        if self._waited_for is None and not self._may_wait():
+            self._do_next()
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="simulated-commit", daemon=True)
             self._thread.start()
@@ -128,22 +134,27 @@ class Background(Executor):
 
     def _work(self) -> None:
         self._go.acquire()
-        while self._queue:
-            fn, future = self._queue.popleft()
+        while not self._is_ending:
             try:
-                future.set_result(fn())
+                self._do_next()
             except Abandoned:
                 break
-            except BaseException as error:
-                future.set_exception(error)
-            self._is_busy = bool(self._queue)
-            if self._is_busy:
-                self._wake_after(self._work_s)
             self._hand_over()
         self._is_busy = False
         self._back.release()
 
+    def _do_next(self) -> None:
+        fn, future = self._queue.popleft()
+        try:
+            future.set_result(fn())
+        except Exception as error:
+            future.set_exception(error)
+        self._is_busy = bool(self._queue)
+        if self._is_busy:
+            self._wake_after(self._work_s)
+
     def _end_thread(self) -> None:
+        self._is_ending = True
         if self._thread is not None and self._thread.is_alive():
             self._go.release()
             self._back.acquire()
