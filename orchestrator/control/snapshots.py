@@ -27,6 +27,8 @@ class Snapshots:
         self._shape: SlotShape | None = None
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
+        self.recent_losses: list[float] = []
+        """What it had kept of the losses before."""
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
@@ -41,6 +43,7 @@ class Snapshots:
                 small = slot.small()
                 self._engine.restore(SlotReader(slot).read, step, small["counters"])
                 self.restored_report = small["report"] or None
+                self.recent_losses = small["recent_losses"]
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
 
@@ -69,8 +72,8 @@ class Snapshots:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
-    def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`, with what was reported of it.
+    def take(self, step: int, facts: dict[str, Any], *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`; `facts` are what the loop wants back with it.
 
         Where `is_last`, return only once it is in storage or was given up.
 
@@ -78,7 +81,7 @@ class Snapshots:
         waits instead.
         """
         snapshotter = self._snapshotter or self._open()
-        parts, small = self._engine.state_parts(), self._small(report)
+        parts, small = self._engine.state_parts(), {**self._small(), **facts}
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
         is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
         # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
@@ -130,13 +133,13 @@ class Snapshots:
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self, report: Message) -> dict[str, Any]:
+    def _small(self) -> dict[str, Any]:
         return {
             "counters": self._engine.counters(),
-            "report": report,
             "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),
+            "branch": self._spec.resume.branch,
         }
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ def worker_specs(
             store_host=store_host,
             store_port=store_port,
             network_interface=interfaces[place.node],
-            collective_timeout_s=config.fault.collective_timeout_s,
+            fault=config.fault,
         )
         for place in placement.ranks
     ]

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.checkpoint.commit import newest_valid
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
@@ -19,13 +20,23 @@ from orchestrator.errors import StoreError
 from orchestrator.spec import Placement, ResumePoint
 
 
-def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], None]) -> ResumePoint:
-    """The newest checkpoint of which every byte verifies; a damaged one is set aside and told to `on_reject`.
+def resume_point(
+    run: OpenRun,
+    store: Store,
+    on_reject: Callable[[int, str], None],
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
+) -> ResumePoint:
+    """The newest checkpoint (of `lineage`, up to `max_step`) of which every byte verifies; a damaged one is set aside
+    and told to `on_reject`.
 
     Where the run has none, `checkpoint.init_from`. Raises CheckpointError where the store does not answer or holds
     another run's checkpoints.
     """
-    marker = newest_valid(store, run.plan.fingerprint, on_reject, run.plan.identity)
+    marker = newest_valid(
+        store, run.plan.fingerprint, on_reject, run.plan.identity, lineage=lineage, max_step=max_step
+    )
     if marker is None:
         return initial_point(run.config.checkpoint, run.plan.model)
     return ResumePoint(
@@ -33,6 +44,7 @@ def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], Non
         source="disk" if store.is_local else "remote",
         checkpoint=store.url_of(step_folder(marker.step)),
         skipped_windows=marker.data.skipped_windows,
+        branch=marker.branch,
     )
 
 
@@ -52,8 +64,10 @@ def memory_point(
     previous: ResumePoint,
     *,
     committed_step: int,
+    max_step: int | None = None,
 ) -> MemoryPoint | None:
-    """The newest step that the agents' memory holds for every rank, its own slots before peers' copies."""
+    """The newest step (up to `max_step`) that the agents' memory holds for every rank, its own slots before peers'
+    copies."""
     calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
     own: list[dict[int, list[int]]] = cluster.call_all(calls, "sealed_steps")
     copied: list[dict[int, list[int]]] = cluster.call_all(calls, "copied_steps")
@@ -65,9 +79,8 @@ def memory_point(
         for step in steps
     }
     local = {place.rank: by_node.get(place.node, {}).get(place.rank, []) for place in placement.ranks}
-    step = newest_common_step(
-        [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
-    )
+    held = [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
+    step = newest_common_step([[s for s in steps if max_step is None or s <= max_step] for steps in held])
     if step is None:
         return None
     to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]] = {}
@@ -80,6 +93,7 @@ def memory_point(
         source=source,
         is_durable=step <= committed_step,
         skipped_windows=previous.skipped_windows,
+        branch=previous.branch,
     )
     return MemoryPoint(resume, to_fetch)
 
