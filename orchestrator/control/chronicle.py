@@ -1,10 +1,10 @@
 """Everything that is told about a run, to whom it concerns: ledger, metrics, console, W&B, rank logs."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TextIO
 
+from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.observe.console import Console
 from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.ledger import Ledger, read_events
@@ -24,7 +24,14 @@ class Chronicle:
     """One writer for each file; `close` once."""
 
     def __init__(
-        self, folder: RunFolder, console: Console, tracker: Tracker, every_steps: int, *, driver_started_s: float
+        self,
+        folder: RunFolder,
+        console: Console,
+        tracker: Tracker,
+        every_steps: int,
+        *,
+        driver_started_s: float,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`driver_started_s`, in unix seconds, is told by the first event of this driver."""
         self.console = console
@@ -35,7 +42,7 @@ class Chronicle:
         self._first_fields = {"driver_started_s": driver_started_s}
         self._folder = folder
         self._every_steps = every_steps
-        self._ledger = Ledger(folder.events, time.time)
+        self._ledger = Ledger(folder.events, clock.time)
         self._metrics = MetricsLog(folder.metrics)
         self._rank_logs: dict[tuple[int, int], TextIO] = {}
 

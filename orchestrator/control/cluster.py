@@ -9,12 +9,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
+from orchestrator.control.members import AgentHandle
 from orchestrator.control.surroundings import (
     hand_on_token,
     here,
@@ -33,19 +33,6 @@ NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
-
-
-@dataclass(slots=True)
-class AgentHandle:
-    """One node's agent, as the driver knows it."""
-
-    actor: Any
-    node: int
-    host: str
-    address: str
-    interface: str | None
-    port: int
-    """Where it takes and gives copies of snapshots."""
 
 
 class RayCluster:

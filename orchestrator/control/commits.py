@@ -3,13 +3,14 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.layout import MARKER, step_folder
 from orchestrator.checkpoint.retry import ANY, Patience, retried
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
+from orchestrator.control.clock import Clock
 from orchestrator.control.persist import Committed
 from orchestrator.errors import CheckpointError, StoreError
 
@@ -34,12 +35,14 @@ class Outcome:
 class Commits:
     """One thread, so that commits keep their order. Its methods are for the controller's thread only."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock, background: Executor | None = None) -> None:
+        """`background` does one thing at a time; None: a thread."""
+        self._clock = clock
         self._store = store
         self._outcomes: deque[Outcome] = deque()
         self._is_hurried = threading.Event()
         self._pending: set[int] = set()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._background = background or ThreadPoolExecutor(1, thread_name_prefix="commit")
 
     def begin(
         self,
@@ -61,12 +64,14 @@ class Commits:
                     self._outcomes.append(Outcome(attempt, step, messages, delayed_by=error))
 
             try:
-                committed = retried(save, patience, pause=self._is_hurried.wait, on_wait=on_wait)
+                committed = retried(
+                    save, patience, pause=self._is_hurried.wait, on_wait=on_wait, clock=self._clock.monotonic
+                )
                 self._outcomes.append(Outcome(attempt, step, messages, committed=committed))
             except CheckpointError as error:
                 self._outcomes.append(Outcome(attempt, step, messages, error=error))
 
-        self._thread.submit(work)
+        self._background.submit(work)
 
     def discard(self, step: int, files: Sequence[str]) -> None:
         """Take away what some ranks wrote of a checkpoint that others could not: it would only fill the store."""
@@ -80,7 +85,7 @@ class Commits:
             except StoreError:
                 return  # it does not answer: retention of a later attempt takes them away
 
-        self._thread.submit(work)
+        self._background.submit(work)
 
     def is_pending(self, step: int) -> bool:
         return step in self._pending
@@ -97,12 +102,12 @@ class Commits:
     def settle(self) -> None:
         """Until nothing is under way: what fails now is not tried again."""
         self._is_hurried.set()
-        self._thread.submit(lambda: None).result()
+        self._background.submit(lambda: None).result()
         self._is_hurried.clear()
 
     def close(self) -> None:
         self._is_hurried.set()
-        self._thread.shutdown(wait=True)
+        self._background.shutdown(wait=True)
 
 
 def patience_for(*, is_last: bool, retry_timeout_s: float, final_timeout_s: float) -> Patience:

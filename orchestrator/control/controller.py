@@ -3,116 +3,88 @@
 All its state can be rebuilt from the run folder: a driver that dies is replaced by typing the command again.
 """
 
-import contextlib
-import secrets
-import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Executor
 
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
-from orchestrator.config import WorkerStart
 from orchestrator.control import lifecycle
 from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
-from orchestrator.control.cluster import AgentHandle, EventStream, RayCluster
-from orchestrator.control.lifecycle import Action, Budget, State, decide
+from orchestrator.control.clock import SYSTEM_CLOCK, Clock
+from orchestrator.control.fleet import Fleet
+from orchestrator.control.lifecycle import Action, Decide, State, decide
+from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
-from orchestrator.control.specs import has_peers, worker_threads
+from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import (
-    claim_attempt,
-    cuda_fork_problems,
-    memory_point,
-    resume_point,
-    set_peers,
-    start_ranks,
-)
+from orchestrator.control.starting import claim_attempt, resume_point
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
-STOP_TIMEOUT_S = 60.0
 
 
 class Controller:
     def __init__(
         self,
         run: OpenRun,
-        cluster: RayCluster,
+        cluster: Cluster,
         chronicle: Chronicle,
         count_notices: Callable[[], int],
         *,
         interruption: Interruption | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        background: Executor | None = None,
+        decide: Decide = decide,
     ) -> None:
         """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost."""
+        has cost; `background` commits checkpoints, one after the other (default: a thread)."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
         store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
-        self.reports = Reports(run, store, chronicle)
+        self.reports = Reports(run, store, chronicle, clock, background)
         self._run = run
+        self._clock = clock
+        self._decide = decide
         self._cluster = cluster
         self._chronicle = chronicle
         self._store = store
         self._count_notices = count_notices
         self._notices_taken = 0
-        self._budget = self._full_budget()
-        self._agents: list[AgentHandle] = []
-        self._lost: list[AgentHandle] = []
-        self._secret = secrets.token_hex(32)
-        """By which the agents know each other."""
-        self._placement: Placement | None = None
-        self._stream: EventStream | None = None
+        self._budget = full_budget(self._run.config.fault)
+        self._fleet = Fleet(run, cluster, chronicle)
         self._attempt: Attempt | None = None
         self._interruption = interruption
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
     def start_agents(self, placement: Placement) -> None:
-        """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
+        """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
+        self._fleet.start(placement)
 
-        Raises PlacementError where the nodes don't come free in time.
-        """
-        config = self._run.config
-        self._placement = placement
-        self._agents = list(self._cluster.start_agents(placement, **self._agent_settings()))
-        self._introduce_peers()
-        if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
-            for problem in cuda_fork_problems(self._cluster, self._agents):
-                self._chronicle.console.warn(problem)
-        self._stream = EventStream(self._agents)
-
-    def _agent_settings(self) -> dict[str, Any]:
-        config = self._run.config
-        return {"is_warm": config.worker.start is WorkerStart.fork, "threads": worker_threads(config)}
-
-    def _introduce_peers(self) -> None:
-        if has_peers(self._run.config, len(self._agents)):
-            set_peers(self._cluster, self._agents, self._secret)
+    def begin(self) -> None:
+        """Start the first attempt; from here on `poll` goes on until `state` is an end."""
+        self._tell(lifecycle.Placed())
 
     def run(self) -> State:
         """Until the run has finished, failed or left. Agents and reservation are the cluster's to release."""
-        self._tell(lifecycle.Placed())
+        self.begin()
         try:
             while not self.state.is_end:
-                self._poll()
+                self.poll(POLL_S)
         finally:
             self.reports.close()
         return self.state
 
     # ---- deciding and carrying out
 
-    def _full_budget(self) -> Budget:
-        fault = self._run.config.fault
-        return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
-
     def _tell(self, event: lifecycle.Event) -> None:
-        decision = decide(self.state, event, self._budget)
+        decision = self._decide(self.state, event, self._budget)
         self.state, self._budget = decision.state, decision.budget
         match decision.action:
             case Action.start:
@@ -123,22 +95,18 @@ class Controller:
             case Action.place:
                 self._place_again()
             case Action.drain:
-                self._ask_to_drain()
+                self._fleet.drain()
             case Action.fail:
                 self._record_failure()
             case Action.finish | Action.leave | Action.none:
                 pass
 
-    def _poll(self) -> None:
-        assert self._stream is not None
-        events, dead = self._stream.poll(POLL_S)
-        for event in events:
-            self._hear(event)
+    def poll(self, timeout_s: float) -> None:
+        """Hear what has happened, within `timeout_s`, and act on it."""
+        self._hear_agents(timeout_s)
         if self.reports.hear_commits():
-            self._budget = self._full_budget()  # the limit is on failures without progress in between
+            self._budget = full_budget(self._run.config.fault)  # the limit is on failures without progress in between
         self._give_way_if_fenced()
-        for agent in dead:
-            self._lose_node(agent)
         self._conclude_if_done()
         while self._notices_taken < self._count_notices() and not self.state.is_end:
             self._notices_taken += 1
@@ -155,8 +123,7 @@ class Controller:
         return self._attempt.last_step if self._attempt else None
 
     def _start_attempt(self) -> None:
-        placement = self._placement
-        assert placement is not None
+        world_size = len(self._fleet.placement.ranks)
         try:
             resume = self._memory_point() or resume_point(self._run, self._store, self._reject_checkpoint)
         except CheckpointError as error:
@@ -168,7 +135,7 @@ class Controller:
         claim = claim_attempt(self._run, self._store)
         number = claim.attempt
         self.reports.begin(claim)
-        self._attempt = Attempt(number, resume, len(placement.ranks), time.monotonic())
+        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
             "attempt_started",
@@ -177,32 +144,16 @@ class Controller:
             resume_step=resume.step,
             source=resume.source,
             checkpoint=resume.checkpoint,
-            world_size=len(placement.ranks),
+            world_size=world_size,
             zero_stage=self._run.plan.zero_stage,
             steps_lost=lost,
         )
-        with contextlib.suppress(ConnectionError):  # the stream tells of the dead agent
-            kept = resume.step if resume.source in ("memory", "peer") else None
-            self._cluster.call_all([(agent, (kept,)) for agent in self._agents], "keep_snapshots")
-            start_ranks(self._run, self._cluster, self._agents, placement, number=number, resume=resume)
+        self._fleet.start_ranks(number, resume)
 
     def _memory_point(self) -> ResumePoint | None:
-        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
-        attempt, placement = self._attempt, self._placement
-        if attempt is None or placement is None or not self._is_memory_trusted:
+        if self._attempt is None or not self._is_memory_trusted:
             return None
-        try:
-            committed = self.reports.committed_step
-            point = memory_point(self._cluster, self._agents, placement, attempt.resume, committed_step=committed)
-            if point is None or point.resume.step < committed:
-                return None
-            fetching = [agent for agent in self._agents if agent.node in point.to_fetch]
-            self._cluster.call_all(
-                [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
-            )
-        except (ConnectionError, CheckpointError):
-            return None
-        return point.resume
+        return self._fleet.memory_point(self._attempt.resume, self.reports.committed_step)
 
     def _reject_checkpoint(self, step: int, reason: str) -> None:
         path = self._store.where(step_folder(step))
@@ -210,19 +161,12 @@ class Controller:
 
     def _place_again(self) -> None:
         """After a node was lost: another takes its place; the others keep their agents, and so their snapshots."""
-        placement, lost = self._placement, self._lost
-        assert placement is not None and self._stream is not None
-        self._lost = []
         try:
-            self._agents = list(self._cluster.replace_agents(placement, lost, **self._agent_settings()))
-            self._introduce_peers()
+            self._fleet.replace_lost()
         except (PlacementError, ConnectionError) as error:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
-        for agent in self._agents:
-            if any(agent.node == gone.node for gone in lost):
-                self._stream.add(agent)
         self._tell(lifecycle.Placed())
 
     def _check_start_timeout(self) -> None:
@@ -230,8 +174,8 @@ class Controller:
         attempt = self._attempt
         if self.state is not State.starting or attempt is None or attempt.has_stepped:
             return
-        if time.monotonic() - attempt.started_s > limit_s:
-            dump_stacks(self._cluster, self._agents, "no step was done in worker.start_timeout_s")
+        if self._clock.monotonic() - attempt.started_s > limit_s:
+            dump_stacks(self._cluster, self._fleet.agents, "no step was done in worker.start_timeout_s")
             self._begin_interruption()
             self.failure_digest = (
                 f"attempt {attempt.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, "
@@ -240,22 +184,13 @@ class Controller:
             self._tell(lifecycle.AttemptFailed("start timed out"))
 
     def _stop_ranks(self) -> None:
-        for agent in self._agents:
-            with contextlib.suppress(ConnectionError):  # its ranks ended with it
-                self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
-        if self._stream is not None:
-            for event in self._stream.poll(0.0)[0]:  # what the ranks said last belongs to their attempt
-                self._hear(event)
+        self._fleet.stop_ranks()
+        self._hear_agents(0.0)  # what the ranks said last belongs to their attempt
         if self._attempt is not None:
             self.reports.flush(self._attempt)
         self.reports.settle()
         self._chronicle.end_attempt()
         self.restarts += self.state in (State.stopping, State.replacing)
-
-    def _ask_to_drain(self) -> None:
-        for agent in self._agents:
-            with contextlib.suppress(ConnectionError):
-                self._cluster.call(agent, "drain")
 
     def _record_failure(self) -> None:
         if self.reports.fenced_by is not None:
@@ -272,6 +207,13 @@ class Controller:
         self._chronicle.event("run_failed", self._number, self._last_step, rank=rank, digest=self.failure_digest)
 
     # ---- hearing
+
+    def _hear_agents(self, timeout_s: float) -> None:
+        events, dead = self._fleet.poll(timeout_s)
+        for event in events:
+            self._hear(event)
+        for agent in dead:
+            self._lose_node(agent)
 
     def _hear(self, message: Message) -> None:
         if message["kind"] == "output":
@@ -305,7 +247,7 @@ class Controller:
         self._is_memory_trusted = True
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            downtime_s = time.monotonic() - interruption.since_s
+            downtime_s = self._clock.monotonic() - interruption.since_s
             self.downtime_s += downtime_s
             self._chronicle.event(
                 "recovered",
@@ -344,7 +286,7 @@ class Controller:
     def _on_exited(self, attempt: Attempt, message: Message) -> None:
         if attempt.ended_well(message):
             return
-        failure = attempt.add_failure(message, self._host_of(message["node"]))
+        failure = attempt.add_failure(message, host_of(self._fleet.agents, message["node"]))
         self._chronicle.event(
             "rank_died",
             attempt.number,
@@ -361,15 +303,12 @@ class Controller:
     def _on_stalled(self, attempt: Attempt) -> None:
         """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
         is_training = self.state in (State.starting, State.running, State.draining)
-        facts = examine(self._cluster, self._agents, attempt) if is_training else None
+        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time()) if is_training else None
         if facts is None:
             return
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
-
-    def _host_of(self, node: int) -> str:
-        return next((agent.host for agent in self._agents if agent.node == node), f"node {node}")
 
     def _give_way_if_fenced(self) -> None:
         """Another copy of the run has taken over: nothing that this one does counts any more.
@@ -382,17 +321,15 @@ class Controller:
             self._tell(lifecycle.GaveUp())
 
     def _lose_node(self, agent: AgentHandle) -> None:
-        if agent not in self._agents or self.state.is_end:
+        if agent not in self._fleet.agents or self.state.is_end:
             return
-        self._agents.remove(agent)
-        self._lost.append(agent)
+        ranks = self._fleet.lose(agent)
         self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
-        if self._attempt is not None and self._placement is not None:
-            ranks = [place.rank for place in self._placement.ranks if place.node == agent.node]
-            self._attempt.add_lost_node(ranks, agent.host, time.time())
+        if self._attempt is not None:
+            self._attempt.add_lost_node(ranks, agent.host, self._clock.time())
         self._begin_interruption()
         self._tell(lifecycle.NodeLost(f"attempt {self._number}: node {agent.host}"))
 
     def _begin_interruption(self) -> None:
         if self._interruption is None:
-            self._interruption = Interruption(time.monotonic(), self._last_step or 0)
+            self._interruption = Interruption(self._clock.monotonic(), self._last_step or 0)

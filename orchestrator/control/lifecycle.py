@@ -6,6 +6,7 @@ anew (REPLACING) where a node was lost. Bad numbers do the same, but go back to 
 after a save.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -150,6 +151,7 @@ class Decision:
     budget: Budget
 
 
+Decide = Callable[[State, Event, Budget], Decision]
 _ENDING = (State.leaving, State.failing)
 
 

@@ -1,6 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
-import time
+from concurrent.futures import Executor
 from typing import Any
 
 from orchestrator.checkpoint.fencing import Claim
@@ -8,6 +8,7 @@ from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.clock import Clock
 from orchestrator.control.collect import slowest_phases, step_row, with_evaluation
 from orchestrator.control.commits import Commits, Outcome, patience_for
 from orchestrator.control.opening import OpenRun
@@ -18,7 +19,9 @@ from orchestrator.observe.units import duration_text, plural
 
 
 class Reports:
-    def __init__(self, run: OpenRun, store: Store, chronicle: Chronicle) -> None:
+    def __init__(
+        self, run: OpenRun, store: Store, chronicle: Chronicle, clock: Clock, background: Executor | None = None
+    ) -> None:
         self.committed_step = 0
         self.last_checkpoint: str | None = None
         self.last_save_failure: str | None = None
@@ -29,7 +32,8 @@ class Reports:
         self._run = run
         self._store = store
         self._chronicle = chronicle
-        self._commits = Commits(store)
+        self._clock = clock
+        self._commits = Commits(store, clock, background)
         self._health = StoreHealth()
         self._slowness = StoreHealth()
         self._last_waiting_step: int | None = None
@@ -49,7 +53,7 @@ class Reports:
         attempt.losses[row.step] = row.loss
         self._last_row_step = row.step
         if is_first:
-            seconds = time.monotonic() - attempt.started_s
+            seconds = self._clock.monotonic() - attempt.started_s
             phases_s = slowest_phases([m["phases_s"] for m in messages])
             self._chronicle.event("first_step", attempt.number, row.step, seconds=seconds, phases_s=phases_s)
         if self._is_evaluated(row.step):
@@ -111,7 +115,7 @@ class Reports:
             f"the {which} step {message['step']}, waits for its store and is tried again for {limit}={limit_s:g}: "
             f"{message['message']}"
         )
-        say = self._health.failed(message["fault"], time.monotonic())
+        say = self._health.failed(message["fault"], self._clock.monotonic())
         if is_last and say is Say.nothing and self._last_waiting_step != message["step"]:
             say = Say.line  # from here on the run itself waits: a person should know why
         if is_last:
@@ -149,7 +153,7 @@ class Reports:
             run=self._run,
             attempt=attempt.number,
             claim=self._claim,
-            time_s=time.time(),
+            time_s=self._clock.time(),
             step=step,
             skipped_windows=attempt.resume.skipped_windows,
             loss=attempt.losses.get(step),
@@ -192,7 +196,7 @@ class Reports:
             seconds=max(m["seconds"] for m in outcome.messages),
             **_pruning(committed),
         )
-        outage_s = self._health.worked(time.monotonic())
+        outage_s = self._health.worked(self._clock.monotonic())
         if outage_s is not None:
             missed = plural(self._health.failed_saves, "checkpoint")
             text = f"checkpoints are written again after {duration_text(outage_s)}; {missed} could not be"
@@ -203,13 +207,13 @@ class Reports:
     def _skip(self, attempt: Attempt, step: int, message: str) -> None:
         """The store is too slow for this rate of checkpoints: no outage, and no alert."""
         self._health.failed_saves += self._health.is_failing
-        is_told = self._slowness.failed(None, time.monotonic()) is not Say.nothing
+        is_told = self._slowness.failed(None, self._clock.monotonic()) is not Say.nothing
         self._chronicle.event("checkpoint_failed", attempt.number, step, is_told=is_told, message=message, fault=None)
 
     def _fail(self, attempt: Attempt, step: int, message: str, fault: str | None) -> None:
         self._health.failed_saves += 1
         self.last_save_failure = message
-        say = self._health.failed(fault, time.monotonic())
+        say = self._health.failed(fault, self._clock.monotonic())
         is_told = say is not Say.nothing
         self._chronicle.event(
             "checkpoint_failed", attempt.number, step, is_told=is_told, message=message, fault=fault

@@ -1,6 +1,9 @@
 """One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
 
-from orchestrator.config import RunConfig
+from typing import Any
+
+from orchestrator.config import FaultConfig, RunConfig, WorkerStart
+from orchestrator.control.lifecycle import Budget
 from orchestrator.control.watchdog import HangLimits
 from orchestrator.data.manifest import Manifest
 from orchestrator.spec import Placement, ResumePoint, RunPlan, WorkerSpec
@@ -70,6 +73,16 @@ def has_peers(config: RunConfig, num_nodes: int) -> bool:
 def num_slots(config: RunConfig, num_nodes: int) -> int:
     """Snapshot slots of each rank."""
     return config.snapshot.slots or (5 if has_peers(config, num_nodes) else 3)
+
+
+def agent_settings(config: RunConfig) -> dict[str, Any]:
+    """How every agent is started."""
+    return {"is_warm": config.worker.start is WorkerStart.fork, "threads": worker_threads(config)}
+
+
+def full_budget(fault: FaultConfig) -> Budget:
+    """The failures that a run may have without progress in between."""
+    return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
 
 
 def worker_threads(config: RunConfig) -> int:

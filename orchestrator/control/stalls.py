@@ -1,12 +1,11 @@
 """A node says that its ranks stand still: what all nodes know, who is to blame, and every rank's stacks."""
 
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.control.attempt import Attempt
-from orchestrator.control.cluster import AgentHandle, RayCluster
+from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.watchdog import RankProgress, judge
 
 ANSWER_S = 10.0
@@ -14,10 +13,10 @@ ANSWER_S = 10.0
 DUMP_S = 30.0
 
 
-def examine(cluster: RayCluster, agents: Sequence[AgentHandle], attempt: Attempt) -> dict[str, Any] | None:
-    """Note the hang in `attempt` and return what `hang_detected` says of it, every rank's stacks being in its log.
+def examine(cluster: Cluster, agents: Sequence[AgentHandle], attempt: Attempt, now_s: float) -> dict[str, Any] | None:
+    """Note the hang in `attempt` and return what `hang_detected` says of it, its ranks' stacks being in their logs.
 
-    None where a rank that the others wait for may still move.
+    `now_s`: unix seconds. None where a rank that the others wait for may still move.
     """
     progress: list[RankProgress] = []
     for agent in agents:
@@ -27,9 +26,9 @@ def examine(cluster: RayCluster, agents: Sequence[AgentHandle], attempt: Attempt
     if hang is None:
         return None
     first = hang.first
-    host = next((agent.host for agent in agents if agent.node == first.node), f"node {first.node}")
+    host = host_of(agents, first.node)
     stacks = dump_stacks(cluster, agents, f"rank {first.rank} on {host}: {hang.message()}")
-    failure = attempt.add_hang(hang, host, time.time(), stacks.get(first.rank, ()))
+    failure = attempt.add_hang(hang, host, now_s, stacks.get(first.rank, ()))
     return {
         "rank": failure.rank,
         "node": failure.node,
@@ -39,7 +38,7 @@ def examine(cluster: RayCluster, agents: Sequence[AgentHandle], attempt: Attempt
     }
 
 
-def dump_stacks(cluster: RayCluster, agents: Sequence[AgentHandle], why: str) -> dict[int, list[str]]:
+def dump_stacks(cluster: Cluster, agents: Sequence[AgentHandle], why: str) -> dict[int, list[str]]:
     """Every rank's stacks into its log; rank -> its innermost frames, empty where it could not be asked."""
     stacks: dict[int, list[str]] = {}
     for agent in agents:

@@ -12,8 +12,8 @@ from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
-from orchestrator.control.cluster import AgentHandle, RayCluster
 from orchestrator.control.initial import initial_point
+from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.errors import StoreError
@@ -58,7 +58,7 @@ class MemoryPoint:
 
 
 def memory_point(
-    cluster: RayCluster,
+    cluster: Cluster,
     agents: Sequence[AgentHandle],
     placement: Placement,
     previous: ResumePoint,
@@ -98,13 +98,13 @@ def memory_point(
     return MemoryPoint(resume, to_fetch)
 
 
-def set_peers(cluster: RayCluster, agents: Sequence[AgentHandle], secret: str) -> None:
+def set_peers(cluster: Cluster, agents: Sequence[AgentHandle], secret: str) -> None:
     """Each node's snapshots are copied to the next node: a ring."""
     peers = [(agent.address, agent.port) for agent in (*agents[1:], agents[0])]
     cluster.call_all([(agent, (secret, peer)) for agent, peer in zip(agents, peers, strict=True)], "set_peer")
 
 
-def cuda_fork_problems(cluster: RayCluster, agents: Sequence[AgentHandle]) -> list[str]:
+def cuda_fork_problems(cluster: Cluster, agents: Sequence[AgentHandle]) -> list[str]:
     """A warning for each node where a forked process can't use CUDA; its ranks import for themselves then."""
     problems = cluster.call_all([(agent, ()) for agent in agents], "check_cuda_fork")
     return [
@@ -140,7 +140,7 @@ def claim_attempt(run: OpenRun, store: Store) -> Claim:
 
 def start_ranks(
     run: OpenRun,
-    cluster: RayCluster,
+    cluster: Cluster,
     agents: Sequence[AgentHandle],
     placement: Placement,
     *,

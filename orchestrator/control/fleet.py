@@ -1,0 +1,114 @@
+"""The agents of one run as the driver knows them: where they are, what they are asked, which of them are lost.
+
+The controller decides; this is how it reaches the nodes.
+"""
+
+import contextlib
+import secrets
+
+from orchestrator.config import WorkerStart
+from orchestrator.control.attempt import Message
+from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.members import AgentHandle, Cluster, Events
+from orchestrator.control.opening import OpenRun
+from orchestrator.control.specs import agent_settings, has_peers
+from orchestrator.control.starting import cuda_fork_problems, memory_point, set_peers, start_ranks
+from orchestrator.errors import CheckpointError
+from orchestrator.spec import Placement, ResumePoint
+
+STOP_TIMEOUT_S = 60.0
+
+
+class Fleet:
+    def __init__(self, run: OpenRun, cluster: Cluster, chronicle: Chronicle) -> None:
+        self.agents: list[AgentHandle] = []
+        """In the placement's order, without those that are lost."""
+        self._lost: list[AgentHandle] = []
+        self._run = run
+        self._cluster = cluster
+        self._chronicle = chronicle
+        self._secret = secrets.token_hex(32)
+        """By which the agents know each other."""
+        self._placement: Placement | None = None
+        self._stream: Events | None = None
+
+    @property
+    def placement(self) -> Placement:
+        assert self._placement is not None
+        return self._placement
+
+    def start(self, placement: Placement) -> None:
+        """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
+
+        Raises PlacementError where the nodes don't come free in time.
+        """
+        config = self._run.config
+        self._placement = placement
+        self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
+        self._introduce_peers()
+        if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
+            for problem in cuda_fork_problems(self._cluster, self.agents):
+                self._chronicle.console.warn(problem)
+        self._stream = self._cluster.events()
+
+    def replace_lost(self) -> None:
+        """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
+
+        Raises PlacementError or ConnectionError.
+        """
+        assert self._stream is not None
+        lost, self._lost = self._lost, []
+        settings = agent_settings(self._run.config)
+        self.agents = list(self._cluster.replace_agents(self.placement, lost, **settings))
+        self._introduce_peers()
+        for agent in self.agents:
+            if any(agent.node == gone.node for gone in lost):
+                self._stream.add(agent)
+
+    def _introduce_peers(self) -> None:
+        if has_peers(self._run.config, len(self.agents)):
+            set_peers(self._cluster, self.agents, self._secret)
+
+    def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
+        """(events, agents found dead) within `timeout_s`."""
+        assert self._stream is not None
+        return self._stream.poll(timeout_s)
+
+    def lose(self, agent: AgentHandle) -> list[int]:
+        """The ranks that end with this agent. Until `replace_lost` it is missing."""
+        self.agents.remove(agent)
+        self._lost.append(agent)
+        return [place.rank for place in self.placement.ranks if place.node == agent.node]
+
+    def start_ranks(self, number: int, resume: ResumePoint) -> None:
+        """Fork every rank of attempt `number`; where an agent is gone, the stream tells of it."""
+        with contextlib.suppress(ConnectionError):
+            kept = resume.step if resume.source in ("memory", "peer") else None
+            self._cluster.call_all([(agent, (kept,)) for agent in self.agents], "keep_snapshots")
+            start_ranks(self._run, self._cluster, self.agents, self.placement, number=number, resume=resume)
+
+    def stop_ranks(self) -> None:
+        """Stop every rank; what they said last is still to be heard."""
+        for agent in self.agents:
+            with contextlib.suppress(ConnectionError):  # its ranks ended with it
+                self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
+
+    def drain(self) -> None:
+        """Ask every rank to leave at a step boundary."""
+        for agent in self.agents:
+            with contextlib.suppress(ConnectionError):
+                self._cluster.call(agent, "drain")
+
+    def memory_point(self, previous: ResumePoint, committed_step: int) -> ResumePoint | None:
+        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
+        try:
+            point = memory_point(self._cluster, self.agents, self.placement, previous, committed_step=committed_step)
+            if point is None or point.resume.step < committed_step:
+                return None
+            fetching = [agent for agent in self.agents if agent.node in point.to_fetch]
+            self._cluster.call_all(
+                [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
+            )
+        except (ConnectionError, CheckpointError):
+            return None
+        return point.resume

@@ -1,0 +1,54 @@
+"""What the driver needs of a cluster: its agents, and what they say. Ray is one, a simulation another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator.spec import Placement
+
+
+@dataclass(slots=True)
+class AgentHandle:
+    """One node's agent, as the driver knows it."""
+
+    actor: Any
+    node: int
+    host: str
+    address: str
+    interface: str | None
+    port: int
+    """Where it takes and gives copies of snapshots."""
+
+
+def host_of(agents: Sequence[AgentHandle], node: int) -> str:
+    return next((agent.host for agent in agents if agent.node == node), f"node {node}")
+
+
+class Events(Protocol):
+    """What agents say, as it comes."""
+
+    def add(self, agent: AgentHandle) -> None:
+        """Hear this one, too."""
+
+    def poll(self, timeout_s: float) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
+        """(events, agents found dead) within `timeout_s`; returns as soon as there is anything."""
+
+
+class Cluster(Protocol):
+    def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]: ...
+
+    def replace_agents(
+        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
+    ) -> list[AgentHandle]: ...
+
+    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any: ...
+
+    def call_all(
+        self,
+        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
+        method: str,
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Any]: ...
+
+    def events(self) -> Events: ...
