@@ -32,6 +32,5 @@ class Lineage:
         return all(step <= fork.at_step for fork in self.forks)
 
 
-
 WHOLE = Lineage()
 """Of a run without a rollback."""

@@ -28,6 +28,7 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.rollback import lineage_in
 from orchestrator.control.surroundings import here, is_joining
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
@@ -214,7 +215,7 @@ class _Session:
 def newest_committed(run: OpenRun) -> ResumePoint:
     """For the summary only: what will be loaded is verified first, by the controller."""
     store = Store(run.checkpoint_url)
-    steps = committed_steps(store)
+    steps = committed_steps(store, lineage_in(run.folder.branches))
     if not steps:
         return ResumePoint()
     return ResumePoint(step=steps[-1], checkpoint=store.where(step_folder(steps[-1])))

@@ -2,8 +2,8 @@
 
 PLACING -> STARTING -> RUNNING -> FINISHED is the calm run. A failure stops every rank of the attempt
 (STOPPING), then a new attempt starts (STARTING) from the newest point that memory or storage holds, or is placed
-anew (REPLACING) where a node was lost. Bad numbers do the same, but go back to a point before them. A preemption notice drains (DRAINING): all ranks leave at one step boundary,
-after a save.
+anew (REPLACING) where a node was lost. Bad numbers do the same, but go back to a point before them. A preemption
+notice drains (DRAINING): all ranks leave at one step boundary, after a save.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,10 @@ class State(StrEnum):
     @property
     def is_end(self) -> bool:
         return self in (State.finished, State.failed, State.preempted)
+
+    @property
+    def is_training(self) -> bool:
+        return self in (State.starting, State.running, State.draining)
 
 
 class Action(StrEnum):

@@ -6,8 +6,8 @@ from typing import Any
 
 from orchestrator.checkpoint.commit import commit, prune
 from orchestrator.checkpoint.fencing import Claim, refuse_if_fenced
-from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.layout import DataState, Marker, PayloadFile, common_key_check, gather_payloads
+from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.attempt import Message
@@ -86,7 +86,7 @@ def marker_of(saved: Saved, messages: Sequence[Message]) -> Marker:
         tensors=tensors,
         loss=saved.loss,
         branch=saved.branch,
-        recent_losses=tuple(messages[0]["recent_losses"]),
+        recent_losses=tuple(messages[0].get("recent_losses", ())),
         schedule={"name": optim.schedule.value, "steps": plan.schedule_steps, "lr": optim.lr},
         loss_scaler=messages[0]["counters"]["loss_scaler"] or None,
         optimizer={**messages[0]["counters"], "name": optim.name.value},

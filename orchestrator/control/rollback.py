@@ -1,6 +1,6 @@
 """Rollbacks of one run: what was recorded of them, and the one that is under way. The driver's side."""
 
-import time
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ from orchestrator.checkpoint.commit import set_aside_left_behind
 from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode, encode
+from orchestrator.config import FaultConfig
 from orchestrator.control.anomalies import Anomaly
-from orchestrator.control.branches import Branch, Limit, lineage, limit_for, windows_to_skip
+from orchestrator.control.branches import Branch, Limit, limit_for, lineage, windows_to_skip
+from orchestrator.control.clock import Clock
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import JsonLines, read_records
 from orchestrator.spec import ResumePoint
@@ -27,9 +29,10 @@ class _Pending:
 class Rollbacks:
     """Reads branches.jsonl once and is its only writer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
         """Raises ConfigError where what is recorded can't be read: going on would take up what was left behind."""
         self._path = path
+        self._clock = clock
         self._branches = read_branches(path)
         self._pending: _Pending | None = None
         self.last_anomaly: Anomaly | None = None
@@ -72,16 +75,24 @@ class Rollbacks:
             reason=anomaly.message,
             windows=windows,
             skipped_windows=tuple(sorted({*pending.skipped_windows, *windows})),
-            time=time.time(),
+            time=self._clock.time(),
         )
+        self._record(branch)
+        self._branches.append(branch)
+        return branch
+
+    def _record(self, branch: Branch) -> None:
         lines = JsonLines(self._path)
         try:
             lines.append(encode(branch))
             lines.sync()
         finally:
             lines.close()
-        self._branches.append(branch)
-        return branch
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def on_newest_branch(self, resume: ResumePoint) -> ResumePoint:
         """`resume` with what the newest branch skips: a checkpoint may be older than the branch."""
@@ -106,6 +117,35 @@ def read_branches(path: Path) -> list[Branch]:
             f"{path} can't be read ({error!r}): it says which checkpoints a rollback has left behind; restore it, or "
             "start another run with run.id=..."
         ) from error
+
+
+def lineage_in(path: Path) -> Lineage:
+    """What the run has left behind that keeps its branches in `path`. Raises ConfigError."""
+    return lineage(read_branches(path))
+
+
+def anomaly_fields(anomaly: Anomaly) -> dict[str, Any]:
+    """What the `anomaly` event says beside the step."""
+    return {"kind": anomaly.kind.value, "ranks": list(anomaly.ranks), "message": anomaly.message}
+
+
+def anomaly_digest(anomaly: Anomaly, fault: FaultConfig) -> str:
+    """What to say where the run may not go back once more."""
+    cures = ["the windows that were skipped are in branches.jsonl in the run folder"]
+    if anomaly.kind.is_of_data:
+        cures = [
+            "lower optim.lr, raise optim.warmup_steps or set optim.grad_clip: numbers that run away again and again, "
+            "whatever is skipped, are seldom the data's fault",
+            *cures,
+        ]
+    else:
+        cures = ["test the memory and the accelerators of the nodes: the same work gave different bits", *cures]
+    lines = [
+        f"step {anomaly.step}: {anomaly.message}; cause: bad numbers",
+        f"done: went back as often as fault.max_rollbacks={fault.max_rollbacks} allows without getting past it",
+        *(f"next: {cure}" for cure in cures),
+    ]
+    return "\n".join(lines)
 
 
 def branch_fields(branch: Branch) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
         {f"rng/torch/rank_{job.rank:05d}": rng},
         key_to_write(job.key_file) if job.is_encrypted else None,
     )
-    facts = {key: small[key] for key in ("counters", "recent_losses")}
+    facts = {"counters": small["counters"], "recent_losses": small.get("recent_losses", [])}
     return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), **facts}
 
 

@@ -43,7 +43,7 @@ class Snapshots:
                 small = slot.small()
                 self._engine.restore(SlotReader(slot).read, step, small["counters"])
                 self.restored_report = small["report"] or None
-                self.recent_losses = small["recent_losses"]
+                self.recent_losses = small.get("recent_losses", [])
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
 

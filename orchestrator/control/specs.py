@@ -82,7 +82,11 @@ def agent_settings(config: RunConfig) -> dict[str, Any]:
 
 def full_budget(fault: FaultConfig) -> Budget:
     """The failures that a run may have without progress in between."""
-    return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
+    return Budget(
+        restarts_left=fault.max_restarts,
+        identical_limit=fault.max_identical_failures,
+        rollbacks_left=fault.max_rollbacks,
+    )
 
 
 def worker_threads(config: RunConfig) -> int:
