@@ -289,6 +289,18 @@ class Engine:
         partition.refresh_model_parameters(self._engine)
         self._restore_counters(counters, step)
 
+    @torch.no_grad()
+    def restore_parts(
+        self, load: Callable[[Sequence[StatePart]], None], step: int, counters: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Like `restore`, where an engine of the same layout kept a copy of its `state_parts`: `load` fills them with
+        it, and `counters` is asked for the rest once it has."""
+        for leaf, _ in partition.flat_leaves(self._engine):
+            self._create_moments(self._optimizer, leaf, step)
+        load(self.state_parts())
+        partition.refresh_model_parameters(self._engine)
+        self._restore_counters(counters(), step)
+
     def _create_moments(self, optimizer: torch.optim.Optimizer, leaf: torch.Tensor, step: int) -> None:
         """A fresh optimizer has no state before its first step; torch keeps `step` as a 0-dim float32."""
         state = optimizer.state[leaf]

@@ -148,6 +148,9 @@ class ClusterConfig:
     name: str
     num_workers: int = 1
     """Workers (ranks) in total, over all nodes: one GPU each, or CPU cores."""
+    min_workers: int | None = None
+    """Fewest workers to go on with where a node is lost and no other takes its place; null: all of them, the run then
+    waits for a node."""
     workers_per_node: int | None = None
     """null: as many as a node holds."""
     cpus_per_worker: int = 1
@@ -162,6 +165,10 @@ class ClusterConfig:
     """Interface for gloo and NCCL; null finds the one that holds the node's address."""
     start_timeout_s: float = 120.0
     """How long to wait for the nodes to offer what the placement needs."""
+    replace_timeout_s: float = 10.0
+    """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
+    grow_interval_s: float = 60.0
+    """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
 
 
 class WorkerStart(StrEnum):

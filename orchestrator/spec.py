@@ -129,6 +129,11 @@ class Placement:
     bundles: tuple[Bundle, ...]
     ranks: tuple[RankPlace, ...]
 
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Those that have ranks; a bundle whose node was lost has none."""
+        return tuple(sorted({place.node for place in self.ranks}))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumePoint:

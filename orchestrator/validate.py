@@ -46,6 +46,7 @@ _AT_LEAST: dict[str, int] = {
     "train.eval_rows": 1,
     "parallel.bucket_elements": 1,
     "cluster.num_workers": 1,
+    "cluster.min_workers": 1,
     "cluster.workers_per_node": 1,
     "cluster.cpus_per_worker": 1,
     "cluster.memory_bytes_per_worker": 1,
@@ -69,13 +70,20 @@ _ABOVE_ZERO = (
     "optim.lr",
     "optim.eps",
     "cluster.start_timeout_s",
+    "cluster.replace_timeout_s",
     "worker.start_timeout_s",
     "checkpoint.retry_timeout_s",
     "checkpoint.final_timeout_s",
     "fault.collective_timeout_s",
     "fault.hang_constant_s",
 )
-_ZERO_OR_MORE = ("optim.weight_decay", "optim.grad_clip", "fault.hang_timeout_factor", "fault.spike_threshold")
+_ZERO_OR_MORE = (
+    "optim.weight_decay",
+    "optim.grad_clip",
+    "fault.hang_timeout_factor",
+    "fault.spike_threshold",
+    "cluster.grow_interval_s",
+)
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")
 """From 0 to 1, both included."""
 _SHARES_BELOW_ONE = ("model.dropout", "data.validation_fraction", "optim.momentum")
@@ -275,6 +283,11 @@ def _parallel(config: RunConfig) -> Iterator[str]:
 
 def _cluster(config: RunConfig) -> Iterator[str]:
     cluster = config.cluster
+    if cluster.min_workers is not None and cluster.min_workers > cluster.num_workers:
+        yield (
+            f"cluster.min_workers={cluster.min_workers} is more than cluster.num_workers={cluster.num_workers}; use "
+            f"{cluster.num_workers} or fewer"
+        )
     if cluster.hardware is not None and (problem := hardware_problem(cluster.hardware)):
         yield problem
     if cluster.address is not None and cluster.address != "auto":

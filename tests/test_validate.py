@@ -70,7 +70,8 @@ AT_LEAST_ONE = [
     "model__ffn_hidden_size", "model__max_seq_len", "data__vocab_size", "data__tokenizer_sample_bytes",
     "data__prefetch_batches", "optim__schedule_steps", "train__steps", "train__global_batch_size",
     "train__micro_batch_size", "train__seq_len", "train__eval_rows", "parallel__bucket_elements",
-    "cluster__num_workers", "cluster__workers_per_node", "cluster__cpus_per_worker",
+    "cluster__num_workers", "cluster__min_workers", "cluster__workers_per_node",
+    "cluster__cpus_per_worker",
     "cluster__memory_bytes_per_worker", "worker__threads", "fault__max_identical_failures",
     "tracking__every_steps", "tracking__console_every_steps",
 ]  # fmt: skip
@@ -81,9 +82,12 @@ ZERO_IS_FINE = [
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",
-    "cluster__start_timeout_s", "worker__start_timeout_s", "fault__collective_timeout_s",
+    "cluster__start_timeout_s", "cluster__replace_timeout_s", "worker__start_timeout_s",
+    "fault__collective_timeout_s",
 ]  # fmt: skip
-NOT_NEGATIVE = ["optim__weight_decay", "optim__grad_clip", "fault__spike_threshold"]
+NOT_NEGATIVE = [
+    "optim__weight_decay", "optim__grad_clip", "cluster__grow_interval_s", "fault__spike_threshold",
+]  # fmt: skip
 BELOW_ONE = ["model__dropout", "data__validation_fraction", "optim__momentum"]
 UP_TO_ONE = ["optim__min_lr_ratio", "optim__decay_fraction"]
 
@@ -232,6 +236,10 @@ COMBINATIONS = [
         {"parallel__offload": Offload.optimizer, "optim__name": OptimizerName.sgd},
         "parallel.offload=optimizer can't be used with optim.name=sgd, because DeepSpeed steps only Adam on "
         "the CPU; use optim.name=adamw or adam, or parallel.offload=none",
+    ),
+    (
+        {"cluster__num_workers": 2, "cluster__min_workers": 3},
+        "cluster.min_workers=3 is more than cluster.num_workers=2; use 2 or fewer",
     ),
     (
         {"parallel__ds_config": {"train_batch_size": 4}},

@@ -9,16 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.checkpoint.fencing import Claim, refuse_if_fenced
-from orchestrator.checkpoint.layout import (
-    MARKER,
-    REJECTED,
-    Marker,
-    attempt_of,
-    coverage_problems,
-    step_folder,
-    step_of,
-)
+from orchestrator.checkpoint.layout import MARKER, REJECTED, attempt_of, step_folder, step_of
 from orchestrator.checkpoint.lineage import WHOLE, Lineage
+from orchestrator.checkpoint.marker import Marker, coverage_problems
 from orchestrator.checkpoint.reader import read_marker
 from orchestrator.checkpoint.retention import MetricOf, Retention, checkpoints_to_delete
 from orchestrator.checkpoint.store import Store

@@ -2,8 +2,9 @@
 
 PLACING -> STARTING -> RUNNING -> FINISHED is the calm run. A failure stops every rank of the attempt
 (STOPPING), then a new attempt starts (STARTING) from the newest point that memory or storage holds, or is placed
-anew (REPLACING) where a node was lost. Bad numbers do the same, but go back to a point before them. A preemption
-notice drains (DRAINING): all ranks leave at one step boundary, after a save.
+anew (REPLACING) where a node was lost: on another node, or with fewer workers. Bad numbers stop the ranks, too; the
+next attempt starts from a point before them. Where lost nodes are back, all ranks pause at a step boundary (GROWING)
+and are placed anew. A preemption notice drains (DRAINING): all ranks leave at one step boundary, after a save.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,8 @@ class State(StrEnum):
     """Every rank is being stopped; a new attempt follows on the same nodes."""
     replacing = "replacing"
     """Like stopping, but a node is gone: place again afterwards."""
+    growing = "growing"
+    """Ranks were asked to leave at a step boundary, to be placed again on more nodes."""
     draining = "draining"
     """Ranks were asked to save and leave."""
     leaving = "leaving"
@@ -39,7 +42,7 @@ class State(StrEnum):
 
     @property
     def is_training(self) -> bool:
-        return self in (State.starting, State.running, State.draining)
+        return self in (State.starting, State.running, State.growing, State.draining)
 
 
 class Action(StrEnum):
@@ -48,6 +51,8 @@ class Action(StrEnum):
     place = "place"
     stop = "stop"
     """Stop every rank of the attempt."""
+    pause = "pause"
+    """Ask every rank to leave at a step boundary, with a snapshot in memory."""
     drain = "drain"
     finish = "finish"
     fail = "fail"
@@ -98,6 +103,16 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class NodesBack:
+    """There is room again for the workers that the run has gone on without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Every rank has left at a step boundary, its snapshot in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class PreemptionNotice:
     """The machine will be taken away, or a person asked the run to stop."""
 
@@ -116,6 +131,8 @@ Event = (
     | Stopped
     | AllDone
     | Drained
+    | NodesBack
+    | Paused
     | PreemptionNotice
     | GaveUp
 )
@@ -183,6 +200,10 @@ _STRAIGHT: dict[tuple[State, type], tuple[State, Action]] = {
     (State.starting, FirstStep): (State.running, Action.none),
     (State.starting, AllDone): (State.finished, Action.finish),
     (State.running, AllDone): (State.finished, Action.finish),
+    (State.running, NodesBack): (State.growing, Action.pause),
+    (State.growing, Paused): (State.replacing, Action.stop),
+    (State.growing, AllDone): (State.finished, Action.finish),
+    (State.draining, Paused): (State.leaving, Action.stop),  # the notice came when they had left already
     (State.draining, FirstStep): (State.draining, Action.none),
     (State.draining, AllDone): (State.finished, Action.finish),
     (State.draining, Drained): (State.preempted, Action.leave),
@@ -211,7 +232,7 @@ def _after_failure(state: State, spent: Budget, is_node: bool, budget: Budget) -
 
 def _after_notice(state: State, budget: Budget) -> Decision:
     match state:
-        case State.running | State.starting:
+        case State.running | State.starting | State.growing:
             return Decision(State.draining, Action.drain, budget)
         case State.stopping | State.replacing:
             return Decision(State.leaving, Action.none, budget)

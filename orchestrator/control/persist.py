@@ -6,8 +6,9 @@ from typing import Any
 
 from orchestrator.checkpoint.commit import commit, prune
 from orchestrator.checkpoint.fencing import Claim, refuse_if_fenced
-from orchestrator.checkpoint.layout import DataState, Marker, PayloadFile, common_key_check, gather_payloads
+from orchestrator.checkpoint.layout import PayloadFile
 from orchestrator.checkpoint.lineage import Lineage
+from orchestrator.checkpoint.marker import DataState, Marker, common_key_check, gather_payloads
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.attempt import Message

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from launch.compose import compose
-from orchestrator.checkpoint.layout import Marker, step_folder
+from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.lineage import Lineage
+from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.config import DataConfig

@@ -17,6 +17,8 @@ from orchestrator.control.lifecycle import (
     FirstStep,
     GaveUp,
     NodeLost,
+    NodesBack,
+    Paused,
     Placed,
     PreemptionNotice,
     State,
@@ -34,6 +36,8 @@ EVENTS: dict[str, Event] = {
     "stopped": Stopped(),
     "all_done": AllDone(),
     "drained": Drained(),
+    "nodes_back": NodesBack(),
+    "paused": Paused(),
     "notice": PreemptionNotice(),
     "gave_up": GaveUp(),
 }
@@ -58,6 +62,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "gave_up": ("failing", "stop", False),
     },
     "running": {
+        "nodes_back": ("growing", "pause", False),
         "failed": ("stopping", "stop", True),
         "node_lost": ("replacing", "stop", True),
         "anomaly": ("stopping", "stop", True),
@@ -81,7 +86,17 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
     },
+    "growing": {
+        "failed": ("stopping", "stop", True),
+        "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
+        "paused": ("replacing", "stop", False),
+        "all_done": ("finished", "finish", False),  # they were asked during the last step
+        "notice": ("draining", "drain", False),
+        "gave_up": ("failing", "stop", False),
+    },
     "draining": {
+        "paused": ("leaving", "stop", False),  # the notice came when they had left already
         "first_step": ("draining", "none", False),
         "failed": ("leaving", "stop", False),
         "node_lost": ("leaving", "stop", False),
@@ -150,6 +165,16 @@ def test_a_failure_beyond_the_budget_ends_the_run(failure, after, state):
     assert (last.state, last.action, last.budget.restarts_left) == (after, Action.stop, 0)
     beyond = decide(state, failure("b"), last.budget)
     assert (beyond.state, beyond.action, beyond.budget.restarts_left) == (State.failing, Action.stop, -1)
+
+
+def test_growing_costs_nothing():
+    budget = Budget(restarts_left=0, identical_limit=1)
+    state = State.running
+    for event in (NodesBack(), Paused(), Stopped(), Placed(), FirstStep()):
+        decision = decide(state, event, budget)
+        state = decision.state
+        assert decision.budget == budget
+    assert state is State.running
 
 
 def test_no_restarts_means_the_first_failure_ends_the_run():

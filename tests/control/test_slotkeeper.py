@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from orchestrator.checkpoint.layout import Extent, PayloadFile, gather_payloads, step_folder
+from orchestrator.checkpoint.layout import Extent, PayloadFile, step_folder
+from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.retry import Patience
 from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape
 from orchestrator.control.peers import PeerCopies
