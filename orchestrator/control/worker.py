@@ -17,12 +17,13 @@ import torch
 from model.engine import Engine, EngineSettings, Fetch, join_process_group
 from model.optimizer import OptimizerSettings
 from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.slots import SnapshotDamagedError
 from orchestrator.codec import decode
 from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
 from orchestrator.control.progress import Progress
-from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
+from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
 
@@ -133,7 +134,7 @@ def engine_settings(spec: WorkerSpec) -> EngineSettings:
 
 def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> None:
     """From this rank's slot, or by range reads of its share from a checkpoint that any world and stage wrote."""
-    if spec.resume.source in ("memory", "peer"):
+    if spec.resume.is_in_memory:
         snapshots.restore()
     elif spec.resume.checkpoint is not None:
         reader = CheckpointReader.open(spec.resume.checkpoint, spec.checkpoint.key_file)
