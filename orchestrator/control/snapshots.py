@@ -5,11 +5,13 @@ from typing import Any
 import torch
 
 from model.engine import Engine
-from orchestrator.checkpoint.slots import Share, SlotReader, SlotShape, SlotState, SnapshotDamagedError
+from orchestrator.checkpoint.slots import Share, Slot, SlotReader, SlotShape, SlotState, SnapshotDamagedError
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.shares import SharesReader, SlotElsewhere, SlotHere, Source, likely_first
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
+from orchestrator.control.staging import Staging
+from orchestrator.errors import CheckpointError
 from orchestrator.spec import WorkerSpec
 
 
@@ -19,6 +21,7 @@ class Snapshots:
         self._engine = engine
         self._channel = channel
         self._inbox = inbox
+        self._staging = Staging(torch.device(engine.settings.device), spec.threads)
         self._snapshotter: Snapshotter | None = None
         self._shape: SlotShape | None = None
         self._is_settled = False
@@ -61,13 +64,24 @@ class Snapshots:
         for slot in slots:
             header = slot.header()
             if header.state is SlotState.sealed and header.step == step:
-                if not slot.is_sound():
-                    raise SnapshotDamagedError(f"the snapshot of step {step} does not match its checksum")
-                small = slot.small()
-                self._engine.restore(SlotReader(slot).read, step, small["counters"])
-                self.restored_report = small["report"] or None
+                self._restore_from(slot, step)
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
+
+    def _restore_from(self, slot: Slot, step: int) -> None:
+        engine = self._engine
+        try:
+            if slot.has_shape(slot_shape(engine.planned_parts())):
+                engine.restore_parts(
+                    lambda parts: self._staging.load(slot, parts), step, lambda: slot.small()["counters"]
+                )
+            elif slot.is_sound():
+                engine.restore(SlotReader(slot).read, step, slot.small()["counters"])
+            else:
+                raise CheckpointError("it does not match its checksum")
+        except CheckpointError as error:
+            raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
+        self.restored_report = slot.small()["report"] or None
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -148,6 +162,7 @@ class Snapshots:
             self._channel,
             slots,
             held,
+            self._staging,
             attempt=spec.attempt,
             world_size=spec.world_size,
             url=spec.checkpoint_url,
@@ -171,3 +186,4 @@ class Snapshots:
     def close(self) -> None:
         if self._snapshotter is not None:
             self._snapshotter.close()
+        self._staging.close()
