@@ -105,12 +105,15 @@ class Fleet:
             with contextlib.suppress(ConnectionError):
                 self._cluster.call(agent, "drain")
 
-    def memory_point(self, previous: ResumePoint, committed_step: int) -> ResumePoint | None:
-        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
+    def memory_point(
+        self, previous: ResumePoint, committed_step: int, max_step: int | None = None
+    ) -> ResumePoint | None:
+        """The agents' snapshots (up to `max_step`), where they are not older than what is in storage; lost ones come
+        from peers."""
         self._shares = None
         try:
-            point = memory_point(self._cluster, self.agents, self.placement, committed_step)
-            if point is None:
+            point = memory_point(self._cluster, self.agents, self.placement, max_step)
+            if point is None or point.step < committed_step:
                 return None
             fetching = [agent for agent in self.agents if agent.node in point.to_fetch]
             self._cluster.call_all(
@@ -127,6 +130,7 @@ class Fleet:
             world_size=point.world_size,
             is_durable=point.step <= committed_step,
             skipped_windows=previous.skipped_windows,
+            branch=previous.branch,
         )
 
     def reports_of(self, resume: ResumePoint) -> list[Message]:

@@ -37,11 +37,14 @@ class MemoryPoint:
     """Where the world size is the placement's: node -> (share, step, who has it) of what its own memory lacks."""
 
 
-def newest_memory_point(memories: Sequence[NodeMemory], placement: Placement) -> MemoryPoint | None:
-    """The newest step that is whole in memory, of whatever world size; None where there is none."""
+def newest_memory_point(
+    memories: Sequence[NodeMemory], placement: Placement, max_step: int | None = None
+) -> MemoryPoint | None:
+    """The newest step (up to `max_step`) that is whole in memory, of whatever world size."""
     world_sizes = {share.world_size for memory in memories for share in (*memory.own, *memory.copies)}
     wanted = len(placement.ranks)
-    found = [(step, size) for size in world_sizes if (step := _newest_step(memories, size)) is not None]
+    steps = ((_newest_step(memories, size, max_step), size) for size in world_sizes)
+    found = [(step, size) for step, size in steps if step is not None]
     if not found:
         return None
     step, world_size = max(found, key=lambda point: (point[0], point[1] == wanted))
@@ -57,7 +60,7 @@ def newest_memory_point(memories: Sequence[NodeMemory], placement: Placement) ->
     return MemoryPoint(step, world_size, holders, len(own) < world_size, to_fetch)
 
 
-def _newest_step(memories: Sequence[NodeMemory], world_size: int) -> int | None:
+def _newest_step(memories: Sequence[NodeMemory], world_size: int, max_step: int | None) -> int | None:
     return newest_common_step(
         [
             [
@@ -65,6 +68,7 @@ def _newest_step(memories: Sequence[NodeMemory], world_size: int) -> int | None:
                 for memory in memories
                 for steps in (memory.own, memory.copies)
                 for step in steps.get(Share(world_size, rank), ())
+                if max_step is None or step <= max_step
             ]
             for rank in range(world_size)
         ]

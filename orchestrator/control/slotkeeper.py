@@ -135,7 +135,9 @@ class SlotKeeper:
         with self._lock:
             for share, slots in list(self._shares.items()):
                 if share.world_size != world_size:
-                    self._shares[share] = _trimmed(slots, step)
+                    self._shares[share] = trimmed = _trimmed(slots, step)
+                    if not trimmed.descriptors:
+                        del self._shares[share]
                     continue
                 for slot, descriptor in enumerate(slots.descriptors):
                     if sealed_step(descriptor) == step:
@@ -289,7 +291,8 @@ def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
         {f"rng/torch/rank_{job.rank:05d}": rng},
         key_to_write(job.key_file) if job.is_encrypted else None,
     )
-    return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), "counters": small["counters"]}
+    facts = {"counters": small["counters"], "recent_losses": small.get("recent_losses", [])}
+    return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), **facts}
 
 
 def _sealed(slots: _RankSlots) -> list[tuple[int, int]]:

@@ -28,6 +28,8 @@ class Snapshots:
         """This world has snapshots of its own: those of the former one may go."""
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
+        self.recent_losses: list[float] = []
+        """What it had kept of the losses before."""
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`, or from those of another world. Raises SnapshotDamagedError."""
@@ -55,7 +57,9 @@ class Snapshots:
         for known in (here, elsewhere):  # this node's first: they cost no network
             sources += [known[rank] for rank in likely_first(known, spec.world_size, spec.rank, former)]
         with SharesReader(sources) as reader:
-            self._engine.restore(reader.read, spec.resume.step, reader.small()["counters"])
+            small = reader.small()
+            self._engine.restore(reader.read, spec.resume.step, small["counters"])
+        self.recent_losses = small.get("recent_losses", [])
 
     def _restore_from_slot(self) -> None:
         step = self._spec.resume.step
@@ -81,7 +85,9 @@ class Snapshots:
                 raise CheckpointError("it does not match its checksum")
         except CheckpointError as error:
             raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
-        self.restored_report = slot.small()["report"] or None
+        small = slot.small()
+        self.restored_report = small["report"] or None
+        self.recent_losses = small.get("recent_losses", [])
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -112,8 +118,8 @@ class Snapshots:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
-    def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`, with what was reported of it.
+    def take(self, step: int, facts: dict[str, Any], *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`; `facts` are what the loop wants back with it.
 
         Where `is_last`, return only once it is in storage or was given up.
 
@@ -121,7 +127,7 @@ class Snapshots:
         waits instead.
         """
         snapshotter = self._snapshotter or self._open()
-        parts, small = self._engine.state_parts(), self._small(report)
+        parts, small = self._engine.state_parts(), {**self._small(), **facts}
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
         is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
         # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
@@ -174,13 +180,13 @@ class Snapshots:
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self, report: Message) -> dict[str, Any]:
+    def _small(self) -> dict[str, Any]:
         return {
             "counters": self._engine.counters(),
-            "report": report,
             "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),
+            "branch": self._spec.resume.branch,
         }
 
     def close(self) -> None:

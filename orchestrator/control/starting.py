@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.checkpoint.commit import newest_valid
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.initial import initial_point
@@ -19,13 +20,23 @@ from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
 
 
-def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], None]) -> ResumePoint:
-    """The newest checkpoint of which every byte verifies; a damaged one is set aside and told to `on_reject`.
+def resume_point(
+    run: OpenRun,
+    store: Store,
+    on_reject: Callable[[int, str], None],
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
+) -> ResumePoint:
+    """The newest checkpoint (of `lineage`, up to `max_step`) of which every byte verifies; a damaged one is set aside
+    and told to `on_reject`.
 
     Where the run has none, `checkpoint.init_from`. Raises CheckpointError where the store does not answer or holds
     another run's checkpoints.
     """
-    marker = newest_valid(store, run.plan.fingerprint, on_reject, run.plan.identity)
+    marker = newest_valid(
+        store, run.plan.fingerprint, on_reject, run.plan.identity, lineage=lineage, max_step=max_step
+    )
     if marker is None:
         return initial_point(run.config.checkpoint, run.plan.model)
     return ResumePoint(
@@ -33,13 +44,14 @@ def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], Non
         source="disk" if store.is_local else "remote",
         checkpoint=store.url_of(step_folder(marker.step)),
         skipped_windows=marker.data.skipped_windows,
+        branch=marker.branch,
     )
 
 
 def memory_point(
-    cluster: Cluster, agents: Sequence[AgentHandle], placement: Placement, committed_step: int
+    cluster: Cluster, agents: Sequence[AgentHandle], placement: Placement, max_step: int | None = None
 ) -> MemoryPoint | None:
-    """The newest step that the agents' memory holds for every rank, where it is not older than what is in storage."""
+    """The newest step (up to `max_step`) that the agents' memory holds for every rank of whatever world."""
     calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
     own = cluster.call_all(calls, "sealed_steps")
     copied = cluster.call_all(calls, "copied_steps")
@@ -47,8 +59,7 @@ def memory_point(
         NodeMemory(agent.node, (agent.address, agent.port), *steps)
         for agent, *steps in zip(agents, own, copied, strict=True)
     ]
-    point = newest_memory_point(memories, placement)
-    return None if point is None or point.step < committed_step else point
+    return newest_memory_point(memories, placement, max_step)
 
 
 def set_peers(cluster: Cluster, agents: Sequence[AgentHandle], secret: str) -> None:

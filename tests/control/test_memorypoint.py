@@ -110,3 +110,5 @@ def test_the_newest_step_that_all_have(held):
     point = newest_memory_point(memories, world(2))
     assert point is not None
     assert point.step == 2
+    assert newest_memory_point(memories, world(2), max_step=1) is None
+    assert newest_memory_point(memories, world(2), max_step=2) == point
