@@ -57,7 +57,8 @@ class Attempt:
     """The phase in which the attempt hung."""
 
     def __post_init__(self) -> None:
-        self.steps, self.saves, self.evaluations, self.repeats = (Gathering(self.world_size) for _ in range(4))
+        self.steps, self.saves, self.evaluations = (Gathering(self.world_size) for _ in range(3))
+        self.repeats = Gathering(self.resume.world_size or self.world_size)
         self.last_step = self.resume.step
 
     @property

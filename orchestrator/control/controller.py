@@ -157,6 +157,8 @@ class Controller:
             zero_stage=self._run.plan.zero_stage,
             steps_lost=lost,
         )
+        for report in self._fleet.reports_of(resume):
+            self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
 
     def _choose_point(self) -> ResumePoint:
