@@ -146,6 +146,8 @@ class ResumePoint:
     its peer), `disk` or `remote`."""
     checkpoint: str | None = None
     """URL of the committed checkpoint's folder; set for disk and remote."""
+    world_size: int | None = None
+    """Of the ranks that made the snapshots; set for memory and peer."""
     is_durable: bool = True
     """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
@@ -154,6 +156,10 @@ class ResumePoint:
     """How many rollbacks led here."""
     is_initial: bool = False
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.source in ("memory", "peer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
