@@ -58,7 +58,7 @@ class _Reading:
 
     def __init__(self, reader: TokenReader, max_rows: int) -> None:
         self._reader = reader
-        self._buffer = RowBuffer(min(max_rows, -(-BLOCK_TOKENS // reader.row_tokens)), reader.row_tokens)
+        self._buffer = RowBuffer(max(1, min(max_rows, -(-BLOCK_TOKENS // reader.row_tokens))), reader.row_tokens)
 
     def read(self, row_ids: Rows, tokens: NDArray[np.int64], places: NDArray[np.int64] | None) -> bytes:
         """Write the rows to tokens[places], or to all of `tokens`; returns their digests, in order."""
