@@ -24,6 +24,7 @@ from typing import Any
 
 from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
+from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.peers import PeerCopies, fetch_copy
 from orchestrator.control.progress import ProgressReader, create_page
@@ -57,6 +58,7 @@ class NodeAgent:
         self._slots = SlotKeeper()
         self._copies = PeerCopies(address)
         self._peer: Peer | None = None
+        self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
         self._start_zygote()
@@ -174,6 +176,15 @@ class NodeAgent:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
         self._copies.trust(secret)
         self._peer = None if peer is None else Peer(*peer, secret)
+
+    def open_disk(self, folder: str, is_private: bool) -> None:
+        """Checkpoints go to `folder` on this node's own disk, too; other nodes may read them."""
+        self._disk = NodeDisk(folder, is_private)
+        self._copies.serve_files(self._disk.folder)
+
+    def on_disk(self, operation: str, *arguments: Any) -> Any:
+        """One of NodeDisk's methods. Raises CheckpointError."""
+        return getattr(self._disk, operation)(*arguments)
 
     def adopt_copies(self, secret: str, copies: Sequence[tuple[int, int, tuple[str, int]]]) -> None:
         """Fetch each (rank, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
@@ -334,6 +345,7 @@ class NodeAgent:
             slot=message["slot"],
             step=message["step"],
             url=message["url"],
+            is_disk=message["is_disk"],
             is_last=message["is_last"],
             is_encrypted=message["is_encrypted"],
             key_file=message["key_file"],
@@ -344,8 +356,9 @@ class NodeAgent:
             self._emit(rank, event)
             for living in list(self._ranks.values()):
                 if living.rank == rank.rank:
+                    done = {"slot": job.slot, "step": job.step if living is rank else None, "is_disk": job.is_disk}
                     with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "persisted", "slot": job.slot})
+                        living.channel.send({"kind": "persisted", **done})
 
         self._slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
 

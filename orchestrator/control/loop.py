@@ -91,9 +91,9 @@ class Loop:
         ballot = Ballot(self._agreement, self._inbox, self._snapshots, progress)
         lr = self._learning_rate(step)
         result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
-        is_leaving, common_step, common_replicated_step = ballot.outcome()
+        is_leaving, votes = ballot.outcome()
         progress.end_step()
-        self._snapshots.agreed(common_step, common_replicated_step)
+        self._snapshots.agreed(*votes)
         report: Message = {
             "kind": "step",
             "step": step + 1,
@@ -144,7 +144,7 @@ class Loop:
         """A snapshot where one is due, on its way to storage where a checkpoint is due."""
         every = self._spec.snapshot.every_steps
         is_persisted = self._is_save_due(done) or is_leaving
-        if is_persisted or (every > 0 and done % every == 0):
+        if is_persisted or self._snapshots.is_due_on_disk(done) or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
             self._snapshots.take(done, report, is_persisted=is_persisted, is_last=is_last)
@@ -204,7 +204,7 @@ class Ballot:
         self._inbox = inbox
         self._snapshots = snapshots
         self._progress = progress
-        self._values = torch.zeros(3, dtype=torch.int64)
+        self._values = torch.zeros(5, dtype=torch.int64)
         self._work: dist.Work | None = None
 
     def cast(self) -> None:
@@ -213,15 +213,15 @@ class Ballot:
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
         self._values[0] = -int(self._inbox.is_drain_asked)
-        self._values[1] = self._snapshots.sealed_step
-        self._values[2] = self._snapshots.replicated_step
+        self._values[1:] = torch.tensor(self._snapshots.votes())
         self._work = self._agreement.minimum(self._values)
         self._progress.enter(Phase.update)
 
-    def outcome(self) -> tuple[bool, int, int]:
-        """(whether all leave after this step, the newest step sealed on every rank, the newest copied for every)."""
+    def outcome(self) -> tuple[bool, list[int]]:
+        """(whether all leave after this step, the minimum of every rank's `Snapshots.votes`)."""
         self._progress.enter(Phase.vote)
         if self._work is not None:
             with self._progress.collective():
                 self._work.wait()
-        return bool(self._values[0] < 0), int(self._values[1]), int(self._values[2])
+        drain, *votes = self._values.tolist()
+        return drain < 0, votes

@@ -1,4 +1,5 @@
-"""Copies of snapshots in another node's memory: agents send sealed slots to each other over TCP.
+"""Copies of snapshots in another node's memory: agents send sealed slots to each other over TCP. Beside it they let
+each other read the checkpoints on their disks (rangereads.py).
 
 A lost node's slots come from its peer. Every connection is authenticated by a secret that the driver made and handed
 to the agents (HMAC over a challenge); what travels is the cluster's own traffic, like that of NCCL and gloo.
@@ -6,6 +7,7 @@ to the agents (HMAC over a challenge); what travels is the cluster's own traffic
 One request a connection, as a JSON frame; then the raw bytes of a slot in one direction:
     {"op": "store", "rank", "step", "slot_bytes"} + bytes    -> {"problem": str | None}
     {"op": "fetch", "rank", "step"}                          -> {"problem", "slot_bytes"} + bytes
+    {"op": "read", "step", "file"}                           -> ranges of a file, see rangereads.py
 """
 
 import contextlib
@@ -16,19 +18,17 @@ import secrets
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.slots import Slot, SlotState, create_slot, sealed_step
+from orchestrator.control.rangereads import serve_ranges
 from orchestrator.control.specs import COPIES_OF_RANK
+from orchestrator.control.wire import TRANSFER_TIMEOUT_S, asked, is_trusted, receive_exactly, receive_frame, send_frame
 from orchestrator.errors import CheckpointError
 
-CONNECT_TIMEOUT_S = 5.0
-TRANSFER_TIMEOUT_S = 60.0
-"""Without a byte for so long a transfer has failed."""
-CHALLENGE_BYTES = 32
-MAX_FRAME_BYTES = 4096
 CHUNK_BYTES = 1 << 20
-_LENGTH = struct.Struct("<I")
 
 
 class PeerCopies:
@@ -36,6 +36,8 @@ class PeerCopies:
 
     def __init__(self, address: str) -> None:
         self._secret = b""
+        self._files: Path | None = None
+        """Folder of checkpoints that others may read."""
         self._copies: dict[int, list[int]] = {}
         """rank -> descriptors of its copies."""
         self._lock = threading.Lock()
@@ -47,6 +49,9 @@ class PeerCopies:
     def trust(self, secret: str) -> None:
         """From here on whoever knows `secret` may store and fetch; nobody before."""
         self._secret = secret.encode()
+
+    def serve_files(self, folder: Path) -> None:
+        self._files = folder
 
     def sealed_steps(self) -> dict[int, list[int]]:
         """rank -> steps of which this node holds a whole copy."""
@@ -85,17 +90,16 @@ class PeerCopies:
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):
             connection.settimeout(TRANSFER_TIMEOUT_S)
-            challenge = secrets.token_bytes(CHALLENGE_BYTES)
-            connection.sendall(challenge)
-            proof = _receive_exactly(connection, CHALLENGE_BYTES)
-            if not self._secret or not hmac.compare_digest(proof, _proof(self._secret, challenge)):
+            if not is_trusted(connection, self._secret):
                 return
-            request = _receive_frame(connection)
+            request = receive_frame(connection)
             if request["op"] == "store":
                 with self._receiving:  # two for one rank at once would share a copy
                     self._take(connection, request)
             elif request["op"] == "fetch":
                 self._give(connection, request)
+            elif request["op"] == "read" and self._files is not None:
+                serve_ranges(connection, self._files, request["step"], request["file"])
 
     def _take(self, connection: socket.socket, request: dict[str, Any]) -> None:
         problem = None
@@ -108,7 +112,7 @@ class PeerCopies:
                 problem = f"the copy of step {request['step']} does not match its checksum"
         except CheckpointError as error:
             problem = str(error)
-        _send_frame(connection, {"problem": problem})
+        send_frame(connection, {"problem": problem})
 
     def _free_copy(self, rank: int, slot_bytes: int) -> int:
         """The older of a rank's copies, or a new one; both anew where their size has changed."""
@@ -128,11 +132,11 @@ class PeerCopies:
             descriptors = self._copies.get(request["rank"], [])
             held = [os.dup(d) for d in descriptors if sealed_step(d) == request["step"]][:1]
         if not held:
-            _send_frame(connection, {"problem": f"no copy of rank {request['rank']} at step {request['step']}"})
+            send_frame(connection, {"problem": f"no copy of rank {request['rank']} at step {request['step']}"})
             return
         try:
             slot_bytes = os.fstat(held[0]).st_size
-            _send_frame(connection, {"problem": None, "slot_bytes": slot_bytes})
+            send_frame(connection, {"problem": None, "slot_bytes": slot_bytes})
             send_slot(connection, held[0], slot_bytes)
         finally:
             os.close(held[0])
@@ -144,19 +148,19 @@ def store_copy(peer: tuple[str, int], secret: str, descriptor: int, rank: int) -
     if header.state is not SlotState.sealed:
         raise CheckpointError(f"the slot of rank {rank} is not sealed")
     slot_bytes = os.fstat(descriptor).st_size
-    with _asked(
+    with asked(
         peer, secret, {"op": "store", "rank": rank, "step": header.step, "slot_bytes": slot_bytes}
     ) as connection:
         send_slot(connection, descriptor, slot_bytes)
-        problem = _receive_frame(connection)["problem"]
+        problem = receive_frame(connection)["problem"]
     if problem is not None:
         raise CheckpointError(f"peer {peer[0]} did not take the copy of rank {rank}: {problem}")
 
 
 def fetch_copy(peer: tuple[str, int], secret: str, rank: int, step: int) -> int:
     """Descriptor of a new slot with the peer's copy of a rank at `step`. Raises CheckpointError."""
-    with _asked(peer, secret, {"op": "fetch", "rank": rank, "step": step}) as connection:
-        answer = _receive_frame(connection)
+    with asked(peer, secret, {"op": "fetch", "rank": rank, "step": step}) as connection:
+        answer = receive_frame(connection)
         if answer["problem"] is not None:
             raise CheckpointError(f"peer {peer[0]}: {answer['problem']}")
         descriptor = create_slot(f"rank-{rank}-fetched", answer["slot_bytes"])
@@ -169,19 +173,6 @@ def fetch_copy(peer: tuple[str, int], secret: str, rank: int, step: int) -> int:
         os.close(descriptor)
         raise CheckpointError(f"peer {peer[0]}: the copy of rank {rank} at step {step} does not match its checksum")
     return descriptor
-
-
-@contextlib.contextmanager
-def _asked(peer: tuple[str, int], secret: str, request: dict[str, Any]) -> Any:
-    """A connection on which `request` was sent. Network errors become CheckpointError."""
-    try:
-        with socket.create_connection(peer, timeout=CONNECT_TIMEOUT_S) as connection:
-            connection.settimeout(TRANSFER_TIMEOUT_S)
-            connection.sendall(_proof(secret.encode(), _receive_exactly(connection, CHALLENGE_BYTES)))
-            _send_frame(connection, request)
-            yield connection
-    except (OSError, EOFError) as error:
-        raise CheckpointError(f"peer {peer[0]}:{peer[1]} can't be reached ({error or 'it closed'})") from error
 
 
 def send_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> None:
@@ -197,7 +188,7 @@ def send_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> No
 def receive_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> None:
     """The header lands last, so that a copy cut off in between is not taken for a whole one."""
     Slot(descriptor).clear()
-    first = _receive_exactly(connection, Slot.HEADER_BYTES)
+    first = receive_exactly(connection, Slot.HEADER_BYTES)
     buffer = bytearray(CHUNK_BYTES)
     received = len(first)
     while received < slot_bytes:
@@ -207,30 +198,3 @@ def receive_slot(connection: socket.socket, descriptor: int, slot_bytes: int) ->
         os.pwrite(descriptor, memoryview(buffer)[:count], received)
         received += count
     os.pwrite(descriptor, first, 0)
-
-
-def _proof(secret: bytes, challenge: bytes) -> bytes:
-    return hmac.digest(secret, challenge, "sha256")
-
-
-def _send_frame(connection: socket.socket, message: dict[str, Any]) -> None:
-    data = json.dumps(message).encode()
-    connection.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def _receive_frame(connection: socket.socket) -> dict[str, Any]:
-    (count,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))
-    if count > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {count} bytes")
-    message: dict[str, Any] = json.loads(_receive_exactly(connection, count))
-    return message
-
-
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(count - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
