@@ -298,13 +298,13 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
     local_dir = checkpoint.local_dir
     if local_dir is not None and not local_dir.startswith(("/", "~/")):
         yield (
-            f"checkpoint.local_dir={local_dir} is not a folder that every node finds on its own disk; use an absolute "
-            "path, as in checkpoint.local_dir=/scratch/phalanx (a URL belongs in checkpoint.url)"
+            f"checkpoint.local_dir={local_dir} is not a folder that every node finds on its own disk; use an "
+            "absolute path, as in checkpoint.local_dir=/scratch/phalanx (a URL belongs in checkpoint.url)"
         )
     if local_dir is not None and checkpoint.url is not None and local_dir.rstrip("/") == checkpoint.url.rstrip("/"):
         yield (
-            f"checkpoint.local_dir={local_dir} is checkpoint.url, too; checkpoints there would delete each other: use "
-            "another folder"
+            f"checkpoint.local_dir={local_dir} is checkpoint.url, too; checkpoints there would delete each other: "
+            "use another folder"
         )
     if checkpoint.keep_best > 0 and checkpoint.best_metric is BestMetric.eval_loss:
         if config.train.eval_every_steps == 0:

@@ -88,14 +88,18 @@ def newest_valid(
     fingerprint: str | None,
     on_reject: Callable[[int, str], None],
     identity: Mapping[str, Any] | None = None,
+    *,
+    above: int = -1,
 ) -> Marker | None:
-    """The newest committed checkpoint of which every byte verifies, None where there is none.
+    """The newest committed checkpoint beyond step `above` of which every byte verifies, None where there is none.
 
     A bad one is set aside for good and told to `on_reject(step, reason)`, and the next older one is taken.
     `fingerprint=None` takes any run's; another fingerprint raises CheckpointMismatchError, with both values
     of each key of `identity` that differs. StoreError where the store does not answer: nothing is set aside.
     """
     for step in reversed(committed_steps(store)):
+        if step <= above:
+            return None
         try:
             marker = read_marker(store, step)
         except StoreError:

@@ -14,8 +14,6 @@ missing shared file system loses a line. What they say becomes events: dictionar
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.checkpoint.retry import ANY, PASSING, Patience
-from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
+from orchestrator.control.channel import Channel
 from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.peers import PeerCopies, fetch_copy
@@ -31,9 +29,10 @@ from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
 from orchestrator.control.slotkeeper import Peer, PersistJob, SlotKeeper
 from orchestrator.control.stacks import dump
-from orchestrator.control.surroundings import has_gpu, interface_of
+from orchestrator.control.surroundings import interface_of
 from orchestrator.control.watchdog import HangLimits, RankProgress
 from orchestrator.control.watching import Watch
+from orchestrator.control.zygotehandle import ZygoteHandle
 from orchestrator.errors import CheckpointError, WorkerFailedError
 
 Event = dict[str, Any]
@@ -45,8 +44,9 @@ STORE_TIMEOUT_S = 300.0
 
 
 class NodeAgent:
-    def __init__(self, node: int, address: str, is_warm: bool, threads: int) -> None:
-        """`is_warm`: ranks are forked from a process that has imported everything; else each imports for itself."""
+    def __init__(self, node: int, address: str, is_warm: bool, threads: int, zygote_ahead: str | None = None) -> None:
+        """`is_warm`: ranks are forked from a process that has imported everything; else each imports for itself.
+        `zygote_ahead`: where such a process listens that was started before this agent."""
         self._node = node
         self._address = address
         self._is_warm = is_warm
@@ -61,7 +61,7 @@ class NodeAgent:
         self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
-        self._start_zygote()
+        self._start_zygote(zygote_ahead)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -74,39 +74,22 @@ class NodeAgent:
 
     # ---- the zygote
 
-    def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self._threads),
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            "DEEPSPEED_LOG_LEVEL": "error",
-            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda" if has_gpu() else "cpu"),
-            "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        command = [sys.executable, "-m", "orchestrator.control.zygote", str(theirs.fileno())]
-        self._zygote = subprocess.Popen(
-            [*command, "warm" if self._is_warm else "cold"],
-            env=environment,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._zygote_socket = ours
-        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote, ours), daemon=True)
+    def _start_zygote(self, ahead: str | None = None) -> None:
+        taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
+        self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
+        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote,), daemon=True)
         self._hearing.start()
 
     def _need_zygote(self) -> None:
         """Start another where the last has died, once all that died with it is told of."""
-        if self._zygote.poll() is not None:
+        if self._zygote.is_gone:
             self._hearing.join()
             self._start_zygote()
 
-    def _hear_zygote(self, zygote: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
+    def _hear_zygote(self, zygote: ZygoteHandle) -> None:
         while True:
             try:
-                answer, _ = receive_with_descriptors(ours)
+                answer = zygote.hear()
             except (EOFError, OSError):
                 break
             if answer["op"] == "forked" and answer["label"] in self._ranks:
@@ -122,7 +105,7 @@ class NodeAgent:
         """Hand [channel, output] to a new child; our copies are closed."""
         command = {"op": "fork", "entry": entry, "label": label}
         try:
-            send_with_descriptors(self._zygote_socket, command, descriptors)
+            self._zygote.send(command, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -177,9 +160,10 @@ class NodeAgent:
         self._copies.trust(secret)
         self._peer = None if peer is None else Peer(*peer, secret)
 
-    def open_disk(self, folder: str, is_private: bool) -> None:
-        """Checkpoints go to `folder` on this node's own disk, too; other nodes may read them."""
+    def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
+        """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
         self._disk = NodeDisk(folder, is_private)
+        self._copies.trust(secret)
         self._copies.serve_files(self._disk.folder)
 
     def on_disk(self, operation: str, *arguments: Any) -> Any:
@@ -234,7 +218,7 @@ class NodeAgent:
 
         def ask(pid: int) -> None:
             with contextlib.suppress(OSError):
-                send_with_descriptors(self._zygote_socket, {"op": "dump", "pid": pid}, [])
+                self._zygote.send({"op": "dump", "pid": pid})
 
         def say(rank: RankHandle, line: str) -> None:
             self._emit(rank, {"kind": "output", "text": f"{line}\n"})
@@ -264,7 +248,7 @@ class NodeAgent:
 
     def _kill(self, pid: int) -> None:
         try:
-            send_with_descriptors(self._zygote_socket, {"op": "kill", "pid": pid}, [])
+            self._zygote.send({"op": "kill", "pid": pid})
         except OSError:
             return  # the zygote is gone, and its children with it
 
@@ -300,9 +284,7 @@ class NodeAgent:
         self._copies.close()
 
     def _end_zygote(self) -> None:
-        with contextlib.suppress(OSError):  # it has died before
-            self._zygote_socket.shutdown(socket.SHUT_RDWR)
-        self._zygote.wait()
+        self._zygote.end()
         self._hearing.join()
 
     # ---- what the ranks do

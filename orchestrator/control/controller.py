@@ -6,12 +6,12 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.control import lifecycle
 from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
+from orchestrator.control.disktier import disk_tier
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
@@ -19,7 +19,7 @@ from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import claim_attempt, resume_point
+from orchestrator.control.starting import claim_attempt, stored_point
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
@@ -47,7 +47,8 @@ class Controller:
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
         store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
-        self.reports = Reports(run, store, chronicle, clock, background)
+        self._disks = disk_tier(run.config, run.plan.run_id, cluster)
+        self.reports = Reports(run, store, chronicle, clock, background, disks=self._disks)
         self._run = run
         self._clock = clock
         self._decide = decide
@@ -57,7 +58,7 @@ class Controller:
         self._count_notices = count_notices
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
-        self._fleet = Fleet(run, cluster, chronicle)
+        self._fleet = Fleet(run, cluster, chronicle, self._disks)
         self._attempt: Attempt | None = None
         self._interruption = interruption
         self._is_memory_trusted = True
@@ -78,7 +79,7 @@ class Controller:
             while not self.state.is_end:
                 self.poll(POLL_S)
         finally:
-            self.reports.close()
+            self.reports.close(is_finished=self.state is State.finished)
         return self.state
 
     # ---- deciding and carrying out
@@ -125,14 +126,12 @@ class Controller:
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
         try:
-            resume = self._memory_point() or resume_point(self._run, self._store, self._reject_checkpoint)
+            resume = self._memory_point() or self._stored_point()
         except CheckpointError as error:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
-        if resume.checkpoint is not None and not resume.is_initial:
-            self.reports.restored(resume.step)
-        claim = claim_attempt(self._run, self._store)
+        claim = claim_attempt(self._run, self._store, self._disks.newest_attempt if self._disks else 0)
         number = claim.attempt
         self.reports.begin(claim)
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
@@ -155,8 +154,13 @@ class Controller:
             return None
         return self._fleet.memory_point(self._attempt.resume, self.reports.committed_step)
 
-    def _reject_checkpoint(self, step: int, reason: str) -> None:
-        path = self._store.where(step_folder(step))
+    def _stored_point(self) -> ResumePoint:
+        point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint)
+        if point.committed_step:
+            self.reports.restored(point.committed_step)
+        return point.resume
+
+    def _reject_checkpoint(self, step: int, reason: str, path: str) -> None:
         self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
 
     def _place_again(self) -> None:

@@ -1,5 +1,6 @@
 """The disk tier as the driver sees it: steps are committed on every node's own disk, and found there again."""
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -12,14 +13,15 @@ from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.spread import SpreadStep, held_steps, reachable_steps
-from orchestrator.control.attempt import Attempt, Message
-from orchestrator.control.cluster import AgentHandle, RayCluster
-from orchestrator.control.specs import disk_folder
 from orchestrator.config import RunConfig
+from orchestrator.control.attempt import Attempt, Message
+from orchestrator.control.members import AgentHandle, Cluster
+from orchestrator.control.specs import disk_folder
 from orchestrator.errors import CheckpointError
 from orchestrator.spec import ResumePoint
 
-OnReject = Callable[[int, str], None]
+OnReject = Callable[[int, str, str], None]
+"""Called with a step, what is wrong with its checkpoint, and where that is."""
 
 
 @dataclass(slots=True)
@@ -37,23 +39,28 @@ class DiskOutcome:
 class DiskTier:
     """`agents` are those of now, by rising node; the owner keeps them so. For the controller's thread only."""
 
-    cluster: RayCluster
+    cluster: Cluster
     folder: str
     keep_last: int
     agents: Sequence[AgentHandle] = ()
-    committed_step: int | None = None
     _newest_attempt: int = 0
     _outcomes: deque[DiskOutcome] = field(default_factory=deque)
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="disk-commit"))
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="disk-commit")
+    )
 
-    def open(self, agents: Sequence[AgentHandle], *, is_private: bool) -> None:
+    def open(self, agents: Sequence[AgentHandle], secret: str, *, is_private: bool) -> None:
         """Before the agents' disks are used. Raises ConnectionError where an agent is gone."""
         self.agents = agents
-        self.cluster.call_all([(agent, (self.folder, is_private)) for agent in agents], "open_disk")
+        self.cluster.call_all([(agent, (self.folder, is_private, secret)) for agent in agents], "open_disk")
 
     def points(self) -> list[SpreadStep]:
-        """What the nodes' disks hold whole, the best first. Raises ConnectionError or CheckpointError."""
-        answers = self._ask("held")
+        """What the nodes' disks hold whole, the best first; nothing where an agent is gone: the attempt that starts
+        will fail for it."""
+        try:
+            answers = self._ask("held")
+        except ConnectionError:
+            return []
         self._newest_attempt = max(answer["newest_attempt"] for answer in answers)
         return reachable_steps([held_steps(answer["steps"]) for answer in answers])
 
@@ -63,8 +70,15 @@ class DiskTier:
         return self._newest_attempt
 
     def restorable(self, point: SpreadStep, fingerprint: str, on_reject: OnReject) -> ResumePoint | None:
-        """Verify every byte of it, each file where it is; None where it is damaged (then it is set aside) or not this
-        run's. Afterwards every node knows where to read it."""
+        """Verify every byte of it, each file where it is; None where it is damaged (then it is set aside), not this
+        run's, or can't be reached any more. Afterwards every node knows where to read it."""
+        try:
+            return self._restorable(point, fingerprint, on_reject)
+        except (ConnectionError, CheckpointError) as error:
+            on_reject(point.step, str(error), self.folder)
+            return None
+
+    def _restorable(self, point: SpreadStep, fingerprint: str, on_reject: OnReject) -> ResumePoint | None:
         text: str = self._ask_one(point.witness, "marker", point.step)
         marker = Marker.from_json(text, f"the marker of step {point.step} in {self.folder}")
         if marker.fingerprint != fingerprint:
@@ -80,7 +94,7 @@ class DiskTier:
         ]
         if problems:
             self._ask("reject", point.step, problems[0])
-            on_reject(point.step, problems[0])
+            on_reject(point.step, problems[0], f"{self.folder}/{step_folder(point.step)}")
             return None
         where = {
             marker.files[i].file: (self.agents[node].address, self.agents[node].port)
@@ -97,10 +111,14 @@ class DiskTier:
         )
 
     def claim(self, claim: Claim) -> None:
-        """Older attempts commit nothing on these disks from now on. Raises ConnectionError or FencedError."""
-        self._ask("claim", claim.attempt, claim.content)
+        """Older attempts commit nothing on these disks from now on; a newer one that came between is found by the
+        first commit."""
+        with contextlib.suppress(ConnectionError, CheckpointError):
+            self._ask("claim", claim.attempt, claim.content)
 
-    def begin_commit(self, attempt: Attempt, step: int, messages: Sequence[Message], make: Callable[[], Marker]) -> None:
+    def begin_commit(
+        self, attempt: Attempt, step: int, messages: Sequence[Message], make: Callable[[], Marker]
+    ) -> None:
         """Every rank's payload is on its node's disk: write the marker there, in the background."""
         agents = list(self.agents)
 
@@ -141,10 +159,8 @@ class DiskTier:
         """A finished run leaves nothing on the nodes' disks: its last checkpoint is at checkpoint.url."""
         self._thread.shutdown(wait=True)
         if is_finished:
-            try:
+            with contextlib.suppress(ConnectionError, CheckpointError):
                 self._ask("clear")
-            except (ConnectionError, CheckpointError):
-                return
 
     def _ask(self, operation: str, *arguments: object) -> list[Any]:
         return self.cluster.call_all([(agent, (operation, *arguments)) for agent in self.agents], "on_disk")
@@ -153,6 +169,6 @@ class DiskTier:
         return self.cluster.call(self.agents[index], "on_disk", operation, *arguments)
 
 
-def disk_tier(config: RunConfig, run_id: str, cluster: RayCluster) -> DiskTier | None:
+def disk_tier(config: RunConfig, run_id: str, cluster: Cluster) -> DiskTier | None:
     folder = disk_folder(config, run_id)
     return None if folder is None else DiskTier(cluster, folder, config.checkpoint.local_keep_last)

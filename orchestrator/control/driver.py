@@ -5,12 +5,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
-from orchestrator.config import Offload, RunConfig
+from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster
@@ -28,7 +29,9 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.specs import worker_threads
 from orchestrator.control.surroundings import here, is_joining
+from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
 from orchestrator.observe.ledger import read_events
@@ -82,7 +85,12 @@ def drive(config: RunConfig, typed: Typed) -> int:
     check_start(config.checkpoint, plan.model, checkpoint_url(config, folder))
     if not is_joining(config.cluster):
         place_workers(config.cluster, device, local)
-    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus) as cluster:
+
+    def start_zygote(folder: Path) -> ZygoteAhead:
+        is_warm = config.worker.start is WorkerStart.fork
+        return ZygoteAhead(folder, worker_threads(config), device, is_warm=is_warm)
+
+    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus, start_zygote) as cluster:
         notices.listen()
         nodes = cluster.nodes()
         device = wanted_device(config.cluster, nodes)

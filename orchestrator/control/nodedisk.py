@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.commit import Standing, set_aside, step_standings
-from orchestrator.checkpoint.fencing import Claim, newest_attempt, refuse_if_fenced, take
+from orchestrator.checkpoint.fencing import Claim, newest_attempt, refuse_if_fenced
 from orchestrator.checkpoint.layout import MARKER, REJECTED, step_folder
 from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.reader import read_marker
@@ -33,7 +33,11 @@ class NodeDisk:
     def held(self) -> dict[str, Any]:
         """The newest attempt that has claimed this disk, and what it has of each committed step."""
         steps = []
-        for step, marker, text in self._committed():
+        try:
+            committed, newest = self._committed(), newest_attempt(self._store)
+        except StoreError:  # a disk that fails has nothing to offer; the next commit on it says why
+            return {"newest_attempt": 0, "steps": []}
+        for step, marker, text in committed:
             files = [i for i, file in enumerate(marker.files) if size_problem(self._store, step, file) is None]
             marker_hash = hashlib.sha256(text).hexdigest()
             steps.append(
@@ -45,11 +49,12 @@ class NodeDisk:
                     "files": files,
                 }
             )
-        return {"newest_attempt": newest_attempt(self._store), "steps": steps}
+        return {"newest_attempt": newest, "steps": steps}
 
     def claim(self, attempt: int, content: bytes) -> None:
         """Older attempts commit nothing here from now on. Raises FencedError where a newer one has claimed."""
-        refuse_if_fenced(self._store, attempt, Claim(attempt, content))
+        with contextlib.suppress(StoreError):  # a disk that fails takes no commit either
+            refuse_if_fenced(self._store, attempt, Claim(attempt, content))
 
     def marker(self, step: int) -> str:
         return self._store.read(f"{step_folder(step)}/{MARKER}").decode()

@@ -11,21 +11,23 @@ One request a connection, as a JSON frame; then the raw bytes of a slot in one d
 """
 
 import contextlib
-import hmac
-import json
 import os
-import secrets
 import socket
-import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.slots import Slot, SlotState, create_slot, sealed_step
 from orchestrator.control.rangereads import serve_ranges
 from orchestrator.control.specs import COPIES_OF_RANK
-from orchestrator.control.wire import TRANSFER_TIMEOUT_S, asked, is_trusted, receive_exactly, receive_frame, send_frame
+from orchestrator.control.wire import (
+    TRANSFER_TIMEOUT_S,
+    asked,
+    is_trusted,
+    receive_exactly,
+    receive_frame,
+    send_frame,
+)
 from orchestrator.errors import CheckpointError
 
 CHUNK_BYTES = 1 << 20

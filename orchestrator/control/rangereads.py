@@ -74,8 +74,9 @@ class RemoteFile:
             try:
                 return self._read(offset, out)
             except (OSError, EOFError) as error:
+                file = self._request["file"]
                 raise CheckpointError(
-                    f"peer {self._peer[0]}:{self._peer[1]} stopped sending {self._request['file']} ({error or 'it closed'})"
+                    f"peer {self._peer[0]}:{self._peer[1]} stopped sending {file} ({error or 'it closed'})"
                 ) from error
 
     def _read(self, offset: int, out: memoryview) -> int:

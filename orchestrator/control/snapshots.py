@@ -68,7 +68,9 @@ class Snapshots:
         is_due = self._spec.disk_folder is not None and step % self._spec.checkpoint.local_every_steps == 0
         return is_due and (self._snapshotter is None or self._snapshotter.may_go_to_disk)
 
-    def agreed(self, common_step: int, common_replicated_step: int, are_copies_there: int, are_disks_idle: int) -> None:
+    def agreed(
+        self, common_step: int, common_replicated_step: int, are_copies_there: int, are_disks_idle: int
+    ) -> None:
         """The minimum of every rank's `votes`: older snapshots may go, and the next may be copied and written."""
         snapshotter = self._snapshotter
         if snapshotter is not None:

@@ -83,7 +83,7 @@ class Snapshotter:
         self._replicating_step = NO_STEP
         self._writing_step = NO_STEP
         self._written_step = NO_STEP
-        """Newest step whose way to this node's disk has begun, and has ended: it is there, or could not be written."""
+        """Newest steps whose way to this node's disk has begun, and has ended: there, or given up."""
         self._attempt = attempt
         self._disk_folder = disk_folder
         self._config = config

@@ -2,15 +2,17 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.checkpoint.commit import newest_valid
+from orchestrator.checkpoint.commit import committed_steps, newest_valid
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
+from orchestrator.control.disktier import DiskTier, OnReject
 from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.opening import OpenRun
@@ -26,8 +28,39 @@ def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], Non
     another run's checkpoints.
     """
     marker = newest_valid(store, run.plan.fingerprint, on_reject, run.plan.identity)
-    if marker is None:
-        return initial_point(run.config.checkpoint, run.plan.model)
+    return initial_point(run.config.checkpoint, run.plan.model) if marker is None else _committed_point(store, marker)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPoint:
+    resume: ResumePoint
+    committed_step: int
+    """Of the newest checkpoint at checkpoint.url; 0 where there is none."""
+
+
+def stored_point(run: OpenRun, store: Store, disks: DiskTier | None, on_reject: OnReject) -> StoredPoint:
+    """The newest point that verifies, on the nodes' own disks or at checkpoint.url; of equal ones that on the disks.
+
+    A damaged one is set aside and told to `on_reject(step, reason, where)`. Raises CheckpointError as `resume_point`.
+    """
+
+    def reject_stored(step: int, reason: str) -> None:
+        on_reject(step, reason, store.where(step_folder(step)))
+
+    for point in disks.points() if disks is not None else ():
+        newer = newest_valid(store, run.plan.fingerprint, reject_stored, run.plan.identity, above=point.step)
+        if newer is not None:
+            return StoredPoint(_committed_point(store, newer), newer.step)
+        resume = disks.restorable(point, run.plan.fingerprint, on_reject)
+        if resume is not None:
+            committed = max(committed_steps(store), default=0)
+            return StoredPoint(replace(resume, is_durable=committed == resume.step), committed)
+    resume = resume_point(run, store, reject_stored)
+    has_own = resume.checkpoint is not None and not resume.is_initial
+    return StoredPoint(resume, resume.step if has_own else 0)
+
+
+def _committed_point(store: Store, marker: Marker) -> ResumePoint:
     return ResumePoint(
         step=marker.step,
         source="disk" if store.is_local else "remote",
@@ -101,14 +134,14 @@ def cuda_fork_problems(cluster: Cluster, agents: Sequence[AgentHandle]) -> list[
     ]
 
 
-def claim_attempt(run: OpenRun, store: Store) -> Claim:
+def claim_attempt(run: OpenRun, store: Store, newest_on_disks: int = 0) -> Claim:
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.
 
     Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
     """
     taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
-    number = max(taken, default=0) + 1
+    number = max(newest_on_disks, *taken, 0) + 1
     with contextlib.suppress(StoreError):
         number = max(number, newest_attempt(store) + 1)
     while True:
@@ -132,6 +165,7 @@ def start_ranks(
     *,
     number: int,
     resume: ResumePoint,
+    secret: str = "",
 ) -> None:
     """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
     specs = worker_specs(
@@ -145,6 +179,7 @@ def start_ranks(
         store_host=agents[0].address,
         store_port=cluster.call(agents[0], "start_store"),
         interfaces=[run.config.cluster.network_interface or agent.interface for agent in agents],
+        peer_secret=secret,
     )
     by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}
     for spec in specs:
