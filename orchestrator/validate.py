@@ -52,6 +52,8 @@ _AT_LEAST: dict[str, int] = {
     "cluster.memory_bytes_per_worker": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
+    "snapshot.replicate_every_steps": 0,
+    "snapshot.slots": 2,
     "checkpoint.every_steps": 0,
     "checkpoint.keep_last": 0,
     "checkpoint.local_every_steps": 1,
