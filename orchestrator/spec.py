@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import ModelConfig
-from orchestrator.config import CheckpointConfig, DataConfig, OptimConfig, Precision, SnapshotConfig, TrainConfig
+from orchestrator.config import (
+    CheckpointConfig,
+    DataConfig,
+    FaultConfig,
+    OptimConfig,
+    Precision,
+    SnapshotConfig,
+    TrainConfig,
+)
 from orchestrator.data.manifest import Manifest
 
 
@@ -142,6 +150,8 @@ class ResumePoint:
     """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
+    branch: int = 0
+    """How many rollbacks led here."""
     is_initial: bool = False
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
     is_spread: bool = False
@@ -192,4 +202,4 @@ class WorkerSpec:
     store_host: str
     store_port: int
     network_interface: str | None
-    collective_timeout_s: float
+    fault: FaultConfig

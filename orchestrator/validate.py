@@ -62,6 +62,8 @@ _AT_LEAST: dict[str, int] = {
     "checkpoint.keep_best": 0,
     "fault.max_restarts": 0,
     "fault.max_identical_failures": 1,
+    "fault.max_rollbacks": 0,
+    "fault.spike_window": 8,
     "tracking.every_steps": 1,
     "tracking.console_every_steps": 1,
 }
@@ -79,7 +81,13 @@ _ABOVE_ZERO = (
     "fault.collective_timeout_s",
     "fault.hang_constant_s",
 )
-_ZERO_OR_MORE = ("optim.weight_decay", "optim.grad_clip", "fault.hang_timeout_factor", "cluster.grow_interval_s")
+_ZERO_OR_MORE = (
+    "optim.weight_decay",
+    "optim.grad_clip",
+    "fault.hang_timeout_factor",
+    "fault.spike_threshold",
+    "cluster.grow_interval_s",
+)
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")
 """From 0 to 1, both included."""
 _SHARES_BELOW_ONE = ("model.dropout", "data.validation_fraction", "optim.momentum")

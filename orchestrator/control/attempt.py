@@ -49,6 +49,8 @@ class Attempt:
     failed_saves: set[int] = field(default_factory=set)
     """Steps whose checkpoint at least one rank could not write."""
     losses: dict[int, float] = field(default_factory=dict)
+    left: set[int] = field(default_factory=set)
+    """Ranks that have left because of an anomaly."""
     hung_in: str | None = None
     """The phase in which the attempt hung."""
 
@@ -71,7 +73,8 @@ class Attempt:
 
     def ended_well(self, message: Message) -> bool:
         """Whether a rank's `exited` is the end that was expected."""
-        return bool(message["is_stopped"]) or (message["rank"] in self.dones and message["exit_code"] == 0)
+        is_expected = message["rank"] in self.dones or message["rank"] in self.left
+        return bool(message["is_stopped"]) or (is_expected and message["exit_code"] == 0)
 
     def add_failure(self, message: Message, host: str) -> RankFailure:
         """From a rank's `exited` and what it had said before."""

@@ -16,6 +16,7 @@ TOLD_AS_ALERT = {
     "rank_died": "a rank died",
     "hang_detected": "ranks hang",
     "node_lost": "a node was lost",
+    "anomaly": "the numbers are bad",
     "run_failed": "the run failed",
 }
 

@@ -3,11 +3,15 @@
 All its state can be rebuilt from the run folder: a driver that dies is replaced by typing the command again.
 """
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
+from orchestrator.codec import decode
 from orchestrator.control import lifecycle
+from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
@@ -17,10 +21,11 @@ from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
+from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt, stored_point
-from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.errors import CheckpointError, PlacementError, StoreError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
@@ -59,6 +64,7 @@ class Controller:
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
+        self._rollbacks = Rollbacks(run.folder.branches, clock)
         self._attempt: Attempt | None = None
         self._interruption = interruption
         self._is_memory_trusted = True
@@ -106,7 +112,9 @@ class Controller:
         """Hear what has happened, within `timeout_s`, and act on it."""
         self._hear_agents(timeout_s)
         if self.reports.hear_commits():
-            self._budget = full_budget(self._run.config.fault)  # the limit is on failures without progress in between
+            is_past_anomaly = self.reports.committed_step > self._rollbacks.anomaly_step
+            full = full_budget(self._run.config.fault)
+            self._budget = self._budget.renewed(full, is_past_anomaly=is_past_anomaly)
         self._give_way_if_fenced()
         self._conclude_if_done()
         while self._notices_taken < self._count_notices() and not self.state.is_end:
@@ -126,14 +134,14 @@ class Controller:
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
         try:
-            resume = self._memory_point() or self._stored_point()
+            resume = self._choose_point()
         except CheckpointError as error:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
         claim = claim_attempt(self._run, self._store, self._disks.newest_attempt if self._disks else 0)
         number = claim.attempt
-        self.reports.begin(claim)
+        self.reports.begin(claim, self._rollbacks.lineage)
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
@@ -149,16 +157,28 @@ class Controller:
         )
         self._fleet.start_ranks(number, resume)
 
-    def _memory_point(self) -> ResumePoint | None:
-        if self._attempt is None or not self._is_memory_trusted:
-            return None
-        return self._fleet.memory_point(self._attempt.resume, self.reports.committed_step)
-
-    def _stored_point(self) -> ResumePoint:
-        point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint)
-        if point.committed_step:
-            self.reports.restored(point.committed_step)
-        return point.resume
+    def _choose_point(self) -> ResumePoint:
+        """Where the next attempt starts; after an anomaly, the start of a new branch. Raises CheckpointError."""
+        limit = self._rollbacks.limit
+        max_step = None if limit is None else limit.max_step
+        resume = None
+        if self._attempt is not None and self._is_memory_trusted and (limit is None or limit.is_memory_good):
+            resume = self._fleet.memory_point(self._attempt.resume, self.reports.committed_step, max_step)
+        if resume is None:
+            how = {"lineage": self._rollbacks.lineage, "max_step": max_step}
+            point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint, **how)
+            resume = point.resume
+            if point.committed_step:
+                self.reports.restored(point.committed_step)
+        branch = self._rollbacks.branch_off(resume)
+        if branch is not None:
+            self._chronicle.event("rollback", self._number, self._last_step, **branch_fields(branch))
+            self.reports.leave_behind(branch.at_step)
+            with contextlib.suppress(StoreError):  # what is left behind is never chosen, marked or not
+                for step in self._rollbacks.set_aside(self._store):
+                    reason = f"left behind: the run went back to step {branch.at_step}"
+                    self._reject_checkpoint(step, reason, self._store.where(step_folder(step)))
+        return self._rollbacks.on_newest_branch(resume)
 
     def _reject_checkpoint(self, step: int, reason: str, path: str) -> None:
         self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
@@ -242,12 +262,16 @@ class Controller:
                 attempt.said[message["rank"]] = message
             case "exited":
                 self._on_exited(attempt, message)
+            case "anomaly":
+                self._on_anomaly(attempt, message)
             case "stalled":
                 self._on_stalled(attempt)
             case _:
                 self.reports.hear(attempt, message)
 
     def _on_first_step(self, attempt: Attempt) -> None:
+        if not self.state.is_training:  # the last words of ranks that are being stopped
+            return
         self._is_memory_trusted = True
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
@@ -271,8 +295,8 @@ class Controller:
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
-        attempt, is_training = self._attempt, self.state in (State.starting, State.running, State.draining)
-        if attempt is None or not attempt.is_done or not is_training:
+        attempt = self._attempt
+        if attempt is None or not attempt.is_done or not self.state.is_training:
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):
@@ -306,13 +330,26 @@ class Controller:
 
     def _on_stalled(self, attempt: Attempt) -> None:
         """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
-        is_training = self.state in (State.starting, State.running, State.draining)
-        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time()) if is_training else None
+        if not self.state.is_training:
+            return
+        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time())
         if facts is None:
             return
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
+
+    def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
+        """Every rank says the same, after what it has to report of the step, and leaves."""
+        attempt.left.add(message["rank"])
+        if len(attempt.left) < attempt.world_size or not self.state.is_training:
+            return
+        anomaly = decode(Anomaly, message["anomaly"])
+        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly))
+        self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
+        self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
+        self._begin_interruption()
+        self._tell(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
         """Another copy of the run has taken over: nothing that this one does counts any more.

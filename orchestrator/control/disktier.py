@@ -107,6 +107,7 @@ class DiskTier:
             source="disk",
             checkpoint=f"{self.folder}/{step_folder(point.step)}",
             skipped_windows=marker.data.skipped_windows,
+            branch=marker.branch,
             is_spread=True,
         )
 

@@ -111,10 +111,14 @@ class Fleet:
             with contextlib.suppress(ConnectionError):
                 self._cluster.call(agent, "drain")
 
-    def memory_point(self, previous: ResumePoint, committed_step: int) -> ResumePoint | None:
-        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
+    def memory_point(
+        self, previous: ResumePoint, committed_step: int, max_step: int | None = None
+    ) -> ResumePoint | None:
+        """The agents' snapshots (up to `max_step`), where they are not older than what is in storage; lost ones come
+        from peers."""
+        limits = {"committed_step": committed_step, "max_step": max_step}
         try:
-            point = memory_point(self._cluster, self.agents, self.placement, previous, committed_step=committed_step)
+            point = memory_point(self._cluster, self.agents, self.placement, previous, **limits)
             if point is None or point.resume.step < committed_step:
                 return None
             fetching = [agent for agent in self.agents if agent.node in point.to_fetch]

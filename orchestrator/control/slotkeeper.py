@@ -280,7 +280,8 @@ def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
         {f"rng/torch/rank_{job.rank:05d}": rng},
         key_to_write(job.key_file) if job.is_encrypted else None,
     )
-    return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), "counters": small["counters"]}
+    facts = {"counters": small["counters"], "recent_losses": small.get("recent_losses", [])}
+    return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), **facts}
 
 
 def _discard(descriptor: int) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from model.engine import Engine
-from orchestrator.checkpoint.slots import SlotReader, SlotShape, SlotState
+from orchestrator.checkpoint.slots import Slot, SlotReader, SlotShape, SlotState
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
+from orchestrator.control.staging import Staging
 from orchestrator.errors import CheckpointError
 from orchestrator.spec import WorkerSpec
 
@@ -23,10 +24,13 @@ class Snapshots:
         self._engine = engine
         self._channel = channel
         self._inbox = inbox
+        self._staging = Staging(torch.device(engine.settings.device), spec.threads)
         self._snapshotter: Snapshotter | None = None
         self._shape: SlotShape | None = None
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
+        self.recent_losses: list[float] = []
+        """What it had kept of the losses before."""
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
@@ -36,13 +40,26 @@ class Snapshots:
         for slot in slots:
             header = slot.header()
             if header.state is SlotState.sealed and header.step == step:
-                if not slot.is_sound():
-                    raise SnapshotDamagedError(f"the snapshot of step {step} does not match its checksum")
-                small = slot.small()
-                self._engine.restore(SlotReader(slot).read, step, small["counters"])
-                self.restored_report = small["report"] or None
+                self._restore_from(slot, step)
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
+
+    def _restore_from(self, slot: Slot, step: int) -> None:
+        engine = self._engine
+        try:
+            if slot.has_shape(slot_shape(engine.planned_parts())):
+                engine.restore_parts(
+                    lambda parts: self._staging.load(slot, parts), step, lambda: slot.small()["counters"]
+                )
+            elif slot.is_sound():
+                engine.restore(SlotReader(slot).read, step, slot.small()["counters"])
+            else:
+                raise CheckpointError("it does not match its checksum")
+        except CheckpointError as error:
+            raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
+        small = slot.small()
+        self.restored_report = small["report"] or None
+        self.recent_losses = small.get("recent_losses", [])
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -83,8 +100,8 @@ class Snapshots:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
-    def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`, with what was reported of it.
+    def take(self, step: int, facts: dict[str, Any], *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`; `facts` are what the loop wants back with it.
 
         Where `is_last`, return only once it is in storage or was given up.
 
@@ -92,7 +109,7 @@ class Snapshots:
         waits instead.
         """
         snapshotter = self._snapshotter or self._open()
-        parts, small = self._engine.state_parts(), self._small(report)
+        parts, small = self._engine.state_parts(), {**self._small(), **facts}
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
         is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
         # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
@@ -134,6 +151,7 @@ class Snapshots:
             self._channel,
             slots,
             held,
+            self._staging,
             attempt=spec.attempt,
             world_size=spec.world_size,
             url=spec.checkpoint_url,
@@ -146,15 +164,16 @@ class Snapshots:
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self, report: Message) -> dict[str, Any]:
+    def _small(self) -> dict[str, Any]:
         return {
             "counters": self._engine.counters(),
-            "report": report,
             "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),
+            "branch": self._spec.resume.branch,
         }
 
     def close(self) -> None:
         if self._snapshotter is not None:
             self._snapshotter.close()
+        self._staging.close()

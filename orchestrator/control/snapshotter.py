@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from model.partition import StatePart
 from orchestrator.checkpoint.layout import Extent
 from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape, SlotState
 from orchestrator.config import CheckpointConfig
 from orchestrator.control.channel import Channel
-from orchestrator.control.staging import copy_to_host
+from orchestrator.control.staging import Staging
 
 NO_STEP = -1
 
@@ -57,6 +55,7 @@ class Snapshotter:
         channel: Channel,
         slots: Sequence[Slot],
         held: Sequence[int],
+        staging: Staging,
         *,
         attempt: int,
         world_size: int,
@@ -79,6 +78,7 @@ class Snapshotter:
         """Whether no rank's disk is still busy: all ranks say the same, so they write the same steps."""
         self._channel = channel
         self._slots = list(slots)
+        self._staging = staging
         self._held: Counter[int] = Counter(held)
         self._replicating_step = NO_STEP
         self._writing_step = NO_STEP
@@ -206,14 +206,7 @@ class Snapshotter:
                 self._changed.notify_all()
 
     def _fill(self, copy: _Copy) -> None:
-        slot = self._slots[copy.slot]
-        data = torch.from_numpy(slot.data())
-        first = 0
-        for part in self._parts:
-            count = part.values.numel()
-            copy_to_host(data[first : first + count], part.values)
-            first += count
-        slot.seal()
+        self._staging.save(self._slots[copy.slot], self._parts)
         self.sealed_step = copy.step
         with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
             if copy.is_replicated:

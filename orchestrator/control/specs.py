@@ -63,7 +63,7 @@ def worker_specs(
             store_host=store_host,
             store_port=store_port,
             network_interface=interfaces[place.node],
-            collective_timeout_s=config.fault.collective_timeout_s,
+            fault=config.fault,
         )
         for place in placement.ranks
     ]
@@ -98,7 +98,11 @@ def agent_settings(config: RunConfig) -> dict[str, Any]:
 
 def full_budget(fault: FaultConfig) -> Budget:
     """The failures that a run may have without progress in between."""
-    return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
+    return Budget(
+        restarts_left=fault.max_restarts,
+        identical_limit=fault.max_identical_failures,
+        rollbacks_left=fault.max_rollbacks,
+    )
 
 
 def worker_threads(config: RunConfig) -> int:

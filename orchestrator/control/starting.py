@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.checkpoint.commit import committed_steps, newest_valid
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
@@ -21,13 +22,23 @@ from orchestrator.errors import StoreError
 from orchestrator.spec import Placement, ResumePoint
 
 
-def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], None]) -> ResumePoint:
-    """The newest checkpoint of which every byte verifies; a damaged one is set aside and told to `on_reject`.
+def resume_point(
+    run: OpenRun,
+    store: Store,
+    on_reject: Callable[[int, str], None],
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
+) -> ResumePoint:
+    """The newest checkpoint (of `lineage`, up to `max_step`) of which every byte verifies; a damaged one is set aside
+    and told to `on_reject`.
 
     Where the run has none, `checkpoint.init_from`. Raises CheckpointError where the store does not answer or holds
     another run's checkpoints.
     """
-    marker = newest_valid(store, run.plan.fingerprint, on_reject, run.plan.identity)
+    marker = newest_valid(
+        store, run.plan.fingerprint, on_reject, run.plan.identity, lineage=lineage, max_step=max_step
+    )
     return initial_point(run.config.checkpoint, run.plan.model) if marker is None else _committed_point(store, marker)
 
 
@@ -38,24 +49,37 @@ class StoredPoint:
     """Of the newest checkpoint at checkpoint.url; 0 where there is none."""
 
 
-def stored_point(run: OpenRun, store: Store, disks: DiskTier | None, on_reject: OnReject) -> StoredPoint:
+def stored_point(
+    run: OpenRun,
+    store: Store,
+    disks: DiskTier | None,
+    on_reject: OnReject,
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
+) -> StoredPoint:
     """The newest point that verifies, on the nodes' own disks or at checkpoint.url; of equal ones that on the disks.
 
-    A damaged one is set aside and told to `on_reject(step, reason, where)`. Raises CheckpointError as `resume_point`.
+    What `lineage` has left behind, or lies after `max_step`, is not looked at. A damaged one is set aside and told to
+    `on_reject(step, reason, where)`. Raises CheckpointError as `resume_point`.
     """
 
     def reject_stored(step: int, reason: str) -> None:
         on_reject(step, reason, store.where(step_folder(step)))
 
+    fingerprint, identity = run.plan.fingerprint, run.plan.identity
     for point in disks.points() if disks is not None else ():
-        newer = newest_valid(store, run.plan.fingerprint, reject_stored, run.plan.identity, above=point.step)
+        if not lineage.survives(point.attempt, point.step) or (max_step is not None and point.step > max_step):
+            continue
+        how = {"lineage": lineage, "above": point.step, "max_step": max_step}
+        newer = newest_valid(store, fingerprint, reject_stored, identity, **how)
         if newer is not None:
             return StoredPoint(_committed_point(store, newer), newer.step)
-        resume = disks.restorable(point, run.plan.fingerprint, on_reject)
+        resume = disks.restorable(point, fingerprint, on_reject)
         if resume is not None:
-            committed = max(committed_steps(store), default=0)
+            committed = max((s for s in committed_steps(store, lineage) if s <= resume.step), default=0)
             return StoredPoint(replace(resume, is_durable=committed == resume.step), committed)
-    resume = resume_point(run, store, reject_stored)
+    resume = resume_point(run, store, reject_stored, lineage=lineage, max_step=max_step)
     has_own = resume.checkpoint is not None and not resume.is_initial
     return StoredPoint(resume, resume.step if has_own else 0)
 
@@ -66,6 +90,7 @@ def _committed_point(store: Store, marker: Marker) -> ResumePoint:
         source="disk" if store.is_local else "remote",
         checkpoint=store.url_of(step_folder(marker.step)),
         skipped_windows=marker.data.skipped_windows,
+        branch=marker.branch,
     )
 
 
@@ -85,8 +110,10 @@ def memory_point(
     previous: ResumePoint,
     *,
     committed_step: int,
+    max_step: int | None = None,
 ) -> MemoryPoint | None:
-    """The newest step that the agents' memory holds for every rank, its own slots before peers' copies."""
+    """The newest step (up to `max_step`) that the agents' memory holds for every rank, its own slots before peers'
+    copies."""
     calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
     own: list[dict[int, list[int]]] = cluster.call_all(calls, "sealed_steps")
     copied: list[dict[int, list[int]]] = cluster.call_all(calls, "copied_steps")
@@ -98,9 +125,8 @@ def memory_point(
         for step in steps
     }
     local = {place.rank: by_node.get(place.node, {}).get(place.rank, []) for place in placement.ranks}
-    step = newest_common_step(
-        [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
-    )
+    held = [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
+    step = newest_common_step([[s for s in steps if max_step is None or s <= max_step] for steps in held])
     if step is None:
         return None
     to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]] = {}
@@ -113,6 +139,7 @@ def memory_point(
         source=source,
         is_durable=step <= committed_step,
         skipped_windows=previous.skipped_windows,
+        branch=previous.branch,
     )
     return MemoryPoint(resume, to_fetch)
 

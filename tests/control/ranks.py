@@ -16,6 +16,7 @@ import pytest
 
 from launch.compose import compose
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
@@ -162,6 +163,8 @@ class Heard:
             time_s=time.time(),
             step=step,
             skipped_windows=self.resume.skipped_windows,
+            branch=self.resume.branch,
+            lineage=Lineage(),
             loss=self.rows[step].loss if step in self.rows else None,
             wandb_run_id=None,
         )

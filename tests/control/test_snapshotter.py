@@ -13,6 +13,7 @@ from orchestrator.checkpoint.slots import Slot, SlotReader, SlotState, create_sl
 from orchestrator.config import CheckpointConfig
 from orchestrator.control.channel import Channel
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
+from orchestrator.control.staging import Staging
 
 SMALL = {"counters": {}}
 
@@ -69,7 +70,8 @@ def a_rank() -> Iterator[Callable[..., Rank]]:
         here, there = Channel.pair()
         config = CheckpointConfig(retry_timeout_s=11.0, final_timeout_s=22.0)
         where = {"url": "/store", "disk_folder": "/scratch/run"}
-        snapshotter = Snapshotter(here, slots, held, attempt=2, world_size=4, **where, config=config)
+        how = {"attempt": 2, "world_size": 4, "config": config}
+        snapshotter = Snapshotter(here, slots, held, Staging(torch.device("cpu"), 1), **how, **where)
         made.append(Rank(snapshotter, slots, Channel(there)))
         return made[-1]
 
