@@ -146,6 +146,8 @@ class ResumePoint:
     its peer), `disk` or `remote`."""
     checkpoint: str | None = None
     """URL of the committed checkpoint's folder; set for disk and remote."""
+    world_size: int | None = None
+    """Of the ranks that made the snapshots; set for memory and peer."""
     is_durable: bool = True
     """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
@@ -156,6 +158,10 @@ class ResumePoint:
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
     is_spread: bool = False
     """The checkpoint is on the nodes' own disks: files that this node lacks are read through other agents."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.source in ("memory", "peer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

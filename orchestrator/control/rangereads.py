@@ -1,7 +1,7 @@
 """Reading a checkpoint that is spread over the nodes' own disks: each file's ranges come from the node that has it.
 
 A connection (see wire.py) reads one file:
-    {"op": "read", "step", "file"}    -> {"problem": str | None}
+    {"op": "file", "step", "file"}    -> {"problem": str | None}
     offset, count (two int64)         -> found (int64), then so many bytes; fewer only at the end of the file
 and so on until the reader closes it.
 """
@@ -61,7 +61,7 @@ class RemoteFile:
     def __init__(self, peer: tuple[str, int], secret: str, step: int, file: str) -> None:
         self._peer = peer
         self._secret = secret
-        self._request = {"op": "read", "step": step, "file": file}
+        self._request = {"op": "file", "step": step, "file": file}
         self._open = contextlib.ExitStack()
         self._connection: socket.socket | None = None
 

@@ -5,17 +5,14 @@ from typing import Any
 import torch
 
 from model.engine import Engine
-from orchestrator.checkpoint.slots import Slot, SlotReader, SlotShape, SlotState
+from orchestrator.checkpoint.slots import Share, Slot, SlotReader, SlotShape, SlotState, SnapshotDamagedError
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
+from orchestrator.control.shares import SharesReader, SlotElsewhere, SlotHere, Source, likely_first
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
 from orchestrator.control.staging import Staging
 from orchestrator.errors import CheckpointError
 from orchestrator.spec import WorkerSpec
-
-
-class SnapshotDamagedError(CheckpointError):
-    """A slot is not what it was sealed as: its step can't be restored from memory."""
 
 
 class Snapshots:
@@ -27,13 +24,44 @@ class Snapshots:
         self._staging = Staging(torch.device(engine.settings.device), spec.threads)
         self._snapshotter: Snapshotter | None = None
         self._shape: SlotShape | None = None
+        self._is_settled = False
+        """This world has snapshots of its own: those of the former one may go."""
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
         self.recent_losses: list[float] = []
         """What it had kept of the losses before."""
 
     def restore(self) -> None:
-        """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
+        """From this rank's own slot of `resume.step`, or from those of another world. Raises SnapshotDamagedError."""
+        if self._is_from_other_world:
+            self._restore_from_shares()
+        else:
+            self._restore_from_slot()
+
+    @property
+    def _is_from_other_world(self) -> bool:
+        resume = self._spec.resume
+        return resume.is_in_memory and resume.world_size not in (None, self._spec.world_size)
+
+    def _restore_from_shares(self) -> None:
+        """The ranges that this rank needs, of the snapshots that the ranks of another world have left."""
+        spec, former = self._spec, self._spec.resume.world_size
+        assert former is not None
+        message, descriptors = self._inbox.shares()
+        here = dict(zip(message["here"], map(SlotHere, descriptors), strict=True))
+        elsewhere = {
+            rank: SlotElsewhere((host, port), message["secret"], Share(former, rank), spec.resume.step)
+            for rank, (host, port) in message["elsewhere"]
+        }
+        sources: list[Source] = []
+        for known in (here, elsewhere):  # this node's first: they cost no network
+            sources += [known[rank] for rank in likely_first(known, spec.world_size, spec.rank, former)]
+        with SharesReader(sources) as reader:
+            small = reader.small()
+            self._engine.restore(reader.read, spec.resume.step, small["counters"])
+        self.recent_losses = small.get("recent_losses", [])
+
+    def _restore_from_slot(self) -> None:
         step = self._spec.resume.step
         self._inbox.ask_for_slots(None, self._spec.num_slots)
         slots, _ = self._inbox.slots()
@@ -95,6 +123,10 @@ class Snapshots:
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
             snapshotter.may_replicate = bool(are_copies_there)
             snapshotter.may_go_to_disk = bool(are_disks_idle)
+            safe_step = common_replicated_step if self._spec.has_peer else common_step
+            if self._is_from_other_world and not self._is_settled and safe_step > self._spec.resume.step:
+                self._is_settled = True
+                self._channel.send({"kind": "settled"})
 
     def wait(self) -> float:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
@@ -158,7 +190,7 @@ class Snapshots:
             disk_folder=spec.disk_folder,
             config=spec.checkpoint,
         )
-        if spec.resume.source in ("memory", "peer"):
+        if spec.resume.is_in_memory and not self._is_from_other_world:
             snapshotter.restored_from(spec.resume.step)
         self._inbox.listen(snapshotter.persisted, snapshotter.replicated)
         self._snapshotter = snapshotter

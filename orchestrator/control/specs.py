@@ -1,5 +1,6 @@
 """One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config import FaultConfig, RunConfig, WorkerStart
@@ -23,10 +24,11 @@ def worker_specs(
     checkpoint_url: str,
     store_host: str,
     store_port: int,
-    interfaces: list[str | None],
+    interfaces: Mapping[int, str | None],
     peer_secret: str = "",
 ) -> list[WorkerSpec]:
-    """In rank order. `interfaces` has the network interface of each of the placement's nodes."""
+    """In rank order. `interfaces` has the network interface of each node that has ranks."""
+    num_nodes = len(placement.nodes)
     return [
         WorkerSpec(
             run_id=plan.run_id,
@@ -52,9 +54,9 @@ def worker_specs(
             checkpoint_url=checkpoint_url,
             disk_folder=disk_folder(config, plan.run_id),
             peer_secret=peer_secret,
-            num_slots=num_slots(config, len(placement.bundles)),
-            num_busy_slots=busy_slots(config, len(placement.bundles)),
-            has_peer=has_peers(config, len(placement.bundles)),
+            num_slots=num_slots(config, num_nodes),
+            num_busy_slots=busy_slots(config, num_nodes),
+            has_peer=has_peers(config, num_nodes),
             batch=plan.batch,
             zero_stage=plan.zero_stage,
             activation_checkpointing=config.parallel.activation_checkpointing,

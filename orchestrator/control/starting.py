@@ -10,15 +10,16 @@ from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, ta
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.marker import Marker
-from orchestrator.checkpoint.slots import newest_common_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.disktier import DiskTier, OnReject
 from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
+from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.errors import StoreError
+from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
 
 
@@ -94,54 +95,18 @@ def _committed_point(store: Store, marker: Marker) -> ResumePoint:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPoint:
-    """A step of which every rank's snapshot is in some agent's memory."""
-
-    resume: ResumePoint
-    to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]]
-    """node -> (rank, step, peer that has the copy) of what its own memory lacks."""
-
-
 def memory_point(
-    cluster: Cluster,
-    agents: Sequence[AgentHandle],
-    placement: Placement,
-    previous: ResumePoint,
-    *,
-    committed_step: int,
-    max_step: int | None = None,
+    cluster: Cluster, agents: Sequence[AgentHandle], placement: Placement, max_step: int | None = None
 ) -> MemoryPoint | None:
-    """The newest step (up to `max_step`) that the agents' memory holds for every rank, its own slots before peers'
-    copies."""
+    """The newest step (up to `max_step`) that the agents' memory holds for every rank of whatever world."""
     calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
-    own: list[dict[int, list[int]]] = cluster.call_all(calls, "sealed_steps")
-    copied: list[dict[int, list[int]]] = cluster.call_all(calls, "copied_steps")
-    by_node = {agent.node: steps for agent, steps in zip(agents, own, strict=True)}
-    holders = {
-        (rank, step): (agent.address, agent.port)
-        for agent, steps_of_rank in zip(agents, copied, strict=True)
-        for rank, steps in steps_of_rank.items()
-        for step in steps
-    }
-    local = {place.rank: by_node.get(place.node, {}).get(place.rank, []) for place in placement.ranks}
-    held = [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
-    step = newest_common_step([[s for s in steps if max_step is None or s <= max_step] for steps in held])
-    if step is None:
-        return None
-    to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]] = {}
-    for place in placement.ranks:
-        if step not in local[place.rank]:
-            to_fetch.setdefault(place.node, []).append((place.rank, step, holders[place.rank, step]))
-    source = "peer" if to_fetch else "memory"
-    resume = ResumePoint(
-        step=step,
-        source=source,
-        is_durable=step <= committed_step,
-        skipped_windows=previous.skipped_windows,
-        branch=previous.branch,
-    )
-    return MemoryPoint(resume, to_fetch)
+    own = cluster.call_all(calls, "sealed_steps")
+    copied = cluster.call_all(calls, "copied_steps")
+    memories = [
+        NodeMemory(agent.node, (agent.address, agent.port), *steps)
+        for agent, *steps in zip(agents, own, copied, strict=True)
+    ]
+    return newest_memory_point(memories, placement, max_step)
 
 
 def set_peers(cluster: Cluster, agents: Sequence[AgentHandle], secret: str) -> None:
@@ -197,7 +162,7 @@ def start_ranks(
     """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
     specs = worker_specs(
         run.config,
-        run.plan,
+        at_world_size(run.config, run.plan, len(placement.ranks)),
         run.manifest,
         placement,
         attempt=number,
@@ -205,7 +170,7 @@ def start_ranks(
         checkpoint_url=run.checkpoint_url,
         store_host=agents[0].address,
         store_port=cluster.call(agents[0], "start_store"),
-        interfaces=[run.config.cluster.network_interface or agent.interface for agent in agents],
+        interfaces={agent.node: run.config.cluster.network_interface or agent.interface for agent in agents},
         peer_secret=secret,
     )
     by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}

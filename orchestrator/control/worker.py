@@ -18,13 +18,14 @@ import torch
 from model.engine import Engine, EngineSettings, Fetch, join_process_group
 from model.optimizer import OptimizerSettings
 from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.slots import SnapshotDamagedError
 from orchestrator.codec import decode
 from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
 from orchestrator.control.progress import Progress
 from orchestrator.control.rangereads import open_spread
-from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
+from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
 
@@ -139,7 +140,7 @@ def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> Sequence[
 
     Returns the losses that were kept with it.
     """
-    if spec.resume.source in ("memory", "peer"):
+    if spec.resume.is_in_memory:
         snapshots.restore()
         return snapshots.recent_losses
     if spec.resume.checkpoint is not None:
