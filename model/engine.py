@@ -9,7 +9,7 @@ import functools
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -36,14 +36,32 @@ Fetch = Callable[[str, str, int, int], np.ndarray]
 def prewarm() -> None:
     """Import what the first `deepspeed.initialize` and step would import lazily (2 to 7 s), and nothing more:
     no CUDA context, no thread, so that the process can still be forked."""
+    with _compiling_nothing():  # DeepSpeed asks of every optimizer whether it is Muon, whose functions are compiled
+        import deepspeed.runtime.zero.muon.muon_optimizer
     import cpuinfo  # noqa: F401
+    import deepspeed.comm.mori
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.module_inject.auto_ep_presets
     import deepspeed.runtime.superoffload.superoffload_stage3
-    import deepspeed.runtime.zero.muon.muon_optimizer
-    import deepspeed.runtime.zero.stage3  # noqa: F401
+    import deepspeed.runtime.zero.stage3
+    import deepspeed.utils.pin_memory  # noqa: F401
+    import numpy.ma  # noqa: F401
     import torch._dynamo
-    import torch._inductor.compile_fx
+    import torch._subclasses.schema_check_mode
+    import torch.profiler._cupti_monitor
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
+
+
+@contextlib.contextmanager
+def _compiling_nothing() -> Iterator[None]:
+    """What is imported inside is not compiled when it is called: it spares the import of the compiler, a second."""
+    compile_function = torch.compile
+    torch.compile = lambda function=None, **_: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_function
 
 
 def _calm_deepspeed() -> None:
@@ -109,6 +127,8 @@ class StepResult:
     """Global gradient norm before clipping."""
     rng_digest: int
     """Sum, over this rank's micro-batches, of xxh3_64 of the generator's state after each: what was drawn."""
+    is_scaled_down: bool
+    """fp16 only: gradients overflowed, the update was left out, and the loss scale is lowered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,14 +195,14 @@ class Engine:
         step: int,
         micro_batches: Sequence[MicroBatch],
         lr: float,
-        before_update: Callable[[], None],
+        before_update: Callable[[float], None],
         on_micro_step: Callable[[int], None] = lambda index: None,
     ) -> StepResult:
         """One optimizer step. `step` (0-based) and the micro-batch's place in the global batch seed dropout,
         so the masks depend on neither the attempt nor the world size.
 
-        `before_update` is called once, between the last backward pass and the update: until then the masters and
-        moments are those of the step before. `on_micro_step` is called as each forward pass begins.
+        `before_update` is called once, between the last backward pass and the update, with `loss_sum`: until then the
+        masters and moments are those of the step before. `on_micro_step` is called as each forward pass begins.
         """
         engine, world_size = self._engine, dist.get_world_size()
         for group in self._optimizer.param_groups:
@@ -202,12 +222,17 @@ class Engine:
             if engine.is_gradient_accumulation_boundary():
                 if self.settings.zero_stage == 0:
                     grad_norm = self._replicated_grad_norm()
-                before_update()
+                before_update(float(loss_sum))
             engine.step()
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
         self._steps_done += 1
-        return StepResult(loss_sum=float(loss_sum), grad_norm=float(grad_norm), rng_digest=rng_digest)
+        return StepResult(
+            loss_sum=float(loss_sum),
+            grad_norm=float(grad_norm),
+            rng_digest=rng_digest,
+            is_scaled_down=engine.fp16_enabled() and not engine.was_step_applied(),
+        )
 
     def _losses_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         tokens = torch.from_numpy(micro_batch.tokens).to(self._device)

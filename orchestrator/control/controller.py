@@ -7,21 +7,25 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from orchestrator.checkpoint.fencing import Claim
-from orchestrator.checkpoint.layout import step_folder
-from orchestrator.checkpoint.retry import Patience, retried
 from orchestrator.checkpoint.store import Store
+from orchestrator.codec import decode
 from orchestrator.control import lifecycle
+from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
+from orchestrator.control.disktier import disk_tier
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
+from orchestrator.control.resuming import Resuming
+from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import claim_attempt, resume_point
+from orchestrator.control.starting import claim_attempt
+from orchestrator.control.stragglers import StragglerWatch, straggler_fields
 from orchestrator.errors import CheckpointError, FencedError, PlacementError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
@@ -44,8 +48,8 @@ class Controller:
         decide: Decide = decide,
     ) -> None:
         """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost; `background` commits checkpoints, one after the other (default: a thread). The last four are
-        a simulation's to give."""
+        has cost; `background` commits checkpoints, one after the other (default: a thread). The last four
+        are a simulation's to give."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
@@ -53,17 +57,29 @@ class Controller:
         self._reason: str | None = None
         """Why the run was given up, where that was not for want of budget."""
         store = store or Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
-        self.reports = Reports(run, store, chronicle, clock, background)
+        self._disks = disk_tier(run.config, run.plan.run_id, cluster)
+        self.reports = Reports(run, store, chronicle, clock, background, disks=self._disks)
         self._run = run
         self._clock = clock
         self._decide = decide
         self._cluster = cluster
         self._chronicle = chronicle
-        self._store = store
         self._count_notices = count_notices
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
-        self._fleet = Fleet(run, cluster, chronicle)
+        self._fleet = Fleet(run, cluster, chronicle, self._disks)
+        self._rollbacks = Rollbacks(run.folder.branches, clock)
+        self._resuming = Resuming(
+            run=run,
+            store=store,
+            disks=self._disks,
+            fleet=self._fleet,
+            reports=self.reports,
+            rollbacks=self._rollbacks,
+            chronicle=chronicle,
+            clock=clock,
+            has_notice=lambda: self._notices_taken < count_notices(),
+        )
         self._attempt: Attempt | None = None
         self._claim: Claim | None = None
         self._interruption = interruption
@@ -85,7 +101,7 @@ class Controller:
             while not self.state.is_end:
                 self.poll(POLL_S)
         finally:
-            self.reports.close()
+            self.reports.close(is_finished=self.state is State.finished)
         return self.state
 
     # ---- deciding and carrying out
@@ -112,7 +128,9 @@ class Controller:
         """Hear what has happened, within `timeout_s`, and act on it."""
         self._hear_agents(timeout_s)
         if self.reports.hear_commits():
-            self._budget = full_budget(self._run.config.fault)  # the limit is on failures without progress in between
+            is_past_anomaly = self.reports.committed_step > self._rollbacks.anomaly_step
+            full = full_budget(self._run.config.fault)
+            self._budget = self._budget.renewed(full, is_past_anomaly=is_past_anomaly)
         self._give_way_if_fenced()
         self._conclude_if_done()
         while self._notices_taken < self._count_notices() and not self.state.is_end:
@@ -132,10 +150,10 @@ class Controller:
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
         # Claimed first: whoever lives beside us commits nothing more, so what is the newest checkpoint stays so.
+        on_disks = self._disks.find_newest_attempt() if self._disks else 0
         try:
-            claim = self._claim = claim_attempt(self._run, self._store, self._claim)
-            self.reports.begin(claim)
-            resume = self._resume_point()
+            claim = self._claim = claim_attempt(self._run, self._resuming.store, on_disks, previous=self._claim)
+            resume = self._choose_point()
         except FencedError as error:
             self.reports.fenced_by = str(error)
             self._give_way_if_fenced()
@@ -143,12 +161,12 @@ class Controller:
         except CheckpointError as error:
             self._give_up(str(error))
             return
-        number = claim.attempt
         if resume is None:
             return
-        if resume.checkpoint is not None and not resume.is_initial:
-            self.reports.restored(resume.step)
-        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
+        number = claim.attempt
+        self.reports.begin(claim, self._rollbacks.lineage)
+        watch = StragglerWatch(self._run.config.fault.straggler_factor)
+        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
             "attempt_started",
@@ -161,49 +179,26 @@ class Controller:
             zero_stage=self._run.plan.zero_stage,
             steps_lost=lost,
         )
+        for report in self._fleet.reports_of(resume):
+            self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
 
-    def _resume_point(self) -> ResumePoint | None:
-        """Memory, else storage. None where a node has died since the ranks were stopped, and that was acted on: the
-        others' memory is still good. Raises CheckpointError."""
-        before, found = self._attempt, None
-        try:
-            found = self._memory_point()
-        except ConnectionError:
-            self._hear_agents(POLL_S)
-            if self._attempt is not before or self.state is not State.starting:
-                return None
-        return found or self._stored_point()
-
-    def _memory_point(self) -> ResumePoint | None:
-        if self._attempt is None or not self._is_memory_trusted:
-            return None
-        return self._fleet.memory_point(self._attempt.resume, self.reports.committed_step)
-
-    def _stored_point(self) -> ResumePoint:
-        """The newest checkpoint that verifies; a store that does not answer is asked again, as for a save."""
-        return retried(
-            lambda: resume_point(self._run, self._store, self._reject_checkpoint),
-            Patience(self._run.config.checkpoint.retry_timeout_s),
-            pause=self._pause,
-            on_wait=lambda error: self._chronicle.console.warn(f"the run waits for its checkpoints: {error}"),
-            clock=self._clock.monotonic,
-        )
-
-    def _pause(self, seconds: float) -> bool:
-        """True where a notice has come: then there is no more time to wait."""
-        until_s = self._clock.monotonic() + seconds
-        while (left_s := until_s - self._clock.monotonic()) > 0 and self._notices_taken == self._count_notices():
-            self._clock.sleep(min(POLL_S, left_s))
-        return self._notices_taken < self._count_notices()
+    def _choose_point(self) -> ResumePoint | None:
+        """Raises CheckpointError. None where a node has died since the ranks were stopped, and that was acted on: the
+        others' memory is still good."""
+        attempt = self._attempt
+        if attempt is not None and self._is_memory_trusted:
+            try:
+                return self._resuming.point(attempt, is_memory_asked=True)
+            except ConnectionError:
+                self._hear_agents(POLL_S)
+                if self._attempt is not attempt or self.state is not State.starting:
+                    return None
+        return self._resuming.point(attempt, is_memory_asked=False)
 
     def _give_up(self, reason: str) -> None:
         self._reason = reason
         self._tell(lifecycle.GaveUp())
-
-    def _reject_checkpoint(self, step: int, reason: str) -> None:
-        path = self._store.where(step_folder(step))
-        self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
 
     def _place_again(self) -> None:
         """After a node was lost: another takes its place; the others keep their agents, and so their snapshots."""
@@ -273,6 +268,7 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
+                self._tell_stragglers(attempt)
             case "done":
                 self._on_done(attempt, message)
             case "snapshot_rejected":
@@ -285,12 +281,16 @@ class Controller:
                 attempt.said[message["rank"]] = message
             case "exited":
                 self._on_exited(attempt, message)
+            case "anomaly":
+                self._on_anomaly(attempt, message)
             case "stalled":
                 self._on_stalled(attempt)
             case _:
                 self.reports.hear(attempt, message)
 
     def _on_first_step(self, attempt: Attempt) -> None:
+        if not self.state.is_training:  # the last words of ranks that are being stopped
+            return
         self._is_memory_trusted = True
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
@@ -314,8 +314,8 @@ class Controller:
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
-        attempt, is_training = self._attempt, self.state in (State.starting, State.running, State.draining)
-        if attempt is None or not attempt.is_done or not is_training:
+        attempt = self._attempt
+        if attempt is None or not attempt.is_done or not self.state.is_training:
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):
@@ -348,13 +348,33 @@ class Controller:
 
     def _on_stalled(self, attempt: Attempt) -> None:
         """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
-        is_training = self.state in (State.starting, State.running, State.draining)
-        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time()) if is_training else None
+        if not self.state.is_training:
+            return
+        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time())
         if facts is None:
             return
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
+
+    def _tell_stragglers(self, attempt: Attempt) -> None:
+        found, attempt.stragglers = attempt.stragglers, []
+        for straggler in found:
+            host = host_of(self._fleet.agents, self._fleet.placement.ranks[straggler.rank].node)
+            fields = straggler_fields(straggler, host)
+            self._chronicle.event("straggler", attempt.number, attempt.last_step, **fields)
+
+    def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
+        """Every rank says the same, after what it has to report of the step, and leaves."""
+        attempt.left.add(message["rank"])
+        if len(attempt.left) < attempt.world_size or not self.state.is_training:
+            return
+        anomaly = decode(Anomaly, message["anomaly"])
+        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly))
+        self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
+        self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
+        self._begin_interruption()
+        self._tell(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
         """Another copy of the run has taken over: nothing that this one does counts any more.

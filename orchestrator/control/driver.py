@@ -29,6 +29,7 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.rollback import lineage_in
 from orchestrator.control.specs import worker_threads
 from orchestrator.control.surroundings import here, is_joining
 from orchestrator.control.zygotehandle import ZygoteAhead
@@ -236,7 +237,7 @@ class _Session:
 def newest_committed(run: OpenRun) -> ResumePoint:
     """For the summary only: what will be loaded is verified first, by the controller."""
     store = Store(run.checkpoint_url)
-    steps = committed_steps(store)
+    steps = committed_steps(store, lineage_in(run.folder.branches))
     if not steps:
         return ResumePoint()
     return ResumePoint(step=steps[-1], checkpoint=store.where(step_folder(steps[-1])))

@@ -100,7 +100,7 @@ class Driver:
     def end(self) -> State:
         """The process ends by itself; returns how."""
         self.is_gone = True
-        self.controller.reports.close()
+        self.controller.reports.close(is_finished=self.controller.state is State.finished)
         self.cluster.end()
         self.chronicle.close(0)
         self._silence.close()

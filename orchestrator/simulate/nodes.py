@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.checkpoint.slots import Share
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.watchdog import RankProgress
 from orchestrator.errors import CheckpointError, PlacementError
@@ -14,8 +15,8 @@ from orchestrator.simulate.training import Message, Training
 from orchestrator.simulate.world import World
 from orchestrator.spec import Placement
 
-Snapshots = dict[int, dict[int, Trained]]
-"""rank -> step -> what was sealed."""
+Snapshots = dict[Share, dict[int, Trained]]
+"""Whose -> step -> what was sealed."""
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +70,7 @@ class FakeCluster:
 
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
         self._world.advance(self._costs.agent_s)
-        self._agents = [self._new_agent(index) for index in range(len(placement.bundles))]
+        self._agents = [self._new_agent(index) for index in placement.nodes]
         self.nodes = [agent.actor for agent in self._agents]
         return list(self._agents)
 
@@ -142,26 +143,26 @@ class FakeCluster:
     def _on_check_cuda_fork(self, node: Node) -> None:
         return None
 
-    def _on_sealed_steps(self, node: Node) -> dict[int, list[int]]:
-        return {rank: sorted(steps) for rank, steps in node.own.items()}
+    def _on_sealed_steps(self, node: Node) -> dict[Share, list[int]]:
+        return {share: sorted(steps) for share, steps in node.own.items()}
 
-    def _on_copied_steps(self, node: Node) -> dict[int, list[int]]:
-        return {rank: sorted(steps) for rank, steps in node.copies.items()}
+    def _on_copied_steps(self, node: Node) -> dict[Share, list[int]]:
+        return {share: sorted(steps) for share, steps in node.copies.items()}
 
-    def _on_keep_snapshots(self, node: Node, step: int | None) -> None:
+    def _on_keep_snapshots(self, node: Node, step: int | None, world_size: int) -> None:
         for snapshots in (node.own, node.copies):
             for held in snapshots.values():
                 for other in [s for s in held if s != step]:
                     del held[other]
 
-    def _on_adopt_copies(self, node: Node, secret: str, copies: Sequence[tuple[int, int, tuple[str, int]]]) -> None:
-        for rank, step, address in copies:
+    def _on_adopt_copies(self, node: Node, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:
+        for share, step, address in copies:
             peer = self._by_address[address]
             if not peer.is_alive:
                 raise CheckpointError(f"peer {address[0]} can't be reached")
-            if secret != peer.secret or step not in peer.copies.get(rank, {}):
-                raise CheckpointError(f"no copy of rank {rank} at step {step}")
-            node.own[rank] = {step: peer.copies[rank][step]}
+            if secret != peer.secret or step not in peer.copies.get(share, {}):
+                raise CheckpointError(f"no copy of rank {share.rank} at step {step}")
+            node.own[share] = {step: peer.copies[share][step]}
 
     def _on_start_store(self, node: Node) -> int:
         return 29_500
@@ -220,9 +221,10 @@ class FakeCluster:
         copied = {step: training.state_at(step) for step in training.copied_steps()}
         for node in self.nodes:
             for rank in node.ranks:
-                node.own[rank] = _newest(node.own.get(rank, {}) | sealed)
+                share = Share(training.world_size, rank)
+                node.own[share] = _newest(node.own.get(share, {}) | sealed)
                 if node.peer is not None:
-                    node.peer.copies[rank] = _newest(node.peer.copies.get(rank, {}) | copied)
+                    node.peer.copies[share] = _newest(node.peer.copies.get(share, {}) | copied)
 
     def lose(self, node: Node) -> None:
         """The host is gone; the driver is told when the cluster has noticed."""

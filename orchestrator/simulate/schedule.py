@@ -11,6 +11,7 @@ import numpy as np
 
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.reader import read_marker
+from orchestrator.checkpoint.slots import Share
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.lifecycle import Decide, State, decide
 from orchestrator.control.opening import OpenRun
@@ -228,7 +229,8 @@ class Schedule:
         if resume["source"] == "start":
             return Trained(0, 0)
         if resume["source"] in ("memory", "peer"):
-            found = {node.own.get(rank, {}).get(step) for node in cluster.nodes for rank in node.ranks}
+            size = len(self._stage.placement.ranks)
+            found = {n.own.get(Share(size, r), {}).get(step) for n in cluster.nodes for r in n.ranks}
         else:
             marker = read_marker(self._store, step)
             found = {self._payloads.read(self.files, step, file.file) for file in marker.files}

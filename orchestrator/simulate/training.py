@@ -32,6 +32,7 @@ class Training:
     ) -> None:
         """`spec`: what the ranks' encoded WorkerSpecs have in common."""
         self.attempt: int = spec["attempt"]
+        self.world_size: int = spec["world_size"]
         self.start_step: int = spec["resume"]["step"]
         self._every: int = spec["snapshot"]["every_steps"]
         self._replicate_every: int = spec["snapshot"]["replicate_every_steps"]
