@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from orchestrator.control.lifecycle import Decide, decide
 from orchestrator.control.opening import OpenRun
 from orchestrator.runfolder import RunFolder
 from orchestrator.simulate.faults import Scenario, reported_interval_s
+from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads
-from orchestrator.simulate.schedule import Course, Schedule
+from orchestrator.simulate.schedule import Schedule
 from orchestrator.simulate.setting import Setting
 
 CROWDED_FAULTS = 3.0
@@ -38,25 +39,36 @@ class Rehearsals:
         setting = self._setting.with_steps(steps, save_every=max(1, steps // int(rng.integers(2, 7))))
         interval_s = hours * 3600 / CROWDED_FAULTS
         scenario = Scenario(steps=steps, hours=hours, interval_s=interval_s, uninjected=CROWDED_UNINJECTED)
-        return course(setting, scenario, seed, self._payloads, self._decide)
+        return course(setting, scenario, seed, self._payloads, decide=self._decide)
 
 
-def predict(setting: Setting, *, days: float, seed: int) -> Course:
+def predict(
+    setting: Setting, *, days: float, seed: int, on_progress: Callable[[float], None] = lambda share: None
+) -> Course:
     """One run of so many days of steps, with the faults that were reported, at the rate that follows for its GPUs."""
     steps = max(10, int(days * DAY_S / setting.costs.step_s))
     scenario = Scenario(steps=steps, hours=days * 24, interval_s=reported_interval_s(setting.gpus), uninjected=0)
-    return course(setting.with_steps(steps), scenario, seed, Payloads(len(setting.placement.ranks)))
+    payloads = Payloads(len(setting.placement.ranks))
+    return course(setting.with_steps(steps), scenario, seed, payloads, on_progress=on_progress)
 
 
-def course(setting: Setting, scenario: Scenario, seed: int, payloads: Payloads, decide: Decide = decide) -> Course:
+def course(
+    setting: Setting,
+    scenario: Scenario,
+    seed: int,
+    payloads: Payloads,
+    *,
+    decide: Decide = decide,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Course:
     """One schedule in a folder of its own, which is taken away."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="phalanx-simulate-", dir=memory, ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "run"
         path.mkdir()
         run = OpenRun(setting.config, setting.plan, setting.manifest, RunFolder(path), "simulated://store", False)
-        made = Schedule(run, setting.placement, setting.costs, payloads, scenario=scenario, seed=seed, decide=decide)
-        return made.run()
+        how = {"scenario": scenario, "seed": seed, "decide": decide, "on_progress": on_progress}
+        return Schedule(run, setting.placement, setting.costs, payloads, **how).run()
 
 
 def rehearse(setting: Setting, seeds: Iterable[int], processes: int | None = None) -> Iterator[Course]:

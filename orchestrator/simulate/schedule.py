@@ -1,9 +1,7 @@
 """One run from its first command to its end, through the faults that a seed draws; invariants after every event."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,6 +23,7 @@ from orchestrator.simulate.files import MemoryFiles
 from orchestrator.simulate.injecting import Injector
 from orchestrator.simulate.invariants import Invariants
 from orchestrator.simulate.nodes import FakeCluster, Node
+from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads, Saves
 from orchestrator.simulate.trained import Trained, digest_of
 from orchestrator.simulate.training import Message, Training, batch_digest, step_report
@@ -38,23 +37,6 @@ MAX_STARTS = 60
 MAX_ROWS_CHECKED = 20
 
 
-@dataclass(kw_only=True, slots=True)
-class Course:
-    """How a schedule went."""
-
-    seed: int
-    violations: list[str] = field(default_factory=list)
-    injected: Counter[str] = field(default_factory=Counter)
-    recoveries: list[dict[str, Any]] = field(default_factory=list)
-    """`recovered` events, with the fault they follow from."""
-    attempts: int = 0
-    drivers: int = 0
-    commits: int = 0
-    wall_s: float = 0.0
-    spent_s: dict[str, float] = field(default_factory=dict)
-    """The goodput ledger's parts."""
-
-
 class Schedule:
     def __init__(
         self,
@@ -66,8 +48,12 @@ class Schedule:
         scenario: Scenario,
         seed: int,
         decide: Decide = decide,
+        on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """`run.folder` must be new, and is written to."""
+        """`run.folder` must be new, and is written to. `on_progress` is told the share of the steps' time now and
+        then."""
+        self._on_progress = on_progress
+        self._length_s = scenario.steps * costs.step_s
         self.course = Course(seed=seed)
         self.world = World()
         self.drivers: list[Driver] = []
@@ -195,6 +181,7 @@ class Schedule:
     def _tick(self, driver: Driver) -> None:
         """A driver looks at its clock now and then, also where it hears nothing."""
         if not driver.is_gone:
+            self._on_progress(min(1.0, self.world.now_s / self._length_s))
             self.world.after(TICK_S, lambda: self._tick(driver))
 
     # ---- training
