@@ -191,9 +191,9 @@ class _Simulation:
         )
         self._say(
             f"assumed: a snapshot adds {duration_text(costs.stall_s)} to its step and is at the peer "
-            f"{duration_text(costs.seal_s + costs.copy_s)} later, "
-            f"a checkpoint takes {duration_text(costs.persist_s)}, a start {duration_text(costs.start_s)}, a new agent {duration_text(costs.agent_s)}, a lost node is "
-            f"noticed after {duration_text(costs.node_death_s)}"
+            f"{duration_text(costs.seal_s + costs.copy_s)} later, a checkpoint takes "
+            f"{duration_text(costs.persist_s)}, a start {duration_text(costs.start_s)}, a new agent "
+            f"{duration_text(costs.agent_s)}, a lost node is noticed after {duration_text(costs.node_death_s)}"
         )
 
     def _is_time(self) -> bool:

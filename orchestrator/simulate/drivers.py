@@ -94,6 +94,16 @@ class Driver:
         self.controller.start_agents(self._placement)
         self.controller.begin()
 
+    def violations(self) -> list[str]:
+        """What can't be true of a live driver between two events."""
+        found, self.cluster.violations = self.cluster.violations, []
+        state, training = self.controller.state, self.cluster.training
+        if self.controller.reports.fenced_by is not None and state not in (State.failing, State.leaving):
+            found.append(f"{self.name} goes on, {state.value}, after another has taken the run over")
+        if training is not None and training.told_step > training.start_step and state is State.starting:
+            found.append(f"{self.name} is {state.value} although attempt {training.attempt} has done steps")
+        return found
+
     def poll(self) -> None:
         self.controller.poll(0.0)
 

@@ -29,6 +29,8 @@ class Fault(StrEnum):
     """A node and the one that holds its copies."""
     in_recovery = "in_recovery"
     """A rank or a node dies while the next recovery goes on."""
+    in_leaving = "in_leaving"
+    """A notice, and while the run saves and leaves a rank or a node dies, or a second notice comes."""
     damaged_snapshot = "damaged_snapshot"
     """A rank dies, and its snapshot does not match its checksum."""
     disk_full = "disk_full"

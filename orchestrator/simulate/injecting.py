@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SIGNALS = (7, 9, 11)
 """SIGBUS, SIGKILL, SIGSEGV."""
+NO_SPARE = 0.1
+"""Of the lost nodes: so many times no other is free."""
 FOLLOW_ON = "DistBackendError: connection closed by peer: remote process exited"
 
 
@@ -43,6 +45,9 @@ class Injector:
                 driver.tracker.fail()
             case Fault.preemption:
                 driver.notices += 1
+                self._schedule.expect_end(driver)
+            case Fault.in_leaving:
+                self._notice_and_more(driver)
             case Fault.duplicate:
                 self._schedule.type_again()
             case Fault.driver_death:
@@ -56,6 +61,21 @@ class Injector:
                 self._schedule.invariants.damaged(step)
                 self._schedule.kill(driver)
         return True
+
+    def _notice_and_more(self, driver: Driver) -> None:
+        driver.notices += 1
+        self._schedule.expect_end(driver)
+        kind = (Fault.host, Fault.memory, Fault.preemption)[int(self._rng.integers(3))]
+
+        def act() -> None:
+            if driver.is_gone:
+                return
+            if kind is Fault.preemption:
+                driver.notices += 1
+            else:
+                self._hit_now(driver.cluster, kind)
+
+        self._world.after(float(self._rng.uniform(0, 1.5 * self._costs.step_s + self._costs.persist_s)), act)
 
     def _hit_nodes(self, cluster: FakeCluster, fault: Fault) -> bool:
         if fault is Fault.in_recovery:
@@ -77,6 +97,8 @@ class Injector:
         luck = float(self._rng.random())
         match fault:
             case Fault.host | Fault.two_nodes:
+                if luck < NO_SPARE:
+                    self._take_spares(cluster)
                 return self._lose(cluster, node, fault is Fault.two_nodes)
             case Fault.network if luck < 0.5:
                 return self._lose(cluster, node, False)
@@ -116,7 +138,18 @@ class Injector:
         cluster.lose(node)
         if with_peer and peer is not None:
             cluster.lose(peer)
+        if cluster.training is not None and self._rng.random() < 0.5:
+            self._follow_on(cluster, cluster.training, node, self._costs.node_death_s)
         return True
+
+    def _take_spares(self, cluster: FakeCluster) -> None:
+        """For a while no node is free."""
+        cluster.has_spares = False
+
+        def give_back() -> None:
+            cluster.has_spares = True
+
+        self._world.after(float(self._rng.uniform(60, 1200)), give_back)
 
     def _stand_still(self, cluster: FakeCluster, node: Node | None = None) -> None:
         """All ranks stop where they are. What was done is reported, but the last report of `node` may be lost."""
@@ -145,12 +178,17 @@ class Injector:
         assert training is not None
         self._stand_still(cluster)
         self.exits_later(cluster, node, rank, training, said=said, how=how, after_s=self._costs.rank_death_s)
+        if self._rng.random() < 0.5:
+            self._follow_on(cluster, training, node, 1.0)
+
+    def _follow_on(self, cluster: FakeCluster, training: Training, node: Node, within_s: float) -> None:
+        """Another rank sees that a connection is closed."""
         others = [other for other in cluster.nodes if other.is_alive and other.ranks and other is not node]
-        if others and self._rng.random() < 0.5:  # one that sees its connection closed
+        if others:
             other = others[int(self._rng.integers(len(others)))]
             about = {"attempt": training.attempt, "rank": other.ranks[0], "node": other.index}
             echo = {**about, "kind": "failed", "message": FOLLOW_ON, "trace": ""}
-            delay_s = float(self._rng.uniform(0, 1))
+            delay_s = float(self._rng.uniform(0, within_s))
             self.exits_later(cluster, other, other.ranks[0], training, said=echo, after_s=delay_s)
 
     def exits_later(
@@ -211,4 +249,6 @@ class Injector:
         return True
 
 
-_DRIVERS = frozenset({Fault.wandb_outage, Fault.preemption, Fault.duplicate, Fault.driver_death, Fault.torn_write})
+_DRIVERS = frozenset(
+    {Fault.wandb_outage, Fault.preemption, Fault.in_leaving, Fault.duplicate, Fault.driver_death, Fault.torn_write}
+)

@@ -31,6 +31,8 @@ from orchestrator.simulate.world import EPOCH_S, World
 from orchestrator.spec import Placement
 
 TICK_S = 60.0
+NOTICE_S = 900.0
+"""Beside the time for its last checkpoint, what a driver may take to leave: it may be amid a recovery."""
 RETYPE_S = 120.0
 """Until a person, or the scheduler, starts the run again."""
 MAX_STARTS = 60
@@ -120,10 +122,18 @@ class Schedule:
             self.invariants.violations.append(f"the run has not ended after {self.world.now_s / 3600:.0f} h")
         for driver in list(self.drivers):
             self._carefully(driver, driver.poll)
-        self.invariants.violations += self._cluster_violations()
+        for driver in self.drivers:
+            self.invariants.violations += driver.violations()
 
-    def _cluster_violations(self) -> list[str]:
-        return [violation for driver in self.drivers for violation in driver.cluster.violations]
+    def expect_end(self, driver: Driver) -> None:
+        """A driver that has got a notice is gone before long, whatever the store does."""
+        limit_s = self._run.config.checkpoint.final_timeout_s + NOTICE_S
+
+        def check() -> None:
+            if not driver.is_gone:
+                self.invariants.violations.append(f"{driver.name} goes on {limit_s:.0f} s after a notice")
+
+        self.world.after(limit_s, check)
 
     def _carefully(self, driver: Driver, act: Callable[[], None]) -> None:
         """What a driver does; where it raises, or has ended, it is gone."""
