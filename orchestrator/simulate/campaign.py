@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.control.lifecycle import Decide, decide
 from orchestrator.control.opening import OpenRun
 from orchestrator.runfolder import RunFolder
-from orchestrator.simulate.faults import Scenario, reported_interval_s
+from orchestrator.simulate.faults import UNINJECTED, Fault, Scenario, reported_interval_s
 from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads
 from orchestrator.simulate.schedule import Schedule
@@ -20,25 +20,32 @@ from orchestrator.simulate.setting import Setting
 CROWDED_FAULTS = 3.0
 """Of the reported mix, on average in one schedule of a few hours."""
 CROWDED_UNINJECTED = 3
+RESTARTS = (1, 3, 10)
+"""Values of fault.max_restarts: small ones, so that runs use them up."""
 DAY_S = 86_400.0
 
 
 class Rehearsals:
     """Short runs into which faults are crowded, so that few hours see what years bring."""
 
-    def __init__(self, setting: Setting, decide: Decide = decide) -> None:
+    def __init__(self, setting: Setting, decide: Decide = decide, kinds: tuple[Fault, ...] = UNINJECTED) -> None:
+        """`kinds`: of what nobody injects, what is drawn from."""
+        self._kinds = kinds
         self._setting = setting
         self._decide = decide
         self._payloads = Payloads(len(setting.placement.ranks))
 
     def run(self, seed: int) -> Course:
-        """One to four hours with faults and checkpoints, all drawn from `seed`."""
+        """One to four hours with faults, checkpoints and a budget, all drawn from `seed`."""
         rng = np.random.default_rng([seed, 1])
         hours = float(rng.uniform(1, 4))
         steps = max(10, int(hours * 3600 / self._setting.costs.step_s))
         setting = self._setting.with_steps(steps, save_every=max(1, steps // int(rng.integers(2, 7))))
+        setting = setting.with_restarts(int(rng.choice(RESTARTS)))
         interval_s = hours * 3600 / CROWDED_FAULTS
-        scenario = Scenario(steps=steps, hours=hours, interval_s=interval_s, uninjected=CROWDED_UNINJECTED)
+        scenario = Scenario(
+            steps=steps, hours=hours, interval_s=interval_s, uninjected=CROWDED_UNINJECTED, kinds=self._kinds
+        )
         return course(setting, scenario, seed, self._payloads, decide=self._decide)
 
 

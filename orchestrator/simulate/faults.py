@@ -74,6 +74,8 @@ class Scenario:
     """Mean time between the faults of the reported mix."""
     uninjected: int
     """So many at most of those that nobody injects."""
+    kinds: tuple[Fault, ...] = UNINJECTED
+    """Of which these are drawn."""
 
 
 def reported_interval_s(gpus: int) -> float:
@@ -92,7 +94,7 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> list[Injection]:
     ]
     others = int(rng.integers(0, scenario.uninjected + 1))
     found += [
-        Injection(float(rng.uniform(0, length_s)), UNINJECTED[int(rng.integers(len(UNINJECTED)))])
+        Injection(float(rng.uniform(0, length_s)), scenario.kinds[int(rng.integers(len(scenario.kinds)))])
         for _ in range(others)
     ]
     return sorted(found, key=lambda injection: injection.at_s)

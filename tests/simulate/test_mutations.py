@@ -25,6 +25,7 @@ from orchestrator.control.lifecycle import (
     decide,
 )
 from orchestrator.simulate.campaign import Rehearsals
+from orchestrator.simulate.faults import UNINJECTED, Fault
 
 MOST_SEEDS = 80
 Pair = tuple[State, type]
@@ -42,6 +43,17 @@ DROPPED: list[Pair] = [
     (State.stopping, NodeLost),
     (State.stopping, Stopped),
     (State.replacing, Stopped),
+]
+RARE: list[tuple[Pair, Fault]] = [
+    ((State.starting, NodeLost), Fault.in_recovery),
+    ((State.draining, AttemptFailed), Fault.in_leaving),
+    ((State.draining, NodeLost), Fault.in_leaving),
+    ((State.draining, PreemptionNotice), Fault.in_leaving),
+    ((State.draining, Drained), Fault.preemption),
+    ((State.leaving, Stopped), Fault.in_leaving),
+    ((State.failing, Stopped), Fault.duplicate),
+    ((State.starting, PreemptionNotice), Fault.in_recovery),
+    ((State.starting, GaveUp), Fault.duplicate),
 ]
 SWAPPED: list[tuple[Pair, Pair]] = [
     ((State.stopping, Stopped), (State.replacing, Stopped)),
@@ -83,8 +95,8 @@ def spent_at_once(state: State, event: Event, budget: Budget) -> Decision:
     return decide(state, event, budget)
 
 
-def seed_that_finds(mutated: Decide) -> int | None:
-    rehearsals = Rehearsals(setting(), mutated)
+def seed_that_finds(mutated: Decide, kinds: tuple[Fault, ...] = UNINJECTED) -> int | None:
+    rehearsals = Rehearsals(setting(), mutated, kinds)
     return next((seed for seed in range(MOST_SEEDS) if rehearsals.run(seed).violations), None)
 
 
@@ -95,6 +107,11 @@ def test_without_a_mutation_the_same_schedules_find_nothing() -> None:
 @pytest.mark.parametrize("pair", DROPPED, ids=lambda pair: f"{pair[0]}-{pair[1].__name__}")
 def test_a_transition_that_is_left_out_is_found(pair: Pair) -> None:
     assert seed_that_finds(without(pair)) is not None
+
+
+@pytest.mark.parametrize(("pair", "kind"), RARE, ids=str)
+def test_a_transition_that_needs_a_coincidence_is_found_where_there_are_some(pair: Pair, kind: Fault) -> None:
+    assert seed_that_finds(without(pair), (kind,)) is not None
 
 
 @pytest.mark.parametrize("pairs", SWAPPED, ids=lambda pairs: "-".join(f"{s}-{e.__name__}" for s, e in pairs))
