@@ -131,6 +131,14 @@ class Snapshotter:
                 return index
         return None
 
+    def slot_of(self, step: int) -> Slot | None:
+        """The slot that holds `step` whole."""
+        for slot in self._slots:
+            header = slot.header()
+            if header.state is SlotState.sealed and header.step == step:
+                return slot
+        return None
+
     @property
     def may_replicate(self) -> bool:
         """Whether every rank's last copy has arrived: all ranks say the same, so they copy the same steps."""
