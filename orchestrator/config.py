@@ -272,6 +272,8 @@ class WandbConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     notes: str | None = None
+    job_type: str | None = None
+    """`train` or so: W&B groups runs by it within a group."""
     start_timeout_s: float = 20.0
     """How long W&B may take to answer at the start, in the background; then the run is recorded offline."""
     close_timeout_s: float = 45.0
