@@ -18,6 +18,7 @@ TOLD_AS_ALERT = {
     "hang_detected": ("ranks hang", "WARN"),
     "node_lost": ("a node was lost", "WARN"),
     "anomaly": ("the numbers are bad", "WARN"),
+    "straggler": ("a rank is slow", "WARN"),
     "preemption_notice": ("the run was told to stop", "INFO"),
     "run_failed": ("the run failed", "ERROR"),
 }

@@ -57,7 +57,7 @@ def specs_of(*words: str) -> list[WorkerSpec]:
         checkpoint_url="store",
         store_host="10.0.0.1",
         store_port=4321,
-        interfaces=["eth0", None],
+        interfaces={0: "eth0", 1: None},
     )
 
 
