@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from model.engine import Engine
+from model.engine import Engine, StepResult
 from model.schedule import learning_rate
 from orchestrator.codec import encode
 from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
+from orchestrator.control.checks import Repetition, ReplicaCheck
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import Snapshots
@@ -49,6 +50,10 @@ class Loop:
         )
         self._inbox = inbox
         self._snapshots = snapshots
+        self._replicas = ReplicaCheck(spec, engine, self._agreement, progress)
+        self._repetition = Repetition(spec, engine, snapshots, self._agreement, progress)
+        self._recheck_s = 0.0
+        """What doing the step before once more took."""
         self._keep_s = 0.0
         """What the snapshot of the step before took of this thread."""
         self._progress = progress
@@ -106,10 +111,16 @@ class Loop:
         data_s = time.perf_counter() - started
         ballot = Ballot(self._agreement, self._inbox, self._snapshots, progress)
         lr = self._learning_rate(step)
-        result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
+
+        def before_update(loss_sum: float) -> None:
+            self._replicas.begin(step + 1)
+            ballot.cast(loss_sum)
+
+        result = self._engine.train_step(step, batch.micro, lr, before_update, self._enter_compute)
         vote = ballot.outcome()
+        replicas = self._replicas.verdict(step + 1)
         progress.end_step()
-        self._snapshots.agreed(vote.common_step, vote.common_replicated_step)
+        self._snapshots.agreed(*vote.snapshots)
         loss = vote.loss_sum / self._spec.batch.tokens_per_step
         anomaly = self._watch.look(step + 1, loss, result.grad_norm, is_scaled_down=result.is_scaled_down)
         report: Message = {
@@ -122,6 +133,7 @@ class Loop:
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
+            "recheck_s": self._recheck_s,
             "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
             "rng_digest": format_digest(sum_digests([result.rng_digest])),
@@ -133,7 +145,17 @@ class Loop:
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
         else:
             self._channel.send(report)
-        return _Outcome(report, vote.is_leaving, anomaly)
+        return _Outcome(report, vote.is_leaving, anomaly or replicas or self._recheck(step + 1, vote, batch, result))
+
+    def _recheck(self, done: int, vote: "Vote", batch: StepBatch, result: StepResult) -> Anomaly | None:
+        self._recheck_s = 0.0
+        if not self._repetition.is_due(done, vote.common_step):
+            return None
+        started = time.perf_counter()
+        lr = self._learning_rate(done - 1)
+        anomaly = self._repetition.verdict(done, batch, lr, result, self._enter_compute)
+        self._recheck_s = time.perf_counter() - started
+        return anomaly
 
     def _enter_compute(self, micro_step: int) -> None:
         self._progress.enter(Phase.compute, micro_step)
@@ -162,7 +184,7 @@ class Loop:
         """A snapshot where one is due, on its way to storage where a checkpoint is due."""
         every = self._spec.snapshot.every_steps
         is_persisted = self._is_save_due(done) or is_leaving
-        if is_persisted or (every > 0 and done % every == 0):
+        if is_persisted or self._snapshots.is_due_on_disk(done) or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
             facts = {"report": report, "recent_losses": self._watch.recent}
@@ -229,16 +251,21 @@ class Agreement:
             return None
         return dist.all_reduce(values, group=self._group, async_op=True)
 
+    def gather(self, value: torch.Tensor) -> tuple[list[torch.Tensor], dist.Work]:
+        """Begin to gather every rank's `value`, in rank order; there must be more than one rank."""
+        values = [torch.empty_like(value) for _ in range(dist.get_world_size(self._group))]
+        work = dist.all_gather(values, value, group=self._group, async_op=True)
+        assert work is not None
+        return values, work
+
 
 @dataclass(frozen=True, slots=True)
 class Vote:
     """What all ranks know after a step."""
 
     is_leaving: bool
-    common_step: int
-    """The newest step that is sealed on every rank."""
-    common_replicated_step: int
-    """The newest step of which every rank has a copy in a peer's memory."""
+    snapshots: tuple[int, ...]
+    """The minimum of every rank's `Snapshots.votes`."""
     loss_sum: float
     """Over the global batch."""
 
@@ -253,7 +280,7 @@ class Ballot:
         self._inbox = inbox
         self._snapshots = snapshots
         self._progress = progress
-        self._values = torch.zeros(3, dtype=torch.int64)
+        self._values = torch.zeros(5, dtype=torch.int64)
         self._loss_sum = torch.zeros(1, dtype=torch.float64)
         self._works: list[dist.Work | None] = []
 
@@ -263,8 +290,7 @@ class Ballot:
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
         self._values[0] = -int(self._inbox.is_drain_asked)
-        self._values[1] = self._snapshots.sealed_step
-        self._values[2] = self._snapshots.replicated_step
+        self._values[1:] = torch.tensor(self._snapshots.votes())
         self._loss_sum[0] = loss_sum
         self._works = [self._agreement.minimum(self._values), self._agreement.sum(self._loss_sum)]
         self._progress.enter(Phase.update)
@@ -276,5 +302,5 @@ class Ballot:
             if work is not None:
                 with self._progress.collective():
                     work.wait()
-        drain, common_step, common_replicated_step = (int(value) for value in self._values)
-        return Vote(drain < 0, common_step, common_replicated_step, float(self._loss_sum[0]))
+        drain, *snapshots = (int(value) for value in self._values)
+        return Vote(drain < 0, tuple(snapshots), float(self._loss_sum[0]))
