@@ -24,6 +24,7 @@ from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
+from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
 from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page
@@ -71,6 +72,7 @@ class NodeAgent:
             "interface": interface_of(self._address),
             "port": self._memory.copies.port,
             "pid": os.getpid(),
+            "topology": {name: os.environ[name] for name in (SLURM_ADDRESS, SLURM_PATTERN) if name in os.environ},
         }
 
     # ---- the zygote

@@ -10,6 +10,7 @@ from orchestrator.config import WorkerStart
 from orchestrator.control.attempt import Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.disktier import DiskTier
+from orchestrator.control.domains import domain_problems
 from orchestrator.control.members import AgentHandle, Cluster, Events
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.shares import WantedShares
@@ -73,6 +74,9 @@ class Fleet:
     def _introduce_peers(self) -> None:
         if has_peers(self._run.config, len(self.agents)):
             set_peers(self._cluster, self.agents, self._secret)
+            domains = [agent.domain for agent in self.agents]
+            for problem in domain_problems([a.host for a in self.agents], domains, self._run.config.cluster):
+                self._chronicle.console.warn(problem)
         if self._disks is not None:
             self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
 
