@@ -159,6 +159,8 @@ class ClusterConfig:
     """The accelerator's name in the hardware table (h100, a100, ...): memory and peak for `plan` and MFU."""
     memory_bytes_per_worker: int | None = None
     """What one rank may use, for `plan`; null takes the hardware table's figure."""
+    memory_bytes_per_node: int | None = None
+    """Host memory of a node, for ranks and snapshots; null: what Ray says of the nodes (not known to `plan`)."""
     address: str | None = None
     """An existing Ray cluster: `auto` or HOST:PORT; null joins $RAY_ADDRESS if set, else starts Ray here."""
     failure_domains: dict[str, list[str]] = field(default_factory=dict)

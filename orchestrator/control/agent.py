@@ -29,6 +29,7 @@ from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.shares import WantedShares
 from orchestrator.control.slotkeeper import Peer, PersistJob
 from orchestrator.control.stacks import dump
@@ -157,6 +158,10 @@ class NodeAgent:
         """Before an attempt of so many ranks that starts from `step`: the snapshots of other steps are not the run's
         any more."""
         self._memory.keep_only(step, world_size)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the snapshots and copies that it holds, and the peak of this process without them."""
+        return {"bytes": self._memory.num_bytes(), "agent_bytes": peak_resident_bytes()}
 
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""

@@ -128,6 +128,7 @@ class RayCluster:
                     name=node["NodeManagerHostname"],
                     cpus=int(node["Resources"].get("CPU", 0)),
                     gpus=int(node["Resources"].get("GPU", 0)),
+                    memory_bytes=int(node["Resources"]["memory"]) if "memory" in node["Resources"] else None,
                 ),
             )
             for node in ray.nodes()

@@ -108,6 +108,17 @@ class Fleet:
             with contextlib.suppress(ConnectionError):  # its ranks ended with it
                 self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
 
+    def memory(self) -> dict[str, int] | None:
+        """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None
+        where an agent is gone."""
+        try:
+            found = self._cluster.call_all([(agent, ()) for agent in self.agents], "memory")
+        except ConnectionError:
+            return None
+        if not found:
+            return None
+        return {name: max(of_node[name] for of_node in found) for name in ("bytes", "agent_bytes")}
+
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary."""
         for agent in self.agents:

@@ -1,10 +1,8 @@
 """The training loop of one rank: batch, step, report; save and evaluate when due; leave when all agree to."""
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -16,6 +14,7 @@ from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.progress import Progress
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.control.watchdog import Phase
@@ -122,6 +121,7 @@ class Loop:
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
+            "snapshots": self._snapshots.counts,
             "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
             "rng_digest": format_digest(sum_digests([result.rng_digest])),
@@ -190,14 +190,6 @@ class Loop:
         if self._spec.device == "cuda":
             return torch.cuda.max_memory_allocated()
         return peak_resident_bytes()
-
-
-def peak_resident_bytes() -> int:
-    """The process's own high-water mark; getrusage would count the zygote it was forked from."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass(frozen=True, slots=True)
