@@ -121,8 +121,7 @@ COUNTS = [pytest.param(14, id="sample"), pytest.param(None, id="all", marks=pyte
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_any_layout_loads_what_any_other_saved(ranks, origin, tmp_path, count):
-    """{1, 2, 3, 4, 6} ranks x stages {0, 1, 2, 3}, each pair: bit-equal tensors; then the same losses, to the bit where
-    the layout is the same."""
+    """Each pair of layouts: bit-equal tensors; then the same losses, to the bit where the layout is the same."""
     pairs = list(itertools.product(LAYOUTS, LAYOUTS)) if count is None else sampled_pairs(count)
     savers, failed = Savers(ranks, origin, tmp_path), []
     started = time.monotonic()
