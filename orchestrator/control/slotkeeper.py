@@ -247,7 +247,7 @@ class SlotKeeper:
 
     def num_bytes(self) -> int:
         with self._lock:
-            held = [descriptor for slots in self._ranks.values() for descriptor in slots.descriptors]
+            held = [descriptor for slots in self._shares.values() for descriptor in slots.descriptors]
             return sum(os.fstat(descriptor).st_size for descriptor in held)
 
     def close(self) -> None:
