@@ -1,6 +1,7 @@
 """`phalanx submit`: the same run as a SLURM job. Imports neither torch nor ray: it runs on a login node."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -90,7 +91,7 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
     shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
     for name, value in (
         ("run", folder.run_id),
-        ("SLURM", expected),
+        ("SLURM", re.sub(r"^Job \d+ ", "", expected)),
         ("output", str(folder.job_output(job_id))),
         ("follow", f"phalanx status {shown}"),
         ("", f"phalanx logs {shown} --job -f"),

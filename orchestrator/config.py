@@ -155,7 +155,7 @@ class ContainerRuntime(StrEnum):
 class ContainerConfig:
     runtime: ContainerRuntime = ContainerRuntime.none
     image: str | None = None
-    """As the runtime takes it: nvcr.io#nvidia/pytorch:26.08-py3, or a .sqsh or .sif file on the shared file system."""
+    """As the runtime takes it: nvcr.io#nvidia/pytorch:26.08-py3, or a .sqsh or .sif file that all nodes see."""
     mounts: list[str] = field(default_factory=list)
     """SOURCE:TARGET or one path for both; the run's, the data's and the working folder must be among them."""
     arguments: list[str] = field(default_factory=list)

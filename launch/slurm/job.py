@@ -133,9 +133,10 @@ class Job:
 
     def _train(self, nodes: NodeStep, wakeup: Wakeup, address: str, token_path: Path) -> int:
         own = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1"}
         self._driver = subprocess.Popen(
             driver_words(self._spec, self._allocation.hosts[0]),
-            env=job_environment() | own | {"PYTHONUNBUFFERED": "1"},
+            env=job_environment() | own,
             stdin=subprocess.DEVNULL,
         )
         gone_s: float | None = None
@@ -210,8 +211,8 @@ class Job:
             match end.step:
                 case Step.requeue:
                     then = f"requeued (restart {self._allocation.restarts + 1})"
-                    self._record_requeue(self._allocation.job_id)
                     commands.requeue(self._allocation.job_id)
+                    self._record_requeue(self._allocation.job_id)
                 case Step.chain:
                     script = self._folder.job_script
                     successor = commands.submit(script, "--dependency=singleton")

@@ -90,7 +90,7 @@ class Node:
         path.touch(mode=0o600)
         path.write_text(token)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "TMPDIR": self._temp_dir}
         self._environment = kept | RAY_SETTINGS | own
 
     @property

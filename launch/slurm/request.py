@@ -114,7 +114,7 @@ def _text_problems(cluster: ClusterConfig) -> Iterator[str]:
     for name in ("partition", "account", "qos", "gpu_type", "constraint", "exclude", "reservation", "python"):
         value = getattr(slurm, name)
         if value is not None and (_CONTROL.search(value) or "'" in value or not value.strip()):
-            yield f"cluster.slurm.{name}={value!r} is not one line of plain text; leave the key out if it has no value"
+            yield f"cluster.slurm.{name}={value!r} is not one line of plain text; correct it, or leave it out"
     if slurm.memory_per_node is not None and not _MEMORY.fullmatch(slurm.memory_per_node):
         yield (
             f"cluster.slurm.memory_per_node={slurm.memory_per_node} is not a size; use a number with K, M, G or T, "

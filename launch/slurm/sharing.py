@@ -22,7 +22,8 @@ def not_shared(key: str, value: str) -> str | None:
     if private is None and kind not in _IN_MEMORY:
         return None
     why = f"below {private}" if private else f"on {kind}"
-    return f"{key}={value} is {why}, which the nodes can't see; use a folder on the shared file system, as in {key}=$HOME/..."
+    way_out = f"use a folder on the shared file system, as in {key}=$HOME/..."
+    return f"{key}={value} is {why}, which the nodes can't see; {way_out}"
 
 
 def _file_system(path: Path) -> str:
