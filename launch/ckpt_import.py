@@ -15,7 +15,8 @@ from model.config import ModelConfig
 from model.sizing import parameter_shapes, resolve_vocab, shape_problems
 from orchestrator.checkpoint.commit import commit, committed_steps
 from orchestrator.checkpoint.key import key_to_write
-from orchestrator.checkpoint.layout import DataState, Extent, Marker, PayloadFile, gather_payloads, step_folder
+from orchestrator.checkpoint.layout import Extent, PayloadFile, step_folder
+from orchestrator.checkpoint.marker import DataState, Marker, gather_payloads
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.plain import FACTS, PlainFolder
 from orchestrator.checkpoint.store import Store

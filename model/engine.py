@@ -9,7 +9,7 @@ import functools
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -36,14 +36,32 @@ Fetch = Callable[[str, str, int, int], np.ndarray]
 def prewarm() -> None:
     """Import what the first `deepspeed.initialize` and step would import lazily (2 to 7 s), and nothing more:
     no CUDA context, no thread, so that the process can still be forked."""
+    with _compiling_nothing():  # DeepSpeed asks of every optimizer whether it is Muon, whose functions are compiled
+        import deepspeed.runtime.zero.muon.muon_optimizer
     import cpuinfo  # noqa: F401
+    import deepspeed.comm.mori
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.module_inject.auto_ep_presets
     import deepspeed.runtime.superoffload.superoffload_stage3
-    import deepspeed.runtime.zero.muon.muon_optimizer
-    import deepspeed.runtime.zero.stage3  # noqa: F401
+    import deepspeed.runtime.zero.stage3
+    import deepspeed.utils.pin_memory  # noqa: F401
+    import numpy.ma  # noqa: F401
     import torch._dynamo
-    import torch._inductor.compile_fx
+    import torch._subclasses.schema_check_mode
+    import torch.profiler._cupti_monitor
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
+
+
+@contextlib.contextmanager
+def _compiling_nothing() -> Iterator[None]:
+    """What is imported inside is not compiled when it is called: it spares the import of the compiler, a second."""
+    compile_function = torch.compile
+    torch.compile = lambda function=None, **_: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_function
 
 
 def _calm_deepspeed() -> None:
@@ -109,6 +127,8 @@ class StepResult:
     """Global gradient norm before clipping."""
     rng_digest: int
     """Sum, over this rank's micro-batches, of xxh3_64 of the generator's state after each: what was drawn."""
+    is_scaled_down: bool
+    """fp16 only: gradients overflowed, the update was left out, and the loss scale is lowered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +163,6 @@ class Engine:
             dist_init_required=False,
         )[0]
         self._micro_steps: int = self._engine.gradient_accumulation_steps()
-        self._steps_done = 0
 
     def _build_model(self, is_restored: bool) -> Transformer:
         settings = self.settings
@@ -175,14 +194,14 @@ class Engine:
         step: int,
         micro_batches: Sequence[MicroBatch],
         lr: float,
-        before_update: Callable[[], None],
+        before_update: Callable[[float], None],
         on_micro_step: Callable[[int], None] = lambda index: None,
     ) -> StepResult:
         """One optimizer step. `step` (0-based) and the micro-batch's place in the global batch seed dropout,
         so the masks depend on neither the attempt nor the world size.
 
-        `before_update` is called once, between the last backward pass and the update: until then the masters and
-        moments are those of the step before. `on_micro_step` is called as each forward pass begins.
+        `before_update` is called once, between the last backward pass and the update, with `loss_sum`: until then the
+        masters and moments are those of the step before. `on_micro_step` is called as each forward pass begins.
         """
         engine, world_size = self._engine, dist.get_world_size()
         for group in self._optimizer.param_groups:
@@ -202,12 +221,16 @@ class Engine:
             if engine.is_gradient_accumulation_boundary():
                 if self.settings.zero_stage == 0:
                     grad_norm = self._replicated_grad_norm()
-                before_update()
+                before_update(float(loss_sum))
             engine.step()
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
-        self._steps_done += 1
-        return StepResult(loss_sum=float(loss_sum), grad_norm=float(grad_norm), rng_digest=rng_digest)
+        return StepResult(
+            loss_sum=float(loss_sum),
+            grad_norm=float(grad_norm),
+            rng_digest=rng_digest,
+            is_scaled_down=engine.fp16_enabled() and not engine.was_step_applied(),
+        )
 
     def _losses_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         tokens = torch.from_numpy(micro_batch.tokens).to(self._device)
@@ -259,6 +282,14 @@ class Engine:
     def _leaves(self) -> list[tuple[torch.Tensor, tuple[Fragment, ...]]]:
         return partition.fragments_by_leaf(self._engine)
 
+    def state_checksum(self) -> int:
+        """64 bits over every bit of `state_parts`; ranks hold different parts."""
+        return checksum([part.values for part in self.state_parts()])
+
+    def replica_checksum(self) -> int:
+        """64 bits over what the model computes with, which every rank holds alike; not at stage 3."""
+        return checksum([parameter.data for parameter in self._engine.module.parameters()])
+
     @property
     def is_replicated(self) -> bool:
         """Every rank holds the whole state (stage 0)."""
@@ -281,6 +312,18 @@ class Engine:
                 target.copy_(torch.from_numpy(values))
         partition.refresh_model_parameters(self._engine)
         self._restore_counters(counters, step)
+
+    @torch.no_grad()
+    def restore_parts(
+        self, load: Callable[[Sequence[StatePart]], None], step: int, counters: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Like `restore`, where an engine of the same layout kept a copy of its `state_parts`: `load` fills them with
+        it, and `counters` is asked for the rest once it has."""
+        for leaf, _ in partition.flat_leaves(self._engine):
+            self._create_moments(self._optimizer, leaf, step)
+        load(self.state_parts())
+        partition.refresh_model_parameters(self._engine)
+        self._restore_counters(counters(), step)
 
     def _create_moments(self, optimizer: torch.optim.Optimizer, leaf: torch.Tensor, step: int) -> None:
         """A fresh optimizer has no state before its first step; torch keeps `step` as a 0-dim float32."""
@@ -314,6 +357,25 @@ class Engine:
         for key, value in counters.get("loss_scaler", {}).items():
             if scaler is not None and key in vars(scaler):
                 setattr(scaler, key, value)
+
+
+def checksum(tensors: Sequence[torch.Tensor]) -> int:
+    """xxh3_64 of the tensors' bytes; on a GPU, of the sums of their words, so that they need not be copied.
+
+    A sum changes with any one word of a tensor.
+    """
+    digest = xxhash.xxh3_64()
+    for tensor in tensors:
+        words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
+        if tensor.device.type == "cpu":
+            digest.update(words.numpy())
+        else:
+            digest.update(words.sum(dtype=torch.int64).cpu().numpy())
+    return digest.intdigest()
+
+
+_WORDS = {2: torch.int16, 4: torch.int32}
+"""Bytes of an element -> integers of that size."""
 
 
 def _stream_seed(seed: int, step: int, place: int) -> int:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from model.config import ModelConfig
+from orchestrator.slurm_config import SlurmConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -143,77 +144,14 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-class ContainerRuntime(StrEnum):
-    none = "none"
-    pyxis = "pyxis"
-    """NVIDIA's SLURM plugin over Enroot: srun takes --container-image."""
-    apptainer = "apptainer"
-    """`apptainer exec` around what runs on the nodes."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ContainerConfig:
-    runtime: ContainerRuntime = ContainerRuntime.none
-    image: str | None = None
-    """As the runtime takes it: nvcr.io#nvidia/pytorch:26.08-py3, or a .sqsh or .sif file that all nodes see."""
-    mounts: list[str] = field(default_factory=list)
-    """SOURCE:TARGET or one path for both; the run's, the data's and the working folder must be among them."""
-    arguments: list[str] = field(default_factory=list)
-    """More words for srun (pyxis) or `apptainer exec`, as in [--nv]."""
-
-
-class SlurmRequeue(StrEnum):
-    requeue = "requeue"
-    """The job puts itself back into the queue (`scontrol requeue`): same job id, same output file."""
-    chain = "chain"
-    """Where that is forbidden: the job submits its successor, which waits for its end (--dependency=singleton)."""
-    never = "never"
-
-
-@dataclass(kw_only=True, slots=True)
-class SlurmConfig:
-    """What `phalanx submit` asks SLURM for. Null leaves a directive out: then the site's default counts."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time_limit_min: int | None = None
-    """Time limit of one job in minutes; the run goes on in the next one."""
-    notice_s: int = 180
-    """SIGUSR1 comes so long before the time limit: time for a checkpoint. SLURM may send it up to a minute early."""
-    requeue: SlurmRequeue = SlurmRequeue.requeue
-    """How a run goes on that was not finished at its job's time limit, or that lost a node."""
-    spare_nodes: int = 0
-    """Nodes beyond what the workers need: one takes the place of a node that fails."""
-    gpus_per_node: int | None = None
-    """null: cluster.workers_per_node with GPUs, none on CPUs."""
-    gpu_type: str | None = None
-    """As the site's GRES names it: h100."""
-    cpus_per_node: int | None = None
-    """null: cluster.workers_per_node * cluster.cpus_per_worker."""
-    memory_per_node: str | None = None
-    """As in 200G; 0 is all that a node has."""
-    constraint: str | None = None
-    exclude: str | None = None
-    """Nodes not to use, as in n[1-3],n7."""
-    reservation: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Any other directive: {exclusive: true, mail-type: END} becomes --exclusive and --mail-type=END."""
-    setup: list[str] = field(default_factory=list)
-    """Lines of bash that the job runs first (module load, conda activate). The only text that a shell reads as it
-    stands."""
-    environment: dict[str, Any] = field(default_factory=dict)
-    """Variables for everything in the job; not for secrets: they are written into the script."""
-    python: str | None = None
-    """The interpreter on the nodes; null: the one that submits, or python3 in a container."""
-    container: ContainerConfig = field(default_factory=ContainerConfig)
-
-
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     name: str
     num_workers: int = 1
     """Workers (ranks) in total, over all nodes: one GPU each, or CPU cores."""
+    min_workers: int | None = None
+    """Fewest workers to go on with where a node is lost and no other takes its place; null: all of them, the run then
+    waits for a node."""
     workers_per_node: int | None = None
     """null: as many as a node holds."""
     cpus_per_worker: int = 1
@@ -228,6 +166,10 @@ class ClusterConfig:
     """Interface for gloo and NCCL; null finds the one that holds the node's address."""
     start_timeout_s: float = 120.0
     """How long to wait for the nodes to offer what the placement needs."""
+    replace_timeout_s: float = 10.0
+    """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
+    grow_interval_s: float = 60.0
+    """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """For `phalanx submit` only."""
 
@@ -257,8 +199,8 @@ class SnapshotConfig:
     """With several nodes: a copy in a peer node's memory every so many steps, or as often as the network bears;
     0 never: a lost node then costs the steps since the last checkpoint."""
     slots: int | None = None
-    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), and 5
-    where peers hold copies (being copied, newest that all peers hold)."""
+    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), 2 more
+    where peers hold copies (being copied, newest that all peers hold), 1 more with checkpoint.local_dir."""
 
 
 class BestMetric(StrEnum):
@@ -274,6 +216,13 @@ class CheckpointConfig:
     """A checkpoint every so many steps, and always one at the end; 0: only at the end."""
     url: str | None = None
     """Folder or fsspec URL; null: `checkpoints` in the run folder. Every node must reach it."""
+    local_dir: str | None = None
+    """Folder on each node's own disk for checkpoints beside `url`, written more often and kept shortly: the death of
+    everything but the disks then costs the steps since the last one. null: none."""
+    local_every_steps: int = 10
+    """With local_dir: a checkpoint on the nodes' disks every so many steps, or as often as the slowest disk bears."""
+    local_keep_last: int = 2
+    """With local_dir: newest checkpoints to keep on each node's disk; all go when the run has finished."""
     keep_last: int = 3
     """Newest committed checkpoints to keep; 0 keeps all."""
     keep_every_steps: int = 0
@@ -307,6 +256,23 @@ class FaultConfig:
     written to their logs and they are started anew. 0 turns this off."""
     hang_constant_s: float = 5.0
     """Added to that. What has not been seen yet (the start, the first steps) may take worker.start_timeout_s."""
+    max_rollbacks: int = 3
+    """A loss or gradient norm that is NaN or infinite sends the run back to the step before, and the window that it
+    read is skipped; so many times without getting past that step, then the run fails. 0 fails at once."""
+    spike_threshold: float = 0.0
+    """A loss so many robust standard deviations above the median of the last spike_window steps is treated like NaN;
+    10 finds what is plainly out of line. 0 looks for none: most spikes heal, and skipping data is yours to decide."""
+    spike_window: int = 64
+    """Steps that say what loss is normal; no spike is found before there are so many."""
+    check_replicas_every_steps: int = 0
+    """Every so many steps, compare the ranks' checksums of the parameters, which all hold alike (ZeRO stages 0 to 2):
+    a bit that changed without an error shows. 0 never."""
+    recheck_every_steps: int = 0
+    """Every so many steps, do a step again from the snapshot before it and compare every bit; costs that step's time.
+    0 never."""
+    straggler_factor: float = 1.5
+    """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
+    for none."""
 
 
 class WandbMode(StrEnum):
@@ -325,6 +291,8 @@ class WandbConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     notes: str | None = None
+    job_type: str | None = None
+    """`train` or so: W&B groups runs by it within a group."""
     start_timeout_s: float = 20.0
     """How long W&B may take to answer at the start, in the background; then the run is recorded offline."""
     close_timeout_s: float = 45.0

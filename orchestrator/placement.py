@@ -1,6 +1,7 @@
 """Which rank runs on which node. Plan half: nodes come in as facts, reservations go out as values."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from orchestrator.config import ClusterConfig, Device
 from orchestrator.errors import PlacementError
@@ -65,6 +66,24 @@ def place_workers(cluster: ClusterConfig, device: str, nodes: Sequence[NodeFacts
         gpus_per_worker=int(device == "cuda"),
         nodes=nodes,
     )
+
+
+def remaining(placement: Placement, nodes: Collection[int]) -> Placement:
+    """What is left where only `nodes` are: ranks are numbered anew, nodes keep their numbers.
+
+    4 workers on 2 nodes, node 0 lost: ranks 0 and 1 on node 1.
+    """
+    kept = [place for place in placement.ranks if place.node in nodes]
+    return Placement(
+        bundles=placement.bundles,
+        ranks=tuple(replace(place, rank=rank) for rank, place in enumerate(kept)),
+    )
+
+
+def may_go_on(cluster: ClusterConfig, placement: Placement) -> bool:
+    """Whether so many workers are enough."""
+    least = cluster.num_workers if cluster.min_workers is None else cluster.min_workers
+    return len(placement.ranks) >= least
 
 
 def planned_nodes(cluster: ClusterConfig, *, device: str) -> list[NodeFacts]:

@@ -1,6 +1,6 @@
 """RunConfig -> RunPlan: everything that follows from the choices before anything starts. Plan half, pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -78,6 +78,23 @@ def plan_run(
         memory_by_stage=memory_by_stage(rank_load(config, model, device=device)),
         peak_flops_per_worker=ACCELERATORS[config.cluster.hardware or ""].peak_flops if is_known else None,
         ds_config=_ds_config(config, model, batch, device),
+    )
+
+
+def at_world_size(config: RunConfig, plan: RunPlan, world_size: int) -> RunPlan:
+    """The same run on another number of workers: the same global batches, maybe uneven; schedule and identity stay.
+
+    96 samples in micro-batches of 4 on 8 workers are 3 micro-steps; on 7 of them 4, the last of them half padding.
+    """
+    if world_size == plan.batch.world_size:
+        return plan
+    resized = replace(config, cluster=replace(config.cluster, num_workers=world_size))
+    batch = replace(plan.batch, world_size=world_size)
+    return replace(
+        plan,
+        batch=batch,
+        memory_by_stage=memory_by_stage(rank_load(resized, plan.model, device=plan.device)),
+        ds_config=_ds_config(config, plan.model, batch, plan.device),
     )
 
 
@@ -173,7 +190,12 @@ def memory_refusal(config: RunConfig, plan: RunPlan) -> str | None:
     if limit is None:
         return None
     load = rank_load(config, plan.model, device=plan.device)
-    return memory_problem(load, limit, plan.batch.global_batch_size)
+    refusal = memory_problem(load, limit, plan.batch.global_batch_size)
+    least = config.cluster.min_workers
+    if refusal is not None or least is None:
+        return refusal
+    smallest = memory_problem(replace(load, world_size=least), limit, plan.batch.global_batch_size)
+    return smallest and f"with cluster.min_workers={least} left, {smallest}; or raise cluster.min_workers"
 
 
 def _check_same_run(resumed: Recorded, found: dict[str, Any]) -> None:

@@ -21,6 +21,11 @@ class RunFolder:
         return self.path / "overrides.yaml"
 
     @property
+    def recipe(self) -> Path:
+        """The config without what was typed."""
+        return self.path / "recipe.yaml"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.json"
 
@@ -41,6 +46,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def branches(self) -> Path:
+        """One line for each rollback; none: there was none."""
+        return self.path / "branches.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -48,6 +58,14 @@ class RunFolder:
     def lock(self) -> Path:
         """Held (flock) by the live driver."""
         return self.path / "driver.lock"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def report_md(self) -> Path:
+        return self.path / "report.md"
 
     @property
     def wandb(self) -> Path:

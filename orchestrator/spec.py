@@ -4,11 +4,19 @@ Chosen by a person: `...Config`. Derived and frozen: everything here. All of it 
 `plan.json` and a worker's spec can be read by people.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import ModelConfig
-from orchestrator.config import CheckpointConfig, DataConfig, OptimConfig, Precision, SnapshotConfig, TrainConfig
+from orchestrator.config import (
+    CheckpointConfig,
+    DataConfig,
+    FaultConfig,
+    OptimConfig,
+    Precision,
+    SnapshotConfig,
+    TrainConfig,
+)
 from orchestrator.data.manifest import Manifest
 
 
@@ -121,6 +129,11 @@ class Placement:
     bundles: tuple[Bundle, ...]
     ranks: tuple[RankPlace, ...]
 
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Those that have ranks; a bundle whose node was lost has none."""
+        return tuple(sorted({place.node for place in self.ranks}))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumePoint:
@@ -133,12 +146,22 @@ class ResumePoint:
     its peer), `disk` or `remote`."""
     checkpoint: str | None = None
     """URL of the committed checkpoint's folder; set for disk and remote."""
+    world_size: int | None = None
+    """Of the ranks that made the snapshots; set for memory and peer."""
     is_durable: bool = True
     """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
+    branch: int = 0
+    """How many rollbacks led here."""
     is_initial: bool = False
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
+    is_spread: bool = False
+    """The checkpoint is on the nodes' own disks: files that this node lacks are read through other agents."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.source in ("memory", "peer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,8 +190,14 @@ class WorkerSpec:
     checkpoint: CheckpointConfig
     checkpoint_url: str
     """Resolved: never None."""
+    disk_folder: str | None
+    """Of this run's checkpoints on each node's own disk; None: there are none."""
+    peer_secret: str = field(repr=False)
+    """By which the run's agents and ranks know each other."""
     num_slots: int
     """Snapshot slots of each rank."""
+    num_busy_slots: int
+    """Of them, what may be in use without a checkpoint on its way to storage."""
     has_peer: bool
     """Another node holds copies of this one's snapshots."""
     batch: BatchShape
@@ -179,4 +208,4 @@ class WorkerSpec:
     store_host: str
     store_port: int
     network_interface: str | None
-    collective_timeout_s: float
+    fault: FaultConfig

@@ -15,7 +15,7 @@ PACKAGES = ("model", "orchestrator", "launch")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
 ONLY_IN = {
-    "ray": "orchestrator/control/cluster.py",
+    "ray": "orchestrator/control/raylib.py",
     "deepspeed": "model/engine.py",
     "wandb": "orchestrator/observe/wandb_process.py",
     "hydra": "launch/compose.py",

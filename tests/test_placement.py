@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import EXIT_USAGE, PlacementError
-from orchestrator.placement import place, planned_nodes
+from orchestrator.placement import may_go_on, place, planned_nodes, remaining
 from orchestrator.spec import Bundle, NodeFacts, RankPlace
 
 GPU_NODES = [NodeFacts(name="node-a", cpus=64, gpus=4), NodeFacts(name="node-b", cpus=64, gpus=2)]
@@ -166,3 +166,28 @@ def test_planned_nodes_on_a_cpu_have_no_gpus():
         NodeFacts(name="node-0", cpus=8, gpus=0),
         NodeFacts(name="node-1", cpus=8, gpus=0),
     ]
+
+
+@given(
+    rooms=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_what_remains_has_contiguous_ranks_on_the_nodes_that_are_left(rooms, data):
+    nodes = [NodeFacts(name=f"n{index}", cpus=room, gpus=0) for index, room in enumerate(rooms)]
+    whole = place(num_workers=sum(rooms), workers_per_node=None, cpus_per_worker=1, gpus_per_worker=0, nodes=nodes)
+    left = data.draw(st.sets(st.sampled_from(range(len(rooms)))))
+    rest = remaining(whole, left)
+    assert rest.bundles == whole.bundles
+    assert rest.nodes == tuple(sorted(left))
+    assert [place.rank for place in rest.ranks] == list(range(sum(rooms[node] for node in left)))
+    for node in left:
+        assert [place.local_rank for place in rest.ranks if place.node == node] == list(range(rooms[node]))
+    assert remaining(whole, range(len(rooms))) == whole
+
+
+@pytest.mark.parametrize(("least", "enough"), [(None, 6), (6, 6), (4, 4), (1, 1)])
+def test_a_run_goes_on_with_min_workers_and_without_it_with_all(least, enough):
+    cluster = ClusterConfig(name="x", num_workers=6, min_workers=least)
+    whole = gpus(6, [NodeFacts(name=str(index), cpus=1, gpus=1) for index in range(6)])
+    for left in range(7):
+        assert may_go_on(cluster, remaining(whole, range(left))) == (left >= enough)

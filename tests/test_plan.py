@@ -18,8 +18,9 @@ from orchestrator.config import RunConfig
 from orchestrator.data.manifest import Manifest, Shard, Split, TokenizerFacts
 from orchestrator.errors import EXIT_USAGE, CheckpointMismatchError, ConfigError
 from orchestrator.fingerprint import fingerprint, identity_differences
+from orchestrator.memory import held_bytes
 from orchestrator.placement import place, planned_nodes
-from orchestrator.plan import memory_limit_bytes, plan_run, recorded, run_id_of
+from orchestrator.plan import at_world_size, memory_limit_bytes, memory_refusal, plan_run, recorded, run_id_of
 from orchestrator.spec import BatchShape, RunPlan
 
 TINY = ["experiment=tiny_test", "data.path=corpus"]
@@ -189,6 +190,40 @@ def test_a_resume_may_be_uneven_and_a_first_start_may_not():
     assert (resized.batch.micro_steps, resized.batch.is_even) == (2, False)
     assert resized.ds_config["train_batch_size"] == 12
     assert resized.run_id == first.run_id
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 9))
+def test_at_any_world_size_it_is_the_same_run(global_batch_size, micro_batch_size, world_size):
+    words = [f"train.global_batch_size={micro_batch_size * global_batch_size}", "cluster.num_workers=1"]
+    config = config_of(*TINY, f"train.micro_batch_size={micro_batch_size}", *words)
+    plan = plan_run(config, None, device="cpu")
+    resized = at_world_size(config, plan, world_size)
+    assert (resized.run_id, resized.identity, resized.schedule_steps) == (
+        plan.run_id,
+        plan.identity,
+        plan.schedule_steps,
+    )
+    assert resized.batch.tokens_per_step == plan.batch.tokens_per_step
+    ds_config = resized.ds_config
+    assert ds_config["train_micro_batch_size_per_gpu"] == micro_batch_size
+    rows = micro_batch_size * world_size * ds_config["gradient_accumulation_steps"]
+    assert ds_config["train_batch_size"] == rows
+    assert 0 <= rows - resized.batch.global_batch_size < micro_batch_size * world_size
+    assert at_world_size(config, resized, 1) == plan
+
+
+def test_what_min_workers_would_need_is_refused_before_it_is_needed():
+    words = ["cluster.num_workers=8", "train.global_batch_size=8", "train.micro_batch_size=1"]
+    roomy = config_of(*TINY, *words)
+    plan = plan_run(roomy, None, device="cpu")
+    needed = [held_bytes(at_world_size(roomy, plan, size).memory_by_stage[plan.zero_stage], "cpu") for size in (8, 2)]
+    assert needed[0] < needed[1]
+    limit = f"cluster.memory_bytes_per_worker={needed[1] - 1}"
+    assert memory_refusal(config_of(*TINY, *words, limit), plan) is None
+    refusal = memory_refusal(config_of(*TINY, *words, limit, "cluster.min_workers=2"), plan)
+    assert refusal is not None
+    assert refusal.startswith("with cluster.min_workers=2 left, parallel.zero_stage=")
+    assert memory_refusal(config_of(*TINY, *words, limit, "cluster.min_workers=8"), plan) is None
 
 
 def test_a_resume_as_another_run_is_refused_with_every_difference():

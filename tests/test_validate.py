@@ -70,19 +70,26 @@ AT_LEAST_ONE = [
     "model__ffn_hidden_size", "model__max_seq_len", "data__vocab_size", "data__tokenizer_sample_bytes",
     "data__prefetch_batches", "optim__schedule_steps", "train__steps", "train__global_batch_size",
     "train__micro_batch_size", "train__seq_len", "train__eval_rows", "parallel__bucket_elements",
-    "cluster__num_workers", "cluster__workers_per_node", "cluster__cpus_per_worker",
+    "cluster__num_workers", "cluster__min_workers", "cluster__workers_per_node",
+    "cluster__cpus_per_worker",
     "cluster__memory_bytes_per_worker", "worker__threads", "fault__max_identical_failures",
-    "tracking__every_steps", "tracking__console_every_steps",
+    "tracking__every_steps", "tracking__console_every_steps", "checkpoint__local_every_steps",
+    "checkpoint__local_keep_last",
 ]  # fmt: skip
 ZERO_IS_FINE = [
     "run__seed", "optim__warmup_steps", "train__eval_every_steps", "snapshot__every_steps",
-    "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
+    "snapshot__replicate_every_steps", "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
+    "fault__max_rollbacks", "fault__check_replicas_every_steps", "fault__recheck_every_steps",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",
-    "cluster__start_timeout_s", "worker__start_timeout_s", "fault__collective_timeout_s",
+    "cluster__start_timeout_s", "cluster__replace_timeout_s", "worker__start_timeout_s",
+    "fault__collective_timeout_s",
 ]  # fmt: skip
-NOT_NEGATIVE = ["optim__weight_decay", "optim__grad_clip"]
+NOT_NEGATIVE = [
+    "optim__weight_decay", "optim__grad_clip", "cluster__grow_interval_s", "fault__spike_threshold",
+    "fault__straggler_factor",
+]  # fmt: skip
 BELOW_ONE = ["model__dropout", "data__validation_fraction", "optim__momentum"]
 UP_TO_ONE = ["optim__min_lr_ratio", "optim__decay_fraction"]
 
@@ -94,6 +101,7 @@ RANGES = [
     *[(key, value) for key in BELOW_ONE for value in (-0.1, 1.0, float("nan"))],
     *[(key, value) for key in UP_TO_ONE for value in (-0.1, 1.1, float("nan"))],
     ("run__seed", 2**63),
+    ("fault__spike_window", 7),
     ("data__vocab_size", 256),
     ("parallel__zero_stage", 4),
     ("parallel__zero_stage", -1),
@@ -232,6 +240,10 @@ COMBINATIONS = [
         "the CPU; use optim.name=adamw or adam, or parallel.offload=none",
     ),
     (
+        {"cluster__num_workers": 2, "cluster__min_workers": 3},
+        "cluster.min_workers=3 is more than cluster.num_workers=2; use 2 or fewer",
+    ),
+    (
         {"parallel__ds_config": {"train_batch_size": 4}},
         "parallel.ds_config.train_batch_size=4 is decided by the plan; "
         "remove it and set train.global_batch_size instead",
@@ -282,3 +294,20 @@ def test_every_batch_size_that_is_suggested_divides(batch: int, micro: int, work
         suggested = [int(word) for word in sentence.rpartition("; use ")[2].split(" or ")]
         assert suggested
         assert all(size > 0 and not found(size) for size in suggested)
+
+
+@pytest.mark.parametrize("folder", ["scratch", "s3://bucket/x", "./here", ""])
+def test_a_disk_tier_needs_a_folder_that_every_node_finds(folder):
+    (problem,) = problems(sound(checkpoint__local_dir=folder))
+    assert problem.startswith(f"checkpoint.local_dir={folder} is not a folder that every node finds on its own disk")
+
+
+def test_the_disk_tier_and_the_storage_are_two_places():
+    (problem,) = problems(sound(checkpoint__local_dir="/data/run/", checkpoint__url="/data/run"))
+    assert "is checkpoint.url, too" in problem
+    assert problems(sound(checkpoint__local_dir="/scratch/x", checkpoint__url="/data/run")) == []
+
+
+def test_a_snapshot_is_never_the_only_slot():
+    (problem,) = problems(sound(snapshot__slots=1))
+    assert problem == "snapshot.slots=1 is too small; use 2 or more"

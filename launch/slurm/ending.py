@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from orchestrator.config import SlurmRequeue
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
+from orchestrator.slurm_config import SlurmRequeue
 
 FRUITLESS_JOBS = 2
 """A run that was put back so often without a new checkpoint would be put back for ever."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from launch.slurm.request import JobRequest
-from orchestrator.config import ContainerConfig, ContainerRuntime, RunConfig, SlurmRequeue
+from orchestrator.config import RunConfig
+from orchestrator.slurm_config import ContainerConfig, ContainerRuntime, SlurmRequeue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from launch.slurm.request import JobRequest
 from launch.suggest import not_known
-from orchestrator.config import SlurmConfig
+from orchestrator.slurm_config import SlurmConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config import ClusterConfig, ContainerRuntime, SlurmRequeue
+from orchestrator.config import ClusterConfig
+from orchestrator.slurm_config import ContainerRuntime, SlurmRequeue
 
 _DIRECTIVE = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -12,13 +12,13 @@ from orchestrator.checkpoint.key import Key, key_to_read
 from orchestrator.checkpoint.layout import (
     BYTES_PER_ELEMENT,
     MARKER,
-    Marker,
     Piece,
     SmallEntry,
     TensorEntry,
     step_folder,
     step_of,
 )
+from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.payload import DTYPES
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointError

@@ -5,15 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import xxhash
 
-from orchestrator.checkpoint.layout import (
-    BYTES_PER_ELEMENT,
-    KINDS,
-    Extent,
-    Marker,
-    MarkerFile,
-    coverage_problems,
-    step_folder,
-)
+from orchestrator.checkpoint.layout import BYTES_PER_ELEMENT, KINDS, Extent, MarkerFile, step_folder
+from orchestrator.checkpoint.marker import Marker, coverage_problems
 from orchestrator.checkpoint.payload import HEADER_LENGTH_BYTES, SMALL_PREFIX, parse_header
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import CHUNK_BYTES, Store

@@ -14,8 +14,6 @@ missing shared file system loses a line. What they say becomes events: dictionar
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,17 +21,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.checkpoint.retry import ANY, PASSING, Patience
-from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
+from orchestrator.checkpoint.slots import Share
+from orchestrator.control.agentmemory import AgentMemory
+from orchestrator.control.channel import Channel
+from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
-from orchestrator.control.peers import PeerCopies, fetch_copy
 from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
-from orchestrator.control.slotkeeper import Peer, PersistJob, SlotKeeper
+from orchestrator.control.shares import WantedShares
+from orchestrator.control.slotkeeper import Peer, PersistJob
 from orchestrator.control.stacks import dump
-from orchestrator.control.surroundings import has_gpu, interface_of
+from orchestrator.control.surroundings import interface_of
 from orchestrator.control.watchdog import HangLimits, RankProgress
 from orchestrator.control.watching import Watch
-from orchestrator.errors import CheckpointError, WorkerFailedError
+from orchestrator.control.zygotehandle import ZygoteHandle
+from orchestrator.errors import WorkerFailedError
 
 Event = dict[str, Any]
 BATCHED_KINDS = frozenset({"step", "output"})
@@ -44,8 +46,9 @@ STORE_TIMEOUT_S = 300.0
 
 
 class NodeAgent:
-    def __init__(self, node: int, address: str, is_warm: bool, threads: int) -> None:
-        """`is_warm`: ranks are forked from a process that has imported everything; else each imports for itself."""
+    def __init__(self, node: int, address: str, is_warm: bool, threads: int, zygote_ahead: str | None = None) -> None:
+        """`is_warm`: ranks are forked from a process that has imported everything; else each imports for itself.
+        `zygote_ahead`: where such a process listens that was started before this agent."""
         self._node = node
         self._address = address
         self._is_warm = is_warm
@@ -54,57 +57,40 @@ class NodeAgent:
         self._changed = threading.Condition()
         self._ranks: dict[str, RankHandle] = {}
         self._store: tuple[Channel, int] | None = None
-        self._slots = SlotKeeper()
-        self._copies = PeerCopies(address)
+        self._memory = AgentMemory(address)
         self._peer: Peer | None = None
+        self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
-        self._start_zygote()
+        self._start_zygote(zygote_ahead)
 
     def describe(self) -> dict[str, Any]:
         return {
             "host": socket.gethostname(),
             "address": self._address,
             "interface": interface_of(self._address),
-            "port": self._copies.port,
+            "port": self._memory.copies.port,
             "pid": os.getpid(),
         }
 
     # ---- the zygote
 
-    def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self._threads),
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            "DEEPSPEED_LOG_LEVEL": "error",
-            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda" if has_gpu() else "cpu"),
-            "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        command = [sys.executable, "-m", "orchestrator.control.zygote", str(theirs.fileno())]
-        self._zygote = subprocess.Popen(
-            [*command, "warm" if self._is_warm else "cold"],
-            env=environment,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._zygote_socket = ours
-        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote, ours), daemon=True)
+    def _start_zygote(self, ahead: str | None = None) -> None:
+        taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
+        self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
+        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote,), daemon=True)
         self._hearing.start()
 
     def _need_zygote(self) -> None:
         """Start another where the last has died, once all that died with it is told of."""
-        if self._zygote.poll() is not None:
+        if self._zygote.is_gone:
             self._hearing.join()
             self._start_zygote()
 
-    def _hear_zygote(self, zygote: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
+    def _hear_zygote(self, zygote: ZygoteHandle) -> None:
         while True:
             try:
-                answer, _ = receive_with_descriptors(ours)
+                answer = zygote.hear()
             except (EOFError, OSError):
                 break
             if answer["op"] == "forked" and answer["label"] in self._ranks:
@@ -120,7 +106,7 @@ class NodeAgent:
         """Hand [channel, output] to a new child; our copies are closed."""
         command = {"op": "fork", "entry": entry, "label": label}
         try:
-            send_with_descriptors(self._zygote_socket, command, descriptors)
+            self._zygote.send(command, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -157,28 +143,45 @@ class NodeAgent:
             self._start_zygote()
         return problem
 
-    def sealed_steps(self) -> dict[int, list[int]]:
-        """rank -> steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
-        return self._slots.sealed_steps()
+    def sealed_steps(self) -> dict[Share, list[int]]:
+        """Steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
+        return self._memory.slots.sealed_steps()
 
-    def copied_steps(self) -> dict[int, list[int]]:
-        """rank of another node -> steps of which this node's memory holds a whole copy."""
-        return self._copies.sealed_steps()
+    def copied_steps(self) -> dict[Share, list[int]]:
+        """Of other nodes' ranks: steps of which this node's memory holds a whole copy."""
+        return self._memory.copies.sealed_steps()
 
-    def keep_snapshots(self, step: int | None) -> None:
-        """Before an attempt that starts from `step`: the snapshots of other steps are not the run's any more."""
-        self._slots.keep_only(step)
-        self._copies.keep_only(step)
+    def keep_snapshots(self, step: int | None, world_size: int) -> None:
+        """Before an attempt of so many ranks that starts from `step`: the snapshots of other steps are not the run's
+        any more."""
+        self._memory.keep_only(step, world_size)
 
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
-        self._copies.trust(secret)
+        self._memory.copies.trust(secret)
         self._peer = None if peer is None else Peer(*peer, secret)
 
-    def adopt_copies(self, secret: str, copies: Sequence[tuple[int, int, tuple[str, int]]]) -> None:
-        """Fetch each (rank, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
-        for rank, step, peer in copies:
-            self._slots.adopt(rank, fetch_copy(peer, secret, rank, step))
+    def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
+        """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
+        self._disk = NodeDisk(folder, is_private)
+        self._memory.copies.trust(secret)
+        self._memory.copies.serve_files(self._disk.folder)
+
+    def on_disk(self, operation: str, *arguments: Any) -> Any:
+        """One of NodeDisk's methods. Raises CheckpointError."""
+        return getattr(self._disk, operation)(*arguments)
+
+    def adopt_copies(self, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:
+        """Fetch each (share, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
+        self._memory.adopt(secret, copies)
+
+    def show_shares(self, wanted: WantedShares) -> None:
+        """Before an attempt of another world size: where its ranks find the snapshots that they start from."""
+        self._memory.show(wanted)
+
+    def reports(self, world_size: int, step: int) -> dict[int, Event]:
+        """rank of a world -> what it had reported of `step`, of those whose snapshot or copy is here."""
+        return self._memory.reports(world_size, step)
 
     def start_ranks(
         self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]], limits: HangLimits | None = None
@@ -191,7 +194,7 @@ class NodeAgent:
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
             page = create_page(f"progress-{number}")
-            rank = RankHandle(attempt, number, channel, ProgressReader(page))
+            rank = RankHandle(attempt, number, spec["world_size"], channel, ProgressReader(page))
             started.append(rank)
             rank.threads = [
                 threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
@@ -223,7 +226,7 @@ class NodeAgent:
 
         def ask(pid: int) -> None:
             with contextlib.suppress(OSError):
-                send_with_descriptors(self._zygote_socket, {"op": "dump", "pid": pid}, [])
+                self._zygote.send({"op": "dump", "pid": pid})
 
         def say(rank: RankHandle, line: str) -> None:
             self._emit(rank, {"kind": "output", "text": f"{line}\n"})
@@ -253,7 +256,7 @@ class NodeAgent:
 
     def _kill(self, pid: int) -> None:
         try:
-            send_with_descriptors(self._zygote_socket, {"op": "kill", "pid": pid}, [])
+            self._zygote.send({"op": "kill", "pid": pid})
         except OSError:
             return  # the zygote is gone, and its children with it
 
@@ -285,13 +288,10 @@ class NodeAgent:
         """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
         self._stop_watch()
         self._end_zygote()
-        self._slots.close()
-        self._copies.close()
+        self._memory.close()
 
     def _end_zygote(self) -> None:
-        with contextlib.suppress(OSError):  # it has died before
-            self._zygote_socket.shutdown(socket.SHUT_RDWR)
-        self._zygote.wait()
+        self._zygote.end()
         self._hearing.join()
 
     # ---- what the ranks do
@@ -307,23 +307,19 @@ class NodeAgent:
                 message = rank.channel.receive()
                 match message["kind"]:
                     case "slots":
-                        self._hand_slots(rank, message)
+                        self._memory.hand_slots(rank, message)
                     case "persist":
                         self._persist(rank, message)
                     case "replicate":
                         self._replicate(rank, message)
+                    case "shares":
+                        self._memory.hand_shares(rank)
+                    case "settled":
+                        self._memory.forget_other_worlds(rank.world_size)
                     case _:
                         self._emit(rank, message)
             except (EOFError, OSError):
                 return
-
-    def _hand_slots(self, rank: RankHandle, wanted: Event) -> None:
-        try:
-            descriptors, held = self._slots.slots_for(rank.rank, wanted["slot_bytes"], wanted["count"])
-        except CheckpointError as error:
-            rank.channel.send_descriptors({"kind": "slots", "held": [], "problem": str(error)}, [])
-            return
-        rank.channel.send_descriptors({"kind": "slots", "held": held, "problem": None}, descriptors)
 
     def _persist(self, rank: RankHandle, message: Event) -> None:
         """Tell first, release then: a rank that was released knows that the controller will hear of it."""
@@ -334,6 +330,7 @@ class NodeAgent:
             slot=message["slot"],
             step=message["step"],
             url=message["url"],
+            is_disk=message["is_disk"],
             is_last=message["is_last"],
             is_encrypted=message["is_encrypted"],
             key_file=message["key_file"],
@@ -344,10 +341,11 @@ class NodeAgent:
             self._emit(rank, event)
             for living in list(self._ranks.values()):
                 if living.rank == rank.rank:
+                    done = {"slot": job.slot, "step": job.step if living is rank else None, "is_disk": job.is_disk}
                     with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "persisted", "slot": job.slot})
+                        living.channel.send({"kind": "persisted", **done})
 
-        self._slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
+        self._memory.slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
 
     def _replicate(self, rank: RankHandle, message: Event) -> None:
         assert self._peer is not None
@@ -359,7 +357,7 @@ class NodeAgent:
                     with contextlib.suppress(OSError):
                         living.channel.send({"kind": "replicated", "slot": message["slot"], "step": step})
 
-        self._slots.replicate(rank.rank, message["slot"], self._peer, on_done)
+        self._memory.slots.replicate(rank.share, message["slot"], self._peer, on_done)
 
     def _read_output(self, rank: RankHandle, descriptor: int) -> None:
         rank.read_output(descriptor, lambda line: self._emit(rank, {"kind": "output", "text": line}))

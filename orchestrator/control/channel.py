@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Message = dict[str, Any]
+_DATAGRAM_BYTES = 2**18
+"""More than the kernel lets anybody send at once."""
 
 
 class Channel:
@@ -68,7 +70,7 @@ def send_with_descriptors(sock: socket.socket, message: Message, descriptors: li
 
 def receive_with_descriptors(sock: socket.socket) -> tuple[Message, list[int]]:
     """Raises EOFError when the peer has closed."""
-    data, descriptors, _, _ = socket.recv_fds(sock, 65536, 4)
+    data, descriptors, _, _ = socket.recv_fds(sock, _DATAGRAM_BYTES, 4)
     if not data:
         raise EOFError
     return json.loads(data), descriptors

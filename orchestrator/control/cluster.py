@@ -1,4 +1,4 @@
-"""Ray: reserving nodes, starting agents, finding dead nodes. The only file that imports ray.
+"""A Ray cluster: reserving nodes, starting agents, finding dead nodes.
 
 Ray is started if none is there and joined if one is; only what this process started is ever stopped. Ray never
 carries training traffic.
@@ -8,13 +8,15 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.members import AgentHandle
+from orchestrator.control.raylib import first_line, import_ray, quiet
+from orchestrator.control.stream import EventStream
 from orchestrator.control.surroundings import (
     hand_on_token,
     here,
@@ -23,11 +25,9 @@ from orchestrator.control.surroundings import (
     locked_temp_dir,
     remove_stale_temp_dirs,
 )
+from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.spec import NodeFacts, Placement
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
@@ -38,16 +38,22 @@ START_TRIES = 3
 class RayCluster:
     """A Ray cluster, ours or joined. Use as a context manager: leaving it ends what it started."""
 
-    def __init__(self, config: ClusterConfig, min_cpus: int) -> None:
-        """Raises ConfigError where the address does not answer."""
+    def __init__(
+        self, config: ClusterConfig, min_cpus: int, start_zygote: Callable[[Path], ZygoteAhead] | None = None
+    ) -> None:
+        """`start_zygote` is called before Ray is started here, with a private folder; not where one is joined.
+
+        Raises ConfigError where the address does not answer.
+        """
         self._config = config
+        self._zygote: ZygoteAhead | None = None
         self._temp_dir: str | None = None
         self._temp_dir_lock: int | None = None
         self._group: Any = None
         self._agents: list[AgentHandle] = []
         self.is_ours = not is_joining(config)
         if self.is_ours:
-            self._start_here(min_cpus)
+            self._start_here(min_cpus, start_zygote)
         else:
             self._join(config.address or os.environ["RAY_ADDRESS"])
 
@@ -57,9 +63,11 @@ class RayCluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_here(self, min_cpus: int) -> None:
+    def _start_here(self, min_cpus: int, start_zygote: Callable[[Path], ZygoteAhead] | None) -> None:
         remove_stale_temp_dirs()
         self._temp_dir, self._temp_dir_lock = locked_temp_dir()
+        if start_zygote is not None:
+            self._zygote = start_zygote(Path(self._temp_dir))
         token_path = Path(self._temp_dir) / "token"
         token_path.touch(mode=0o600)
         token_path.write_text(secrets.token_hex(32))
@@ -71,16 +79,17 @@ class RayCluster:
                 self._init_here(min_cpus)
                 return
             except Exception as error:  # Ray gives its own processes 30 s, which a loaded machine may need longer
-                _import_ray().shutdown()
+                import_ray().shutdown()
                 if not tries_left:
+                    self.close()
                     raise PlacementError(
-                        f"Ray could not be started here in {START_TRIES} tries ({_first_line(error)}); try again when"
+                        f"Ray could not be started here in {START_TRIES} tries ({first_line(error)}); try again when"
                         " the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
                     ) from error
 
     def _init_here(self, min_cpus: int) -> None:
-        with _quiet():
-            _import_ray().init(
+        with quiet():
+            import_ray().init(
                 num_cpus=here(min_cpus).cpus,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -92,24 +101,24 @@ class RayCluster:
 
     def _join(self, address: str) -> None:
         hand_on_token()
-        ray = _import_ray()
+        ray = import_ray()
         try:
             knock(address)
-            with _quiet():
+            with quiet():
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
         except Exception as error:
             raise ConfigError(
-                f"cluster.address={address} does not answer as a Ray cluster ({_first_line(error)}); check the "
+                f"cluster.address={address} does not answer as a Ray cluster ({first_line(error)}); check the "
                 "address and RAY_AUTH_TOKEN_PATH, or leave cluster.address out to start Ray here"
             ) from error
 
     def address(self) -> str:
         """HOST:PORT at which others join this cluster."""
-        return str(_import_ray().get_runtime_context().gcs_address)
+        return str(import_ray().get_runtime_context().gcs_address)
 
     def nodes(self) -> list[NodeFacts]:
         """Live nodes and what they have in total, the driver's own first, else by name."""
-        ray = _import_ray()
+        ray = import_ray()
         here = ray.util.get_node_ip_address()
         facts = [
             (
@@ -130,7 +139,7 @@ class RayCluster:
 
         Raises PlacementError where the nodes don't come free in `cluster.start_timeout_s`.
         """
-        self._group = _import_ray().util.placement_group(
+        self._group = import_ray().util.placement_group(
             [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles],
             strategy="STRICT_SPREAD" if len(placement.bundles) > 1 else "STRICT_PACK",
         )
@@ -146,7 +155,7 @@ class RayCluster:
         The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
         PlacementError where no node takes the bundles in `cluster.start_timeout_s`.
         """
-        ray = _import_ray()
+        ray = import_ray()
         for agent in lost:
             with contextlib.suppress(Exception):
                 ray.kill(agent.actor)
@@ -170,10 +179,8 @@ class RayCluster:
         self, placement: Placement, nodes: Sequence[int], is_warm: bool, threads: int
     ) -> list[AgentHandle]:
         """One agent in each of the placement's bundles `nodes`; waits until all answer."""
-        ray = _import_ray()
-        from ray.exceptions import GetTimeoutError, RayActorError
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
+        ray = import_ray()
+        in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
         actor_class = ray.remote(_AgentActor)
         actors = [
             actor_class.options(
@@ -181,16 +188,16 @@ class RayCluster:
                 num_gpus=placement.bundles[node].gpus,
                 max_concurrency=8,
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, node),
-            ).remote(node, is_warm, threads)
+                scheduling_strategy=in_bundle(self._group, node),
+            ).remote(node, is_warm, threads, self._zygote.path if self._zygote and node == 0 else None)
             for node in nodes
         ]
         limit_s = self._config.start_timeout_s
         try:
             described = ray.get([actor.describe.remote() for actor in actors], timeout=limit_s)
-        except (GetTimeoutError, RayActorError) as error:
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
             raise PlacementError(
-                f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({_first_line(error)}); "
+                f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
                 "see `ray status`"
             ) from error
         return [
@@ -211,23 +218,23 @@ class RayCluster:
         timeout_s: float | None = None,
     ) -> list[Any]:
         """The same method of several agents at once, each with its own arguments; results in order."""
-        ray = _import_ray()
+        ray = import_ray()
         references = [getattr(agent.actor, method).remote(*arguments) for agent, arguments in calls]
         try:
             return list(ray.get(references, timeout=timeout_s))
         except ray.exceptions.GetTimeoutError:
             raise ConnectionError(f"an agent has not answered in {timeout_s:g} s") from None
         except ray.exceptions.RayActorError as error:
-            raise ConnectionError(f"an agent is gone: {_first_line(error)}") from None
+            raise ConnectionError(f"an agent is gone: {first_line(error)}") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
-    def events(self) -> "EventStream":
+    def events(self) -> EventStream:
         return EventStream(self._agents)
 
     def release(self) -> None:
         """End the agents and their ranks and give the reservation back."""
-        ray = _import_ray()
+        ray = import_ray()
         for agent in self._agents:
             with contextlib.suppress(Exception):
                 ray.get(agent.actor.close.remote(), timeout=5)
@@ -241,7 +248,10 @@ class RayCluster:
 
     def close(self) -> None:
         self.release()
-        _import_ray().shutdown()
+        import_ray().shutdown()
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
         if self._temp_dir_lock is not None:
@@ -249,95 +259,12 @@ class RayCluster:
             self._temp_dir_lock = None
 
 
-class EventStream:
-    """Long polls of every agent, one outstanding each."""
-
-    def __init__(self, agents: Sequence[AgentHandle]) -> None:
-        self._polls: dict[Any, AgentHandle] = {}
-        for agent in agents:
-            self.add(agent)
-
-    def add(self, agent: AgentHandle) -> None:
-        self._polls[agent.actor.next_events.remote(LONG_POLL_S)] = agent
-
-    def poll(self, timeout_s: float) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
-        """(events, agents found dead) within `timeout_s`; returns as soon as there is anything."""
-        ray = _import_ray()
-        ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=timeout_s)
-        if ready:
-            ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
-        events: list[dict[str, Any]] = []
-        dead: list[AgentHandle] = []
-        for reference in ready:
-            agent = self._polls.pop(reference)
-            try:
-                events.extend(ray.get(reference))
-                self.add(agent)
-            except ray.exceptions.RayError:
-                dead.append(agent)
-        return events, dead
-
-
-LONG_POLL_S = 10.0
-
-
 class _AgentActor(NodeAgent):
     """The agent as a Ray actor: it learns its node's address from Ray."""
 
-    def __init__(self, node: int, is_warm: bool, threads: int) -> None:
-        super().__init__(node, _import_ray().util.get_node_ip_address(), is_warm, threads)
-
-
-def map_tasks(
-    function: Callable[[T], R], items: Sequence[T], config: ClusterConfig, in_flight_per_cpu: int = 2
-) -> Iterator[R]:
-    """`function` over `items` as Ray tasks of one CPU each, results as they complete. Errors are raised here."""
-    with RayCluster(config, min_cpus=1) as cluster:
-        ray = _import_ray()
-        task = ray.remote(function).options(num_cpus=1, max_retries=3)
-        limit = max(1, sum(node.cpus for node in cluster.nodes())) * in_flight_per_cpu
-        waiting = list(reversed(items))
-        running: list[Any] = []
-        while waiting or running:
-            while waiting and len(running) < limit:
-                running.append(task.remote(waiting.pop()))
-            done, running = ray.wait(running, num_returns=1)
-            try:
-                yield ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, Exception) else error from error
-
-
-def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_enable_worker_prestart", "0")
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else ranks inherit 15 and lose to everything else
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    import ray.exceptions
-    import ray.util
-
-    return ray
+    def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
+        super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray prints notices to stderr while it starts; people see ours instead."""
-    import logging
-
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

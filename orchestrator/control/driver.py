@@ -5,12 +5,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
-from orchestrator.config import Offload, RunConfig
+from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster
@@ -28,7 +29,10 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.rollback import lineage_in
+from orchestrator.control.specs import worker_threads
 from orchestrator.control.surroundings import here, is_joining
+from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
 from orchestrator.observe.ledger import read_events
@@ -37,6 +41,7 @@ from orchestrator.observe.tracking import start_tracking
 from orchestrator.observe.wording import EndFacts, StartFacts
 from orchestrator.placement import place_workers, wanted_device
 from orchestrator.plan import memory_limit_bytes
+from orchestrator.report.writing import write_report
 from orchestrator.runfolder import RunFolder
 from orchestrator.spec import Placement, ResumePoint
 
@@ -55,6 +60,8 @@ class Typed:
     overrides: list[str]
     config_yaml: str
     command: str
+    recipe_yaml: str = ""
+    """The config without what was typed; empty where nobody needs the difference."""
 
 
 def drive(config: RunConfig, typed: Typed) -> int:
@@ -82,13 +89,18 @@ def drive(config: RunConfig, typed: Typed) -> int:
     check_start(config.checkpoint, plan.model, checkpoint_url(config, folder))
     if not is_joining(config.cluster):
         place_workers(config.cluster, device, local)
-    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus) as cluster:
+
+    def start_zygote(folder: Path) -> ZygoteAhead:
+        is_warm = config.worker.start is WorkerStart.fork
+        return ZygoteAhead(folder, worker_threads(config), device, is_warm=is_warm)
+
+    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus, start_zygote) as cluster:
         notices.listen()
         nodes = cluster.nodes()
         device = wanted_device(config.cluster, nodes)
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
-        run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml)
+        run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml, recipe_yaml=typed.recipe_yaml)
         return _Session(run, cluster, placement, typed, started_s).run(notices)
 
 
@@ -161,7 +173,18 @@ class _Session:
             self._tell_end(controller)
         finally:
             chronicle.close(exit_code)
+            if exit_code != EXIT_PREEMPTED:  # then there is no time left, and it is not the end
+                self._report()
         return exit_code
+
+    def _report(self) -> None:
+        """The report is for people: what keeps it from being written is told and changes nothing."""
+        try:
+            path = write_report(self._run.folder, is_at_end=True)
+        except Exception as error:
+            self._chronicle.console.warn(f"the report could not be written ({error})")
+        else:
+            self._chronicle.console.note(f"{'report':<12}{path}")
 
     def _tell_start(self) -> None:
         run, config = self._run, self._run.config
@@ -214,7 +237,7 @@ class _Session:
 def newest_committed(run: OpenRun) -> ResumePoint:
     """For the summary only: what will be loaded is verified first, by the controller."""
     store = Store(run.checkpoint_url)
-    steps = committed_steps(store)
+    steps = committed_steps(store, lineage_in(run.folder.branches))
     if not steps:
         return ResumePoint()
     return ResumePoint(step=steps[-1], checkpoint=store.where(step_folder(steps[-1])))

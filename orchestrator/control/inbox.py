@@ -12,15 +12,20 @@ class Inbox:
 
     def __init__(self, channel: Channel) -> None:
         self.is_drain_asked = False
-        self._on_persisted: Callable[[int], None] | None = None
+        self._on_persisted: Callable[[int, int | None, bool], None] | None = None
         self._on_replicated: Callable[[int, int | None], None] | None = None
         self._early: list[Message] = []
         """Ends of transfers that came before anybody listened."""
         self._slots: tuple[Message, list[int]] | None = None
         """The agent's answer, with its descriptors."""
+        self._shares: tuple[Message, list[int]] | None = None
         self._channel = channel
 
-    def listen(self, on_persisted: Callable[[int], None], on_replicated: Callable[[int, int | None], None]) -> None:
+    def listen(
+        self,
+        on_persisted: Callable[[int, int | None, bool], None],
+        on_replicated: Callable[[int, int | None], None],
+    ) -> None:
         """From here on, and for what has come already."""
         self._on_persisted, self._on_replicated = on_persisted, on_replicated
         early, self._early = self._early, []
@@ -52,8 +57,17 @@ class Inbox:
             raise CheckpointError(message["problem"])
         return [Slot(descriptor) for descriptor in descriptors], message["held"]
 
+    def shares(self) -> tuple[Message, list[int]]:
+        """(where another world's snapshots are, descriptors of those in this agent's memory)."""
+        self._channel.send({"kind": "shares"})
+        while self._shares is None:
+            self.wait()
+        return self._shares
+
     def _take(self, message: Message) -> None:
         match message["kind"]:
+            case "shares":
+                self._shares = message, self._channel.receive_descriptors(message)
             case "drain":
                 self.is_drain_asked = True
             case "slots":
@@ -61,6 +75,6 @@ class Inbox:
             case "persisted" | "replicated" if self._on_persisted is None or self._on_replicated is None:
                 self._early.append(message)
             case "persisted":
-                self._on_persisted(message["slot"])
+                self._on_persisted(message["slot"], message["step"], message["is_disk"])
             case "replicated":
                 self._on_replicated(message["slot"], message["step"])

@@ -6,7 +6,8 @@ from model.config import ModelConfig
 from model.sizing import shape_problems
 from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.key import key_to_read, key_to_write
-from orchestrator.checkpoint.layout import Marker, step_folder
+from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.reader import read_marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify

@@ -2,8 +2,9 @@
 
 PLACING -> STARTING -> RUNNING -> FINISHED is the calm run. A failure stops every rank of the attempt
 (STOPPING), then a new attempt starts (STARTING) from the newest point that memory or storage holds, or is placed
-anew (REPLACING) where a node was lost. A preemption notice drains (DRAINING): all ranks leave at one step boundary,
-after a save.
+anew (REPLACING) where a node was lost: on another node, or with fewer workers. Bad numbers stop the ranks, too; the
+next attempt starts from a point before them. Where lost nodes are back, all ranks pause at a step boundary (GROWING)
+and are placed anew. A preemption notice drains (DRAINING): all ranks leave at one step boundary, after a save.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,8 @@ class State(StrEnum):
     """Every rank is being stopped; a new attempt follows on the same nodes."""
     replacing = "replacing"
     """Like stopping, but a node is gone: place again afterwards."""
+    growing = "growing"
+    """Ranks were asked to leave at a step boundary, to be placed again on more nodes."""
     draining = "draining"
     """Ranks were asked to save and leave."""
     leaving = "leaving"
@@ -37,6 +40,10 @@ class State(StrEnum):
     def is_end(self) -> bool:
         return self in (State.finished, State.failed, State.preempted)
 
+    @property
+    def is_training(self) -> bool:
+        return self in (State.starting, State.running, State.growing, State.draining)
+
 
 class Action(StrEnum):
     start = "start"
@@ -44,6 +51,8 @@ class Action(StrEnum):
     place = "place"
     stop = "stop"
     """Stop every rank of the attempt."""
+    pause = "pause"
+    """Ask every rank to leave at a step boundary, with a snapshot in memory."""
     drain = "drain"
     finish = "finish"
     fail = "fail"
@@ -74,6 +83,11 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class AnomalyFound:
+    """Every rank says that the numbers of its last step are bad, and has left."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """No rank of the attempt is left."""
 
@@ -89,6 +103,16 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class NodesBack:
+    """There is room again for the workers that the run has gone on without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Every rank has left at a step boundary, its snapshot in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class PreemptionNotice:
     """The machine will be taken away, or a person asked the run to stop."""
 
@@ -98,7 +122,20 @@ class GaveUp:
     """What the run needs can't be had: no nodes in time, no checkpoint that verifies."""
 
 
-Event = Placed | FirstStep | AttemptFailed | NodeLost | Stopped | AllDone | Drained | PreemptionNotice | GaveUp
+Event = (
+    Placed
+    | FirstStep
+    | AttemptFailed
+    | NodeLost
+    | AnomalyFound
+    | Stopped
+    | AllDone
+    | Drained
+    | NodesBack
+    | Paused
+    | PreemptionNotice
+    | GaveUp
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +146,23 @@ class Budget:
     identical_limit: int
     last_signature: str | None = None
     identical: int = 0
+    rollbacks_left: int = 0
 
     def spend(self, signature: str) -> "Budget":
         again = self.identical + 1 if signature == self.last_signature else 1
         return replace(self, restarts_left=self.restarts_left - 1, last_signature=signature, identical=again)
 
+    def roll_back(self) -> "Budget":
+        return replace(self, rollbacks_left=self.rollbacks_left - 1)
+
+    def renewed(self, full: "Budget", *, is_past_anomaly: bool) -> "Budget":
+        """After a checkpoint: the limits are on failures without progress in between. Getting as far as the last
+        anomaly once more is none."""
+        return full if is_past_anomaly else replace(full, rollbacks_left=self.rollbacks_left)
+
     @property
     def is_spent(self) -> bool:
-        return self.restarts_left < 0 or self.identical >= self.identical_limit
+        return self.restarts_left < 0 or self.identical >= self.identical_limit or self.rollbacks_left < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +182,9 @@ def decide(state: State, event: Event, budget: Budget) -> Decision:
         raise LifecycleError(f"{type(event).__name__} came after the run had {state.value}")
     match event:
         case AttemptFailed(signature) | NodeLost(signature):
-            return _after_failure(state, signature, isinstance(event, NodeLost), budget)
+            return _after_failure(state, budget.spend(signature), isinstance(event, NodeLost), budget)
+        case AnomalyFound() if state is not State.placing:
+            return _after_failure(state, budget.roll_back(), False, budget)
         case PreemptionNotice():
             return _after_notice(state, budget)
         case GaveUp() if state not in _ENDING:
@@ -152,6 +200,10 @@ _STRAIGHT: dict[tuple[State, type], tuple[State, Action]] = {
     (State.starting, FirstStep): (State.running, Action.none),
     (State.starting, AllDone): (State.finished, Action.finish),
     (State.running, AllDone): (State.finished, Action.finish),
+    (State.running, NodesBack): (State.growing, Action.pause),
+    (State.growing, Paused): (State.replacing, Action.stop),
+    (State.growing, AllDone): (State.finished, Action.finish),
+    (State.draining, Paused): (State.leaving, Action.stop),  # the notice came when they had left already
     (State.draining, FirstStep): (State.draining, Action.none),
     (State.draining, AllDone): (State.finished, Action.finish),
     (State.draining, Drained): (State.preempted, Action.leave),
@@ -165,14 +217,14 @@ _STRAIGHT: dict[tuple[State, type], tuple[State, Action]] = {
 }
 
 
-def _after_failure(state: State, signature: str, is_node: bool, budget: Budget) -> Decision:
+def _after_failure(state: State, spent: Budget, is_node: bool, budget: Budget) -> Decision:
+    """`spent` is the budget after this failure, where it counts as one."""
     if state in _ENDING:
         return Decision(state, Action.none, budget)
     if state in (State.stopping, State.replacing):  # the same attempt's other ranks, or its node
         return Decision(State.replacing if is_node else state, Action.none, budget)
     if state is State.draining:
         return Decision(State.leaving, Action.stop, budget)
-    spent = budget.spend(signature)
     if spent.is_spent:
         return Decision(State.failing, Action.stop, spent)
     return Decision(State.replacing if is_node else State.stopping, Action.stop, spent)
@@ -180,7 +232,7 @@ def _after_failure(state: State, signature: str, is_node: bool, budget: Budget) 
 
 def _after_notice(state: State, budget: Budget) -> Decision:
     match state:
-        case State.running | State.starting:
+        case State.running | State.starting | State.growing:
             return Decision(State.draining, Action.drain, budget)
         case State.stopping | State.replacing:
             return Decision(State.leaving, Action.none, budget)

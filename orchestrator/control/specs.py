@@ -1,5 +1,6 @@
 """One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config import FaultConfig, RunConfig, WorkerStart
@@ -23,9 +24,11 @@ def worker_specs(
     checkpoint_url: str,
     store_host: str,
     store_port: int,
-    interfaces: list[str | None],
+    interfaces: Mapping[int, str | None],
+    peer_secret: str = "",
 ) -> list[WorkerSpec]:
-    """In rank order. `interfaces` has the network interface of each of the placement's nodes."""
+    """In rank order. `interfaces` has the network interface of each node that has ranks."""
+    num_nodes = len(placement.nodes)
     return [
         WorkerSpec(
             run_id=plan.run_id,
@@ -49,8 +52,11 @@ def worker_specs(
             snapshot=config.snapshot,
             checkpoint=config.checkpoint,
             checkpoint_url=checkpoint_url,
-            num_slots=num_slots(config, len(placement.bundles)),
-            has_peer=has_peers(config, len(placement.bundles)),
+            disk_folder=disk_folder(config, plan.run_id),
+            peer_secret=peer_secret,
+            num_slots=num_slots(config, num_nodes),
+            num_busy_slots=busy_slots(config, num_nodes),
+            has_peer=has_peers(config, num_nodes),
             batch=plan.batch,
             zero_stage=plan.zero_stage,
             activation_checkpointing=config.parallel.activation_checkpointing,
@@ -59,7 +65,7 @@ def worker_specs(
             store_host=store_host,
             store_port=store_port,
             network_interface=interfaces[place.node],
-            collective_timeout_s=config.fault.collective_timeout_s,
+            fault=config.fault,
         )
         for place in placement.ranks
     ]
@@ -72,7 +78,19 @@ def has_peers(config: RunConfig, num_nodes: int) -> bool:
 
 def num_slots(config: RunConfig, num_nodes: int) -> int:
     """Snapshot slots of each rank."""
-    return config.snapshot.slots or (5 if has_peers(config, num_nodes) else 3)
+    return config.snapshot.slots or 1 + busy_slots(config, num_nodes)
+
+
+def busy_slots(config: RunConfig, num_nodes: int) -> int:
+    """Slots of each rank that may be in use while training goes on: the newest, the one being written; with peers the
+    one being copied and the newest that all peers hold; with a disk tier the one being written there."""
+    return 2 + 2 * has_peers(config, num_nodes) + (config.checkpoint.local_dir is not None)
+
+
+def disk_folder(config: RunConfig, run_id: str) -> str | None:
+    """Of the run's checkpoints on each node's own disk."""
+    local_dir = config.checkpoint.local_dir
+    return None if local_dir is None else f"{local_dir.rstrip('/')}/{run_id}"
 
 
 def agent_settings(config: RunConfig) -> dict[str, Any]:
@@ -82,7 +100,11 @@ def agent_settings(config: RunConfig) -> dict[str, Any]:
 
 def full_budget(fault: FaultConfig) -> Budget:
     """The failures that a run may have without progress in between."""
-    return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
+    return Budget(
+        restarts_left=fault.max_restarts,
+        identical_limit=fault.max_identical_failures,
+        rollbacks_left=fault.max_rollbacks,
+    )
 
 
 def worker_threads(config: RunConfig) -> int:

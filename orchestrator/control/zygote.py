@@ -2,9 +2,12 @@
 
 It initialises nothing (no CUDA context, no thread), so a fork is safe and takes milliseconds. Started by a
 NodeAgent as `python -m orchestrator.control.zygote FD`; FD is one end of a SOCK_SEQPACKET pair. It ends, and its
-children with it, when the agent's end closes.
+children with it, when the agent's end closes. Where a driver starts it ahead of the agent (zygotehandle.py), FD
+listens for the agent, and a third argument is the read end of a pipe that the driver holds: without the driver no
+agent comes.
 
-Commands:  {"op": "fork", "entry": "worker" | "store" | "canary", "label": str} with descriptors [channel, output]
+Commands:  {"op": "environment", "environment": {name: value}}: the agent's, for all that is forked from now on
+           {"op": "fork", "entry": "worker" | "store" | "canary", "label": str} with descriptors [channel, output]
            {"op": "kill", "pid": int}, {"op": "dump", "pid": int}: SIGKILL; its stacks (stacks.py)
 Answers:   {"op": "ready", "seconds": float}, {"op": "forked", "label", "pid"},
            {"op": "exited", "label", "pid", "exit_code": int | None, "signal": int | None,
@@ -15,6 +18,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import select
 import selectors
 import signal
 import socket
@@ -22,7 +26,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from orchestrator.control import stacks
 from orchestrator.control.channel import Channel, receive_with_descriptors, send_with_descriptors
@@ -30,7 +34,7 @@ from orchestrator.control.channel import Channel, receive_with_descriptors, send
 PR_SET_PDEATHSIG = 1
 
 
-def main(descriptor: int, warm: bool) -> None:
+def main(descriptor: int, warm: bool, driver: int | None = None) -> None:
     started = time.monotonic()
     stacks.register()
     if warm:
@@ -41,9 +45,23 @@ def main(descriptor: int, warm: bool) -> None:
         gc.collect()
         gc.freeze()
     agent = socket.socket(fileno=descriptor)
+    if driver is not None:
+        found = wait_for_agent(agent, driver)
+        if found is None:
+            return
+        agent = found
     with contextlib.suppress(BrokenPipeError):  # the agent has gone already
         send_with_descriptors(agent, {"op": "ready", "seconds": time.monotonic() - started}, [])
         Zygote(agent).serve()
+
+
+def wait_for_agent(listener: socket.socket, driver: int) -> socket.socket | None:
+    """The connection of the one agent that is let in; None where the driver ends before there is one."""
+    with listener:
+        readable, _, _ = select.select([listener, driver], [], [])
+        found = listener.accept()[0] if listener in readable else None
+    os.close(driver)
+    return found
 
 
 class Zygote:
@@ -73,6 +91,9 @@ class Zygote:
         elif message["op"] == "dump":
             if message["pid"] in self._children:
                 os.kill(int(str(message["pid"])), stacks.DUMP_SIGNAL)
+        elif message["op"] == "environment":
+            os.environ.clear()
+            os.environ.update(cast(dict[str, str], message["environment"]))
         elif message["op"] == "fork":
             self._fork(str(message["entry"]), str(message["label"]), descriptors)
 
@@ -174,4 +195,4 @@ def _entry(name: str) -> Callable[[Channel], int]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), warm=sys.argv[2] == "warm")
+    main(int(sys.argv[1]), sys.argv[2] == "warm", *map(int, sys.argv[3:]))

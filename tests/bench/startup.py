@@ -114,8 +114,8 @@ def phases(kind: str, runs: list[Run], folders: list[RunFolder]) -> list[Figure]
     ]
 
 
-CAUSE = """Joined to a Ray that runs, the goal is met. A Ray of its own takes six to seven seconds to start, and the
-zygote's imports begin only then: starting them together, in a process that the agent takes over, would be next."""
+CAUSE = """Ray's own start and the zygote's imports run side by side where the Ray is ours, and both need the
+processor: two cores share about eight seconds of it. What is left over torchrun is what Ray needs for itself."""
 
 BENCH = Bench(
     name="startup",

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.checkpoint.commit import commit
-from orchestrator.checkpoint.layout import Extent, gather_payloads, step_folder
+from orchestrator.checkpoint.layout import Extent, step_folder
+from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.store import Store

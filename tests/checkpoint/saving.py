@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.checkpoint.commit import commit
-from orchestrator.checkpoint.layout import DataState, Extent, Marker, gather_payloads, step_folder
+from orchestrator.checkpoint.layout import Extent, step_folder
+from orchestrator.checkpoint.marker import DataState, Marker, gather_payloads
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.store import Store
 

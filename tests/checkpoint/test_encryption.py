@@ -21,7 +21,8 @@ from orchestrator.checkpoint.encryption import (
     sealed_bytes,
 )
 from orchestrator.checkpoint.key import KEY_VARIABLE, Key, find_key, key_to_write
-from orchestrator.checkpoint.layout import common_key_check, gather_payloads, step_folder
+from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.marker import common_key_check, gather_payloads
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import Store

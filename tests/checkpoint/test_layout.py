@@ -7,20 +7,17 @@ from hypothesis import strategies as st
 from saving import make_marker
 
 from orchestrator.checkpoint.layout import (
-    DataState,
-    Marker,
     MarkerFile,
     PayloadFile,
     Piece,
     SmallEntry,
     TensorEntry,
     attempt_of,
-    coverage_problems,
-    gather_payloads,
     payload_name,
     step_folder,
     step_of,
 )
+from orchestrator.checkpoint.marker import DataState, Marker, coverage_problems, gather_payloads
 from orchestrator.errors import CheckpointError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saving import random_state, save
 
-from orchestrator.checkpoint.layout import DataState
+from orchestrator.checkpoint.marker import DataState
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointError

@@ -8,7 +8,8 @@ import xxhash
 from saving import flip_byte, make_marker, random_state, save, write
 
 from orchestrator.checkpoint.commit import committed_steps, newest_valid
-from orchestrator.checkpoint.layout import MARKER, MarkerFile, Piece, gather_payloads
+from orchestrator.checkpoint.layout import MARKER, MarkerFile, Piece
+from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import logical_digest, verify

@@ -1,5 +1,7 @@
 """The state machine as its whole table, and the budget of failures."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.control.lifecycle import (
     Action,
     AllDone,
+    AnomalyFound,
     AttemptFailed,
     Budget,
     Drained,
@@ -14,6 +17,8 @@ from orchestrator.control.lifecycle import (
     FirstStep,
     GaveUp,
     NodeLost,
+    NodesBack,
+    Paused,
     Placed,
     PreemptionNotice,
     State,
@@ -27,9 +32,12 @@ EVENTS: dict[str, Event] = {
     "first_step": FirstStep(),
     "failed": AttemptFailed("rank 1: step 4"),
     "node_lost": NodeLost("node-1"),
+    "anomaly": AnomalyFound(),
     "stopped": Stopped(),
     "all_done": AllDone(),
     "drained": Drained(),
+    "nodes_back": NodesBack(),
+    "paused": Paused(),
     "notice": PreemptionNotice(),
     "gave_up": GaveUp(),
 }
@@ -48,13 +56,16 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "first_step": ("running", "none", False),
         "failed": ("stopping", "stop", True),
         "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
         "all_done": ("finished", "finish", False),  # the last step was done before this attempt
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
     },
     "running": {
+        "nodes_back": ("growing", "pause", False),
         "failed": ("stopping", "stop", True),
         "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
         "all_done": ("finished", "finish", False),
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
@@ -62,6 +73,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "stopping": {
         "failed": ("stopping", "none", False),  # the follow-on errors of the other ranks
         "node_lost": ("replacing", "none", False),
+        "anomaly": ("stopping", "none", False),
         "stopped": ("starting", "start", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
@@ -69,14 +81,26 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "replacing": {
         "failed": ("replacing", "none", False),
         "node_lost": ("replacing", "none", False),
+        "anomaly": ("replacing", "none", False),
         "stopped": ("placing", "place", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
     },
+    "growing": {
+        "failed": ("stopping", "stop", True),
+        "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
+        "paused": ("replacing", "stop", False),
+        "all_done": ("finished", "finish", False),  # they were asked during the last step
+        "notice": ("draining", "drain", False),
+        "gave_up": ("failing", "stop", False),
+    },
     "draining": {
+        "paused": ("leaving", "stop", False),  # the notice came when they had left already
         "first_step": ("draining", "none", False),
         "failed": ("leaving", "stop", False),
         "node_lost": ("leaving", "stop", False),
+        "anomaly": ("leaving", "stop", False),
         "all_done": ("finished", "finish", False),  # the notice came during the last step
         "drained": ("preempted", "leave", False),
         "notice": ("leaving", "stop", False),
@@ -85,6 +109,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "leaving": {
         "failed": ("leaving", "none", False),
         "node_lost": ("leaving", "none", False),
+        "anomaly": ("leaving", "none", False),
         "stopped": ("preempted", "leave", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("leaving", "none", False),
@@ -92,6 +117,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "failing": {
         "failed": ("failing", "none", False),
         "node_lost": ("failing", "none", False),
+        "anomaly": ("failing", "none", False),
         "stopped": ("failed", "fail", False),
         "notice": ("failing", "none", False),
         "gave_up": ("failing", "none", False),
@@ -101,7 +127,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "preempted": {},
 }
 PAIRS = [(state, event) for state in TABLE for event in EVENTS]
-AMPLE = Budget(restarts_left=5, identical_limit=3, last_signature="another", identical=2)
+AMPLE = Budget(restarts_left=5, identical_limit=3, last_signature="another", identical=2, rollbacks_left=2)
 
 
 def test_the_table_has_every_state():
@@ -119,10 +145,10 @@ def test_every_pair_of_state_and_event(state, name):
     target, action, is_paid = TABLE[state][name]
     decision = decide(State(state), event, AMPLE)
     assert (decision.state, decision.action) == (State(target), Action(action))
-    if is_paid:
-        assert decision.budget == Budget(
-            restarts_left=4, identical_limit=3, last_signature=event.signature, identical=1
-        )
+    if is_paid and name == "anomaly":
+        assert decision.budget == replace(AMPLE, rollbacks_left=1)
+    elif is_paid:
+        assert decision.budget == replace(AMPLE, restarts_left=4, last_signature=event.signature, identical=1)
     else:
         assert decision.budget == AMPLE
 
@@ -139,6 +165,16 @@ def test_a_failure_beyond_the_budget_ends_the_run(failure, after, state):
     assert (last.state, last.action, last.budget.restarts_left) == (after, Action.stop, 0)
     beyond = decide(state, failure("b"), last.budget)
     assert (beyond.state, beyond.action, beyond.budget.restarts_left) == (State.failing, Action.stop, -1)
+
+
+def test_growing_costs_nothing():
+    budget = Budget(restarts_left=0, identical_limit=1)
+    state = State.running
+    for event in (NodesBack(), Paused(), Stopped(), Placed(), FirstStep()):
+        decision = decide(state, event, budget)
+        state = decision.state
+        assert decision.budget == budget
+    assert state is State.running
 
 
 def test_no_restarts_means_the_first_failure_ends_the_run():
@@ -199,3 +235,22 @@ def test_a_run_fails_exactly_when_its_budget_is_spent(restarts, limit, signature
         assert (decision.state is State.failing) == (count > restarts or streak >= limit)
         if decision.state is State.failing:
             return
+
+
+def test_bad_numbers_have_a_budget_of_their_own():
+    budget = Budget(restarts_left=0, identical_limit=1, rollbacks_left=2)
+    states = []
+    for _ in range(3):
+        decision = decide(State.running, AnomalyFound(), budget)
+        budget = decision.budget
+        states.append(decision.state)
+    assert states == [State.stopping, State.stopping, State.failing]
+    assert (budget.restarts_left, budget.identical, budget.rollbacks_left) == (0, 0, -1)
+
+
+@pytest.mark.parametrize("is_past_anomaly", [True, False])
+def test_a_checkpoint_renews_the_budget_but_for_rollbacks_before_the_last_anomaly(is_past_anomaly):
+    full = Budget(restarts_left=9, identical_limit=3, rollbacks_left=3)
+    spent = full.spend("a").roll_back()
+    renewed = spent.renewed(full, is_past_anomaly=is_past_anomaly)
+    assert renewed == replace(full, rollbacks_left=3 if is_past_anomaly else 2)

@@ -15,7 +15,7 @@ from launch.slurm.ending import (
     saved_after,
     slowest_save_s,
 )
-from orchestrator.config import SlurmRequeue
+from orchestrator.slurm_config import SlurmRequeue
 
 CALM = {
     "exit_code": 0,

@@ -8,7 +8,7 @@ from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_job, pa
 from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
-from orchestrator.config import SlurmConfig
+from orchestrator.slurm_config import SlurmConfig
 
 SINFO = """\
 main|main*|3|8|6000|gpu:h100:2(S:0-1),nvme:1|infinite

@@ -11,7 +11,8 @@ from model.config import ModelConfig
 from model.initial import initial_value
 from model.sizing import parameter_shapes, resolve_vocab
 from orchestrator.checkpoint.commit import commit
-from orchestrator.checkpoint.layout import DataState, Extent, Marker, gather_payloads, step_folder
+from orchestrator.checkpoint.layout import Extent, step_folder
+from orchestrator.checkpoint.marker import DataState, Marker, gather_payloads
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode as to_json
