@@ -55,6 +55,7 @@ _AT_LEAST: dict[str, int] = {
     "cluster.slurm.spare_nodes": 0,
     "cluster.slurm.gpus_per_node": 0,
     "cluster.slurm.cpus_per_node": 1,
+    "cluster.memory_bytes_per_node": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
     "snapshot.replicate_every_steps": 0,
