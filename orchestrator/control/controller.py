@@ -22,6 +22,7 @@ from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.resuming import Resuming
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields
+from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt
@@ -69,17 +70,8 @@ class Controller:
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
         self._rollbacks = Rollbacks(run.folder.branches, clock)
-        self._resuming = Resuming(
-            run=run,
-            store=store,
-            disks=self._disks,
-            fleet=self._fleet,
-            reports=self.reports,
-            rollbacks=self._rollbacks,
-            chronicle=chronicle,
-            clock=clock,
-            has_notice=lambda: self._notices_taken < count_notices(),
-        )
+        parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
+        self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
         self._attempt: Attempt | None = None
         self._claim: Claim | None = None
         self._interruption = interruption
@@ -89,6 +81,15 @@ class Controller:
     def start_agents(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
+
+    def measure_memory(self, planned_bytes: int) -> str | None:
+        """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
+        found = self._fleet.memory()
+        if found is None:
+            return None
+        facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
+        self._chronicle.event("snapshot", self._number, self._last_step, is_told=False, **facts)
+        return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""

@@ -23,7 +23,7 @@ PAUSE_S = 0.5
 """How often notices are looked for while a store is waited for."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Resuming:
     run: OpenRun
     store: Store

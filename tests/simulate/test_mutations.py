@@ -48,7 +48,6 @@ RARE: list[tuple[Pair, Fault]] = [
     ((State.starting, NodeLost), Fault.in_recovery),
     ((State.draining, AttemptFailed), Fault.in_leaving),
     ((State.draining, NodeLost), Fault.in_leaving),
-    ((State.draining, PreemptionNotice), Fault.in_leaving),
     ((State.draining, Drained), Fault.preemption),
     ((State.leaving, Stopped), Fault.in_leaving),
     ((State.failing, Stopped), Fault.duplicate),
