@@ -48,9 +48,8 @@ class Controller:
         store: Store | None = None,
         decide: Decide = decide,
     ) -> None:
-        """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost; `background` commits checkpoints, one after the other (default: a thread). The last four
-        are a simulation's to give."""
+        """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death has
+        cost; `background` commits checkpoints one by one (default: a thread). A simulation gives the last four."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0

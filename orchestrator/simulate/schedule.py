@@ -126,7 +126,7 @@ class Schedule:
             self.invariants.violations += driver.violations()
 
     def expect_end(self, driver: Driver, limit_s: float | None = None) -> None:
-        """A driver that has got a notice is gone before long, whatever the store does; in `limit_s` after a second."""
+        """A driver that has got a notice is gone before long, in `limit_s`, whatever the store does."""
         limit_s = limit_s or self._run.config.checkpoint.final_timeout_s + NOTICE_S
 
         def check() -> None:
