@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "driver.lock"
 
     @property
+    def agents(self) -> Path:
+        """The name by which Ray knows this run's agents."""
+        return self.path / "agents.json"
+
+    @property
     def wandb(self) -> Path:
         return self.path / "wandb"
 

@@ -74,8 +74,15 @@ _ABOVE_ZERO = (
     "checkpoint.final_timeout_s",
     "fault.collective_timeout_s",
     "fault.hang_constant_s",
+    "fault.lease_timeout_s",
 )
-_ZERO_OR_MORE = ("optim.weight_decay", "optim.grad_clip", "fault.hang_timeout_factor", "cluster.grow_interval_s")
+_ZERO_OR_MORE = (
+    "optim.weight_decay",
+    "optim.grad_clip",
+    "fault.hang_timeout_factor",
+    "cluster.grow_interval_s",
+    "fault.driver_grace_s",
+)
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")
 """From 0 to 1, both included."""
 _SHARES_BELOW_ONE = ("model.dropout", "data.validation_fraction", "optim.momentum")
