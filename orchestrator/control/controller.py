@@ -6,6 +6,7 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.control import lifecycle
@@ -13,6 +14,7 @@ from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.fleet import Fleet
+from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
@@ -20,7 +22,7 @@ from orchestrator.control.reports import Reports
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt, resume_point
-from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.errors import CheckpointError, PlacementError, SupersededError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
@@ -36,12 +38,14 @@ class Controller:
         count_notices: Callable[[], int],
         *,
         interruption: Interruption | None = None,
+        claim: Claim | None = None,
         clock: Clock = SYSTEM_CLOCK,
         background: Executor | None = None,
         decide: Decide = decide,
     ) -> None:
         """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost; `background` commits checkpoints, one after the other (default: a thread)."""
+        has cost; `claim` is the first attempt's, where the driver has it already; `background` commits checkpoints,
+        one after the other (default: a thread)."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
@@ -60,6 +64,7 @@ class Controller:
         self._fleet = Fleet(run, cluster, chronicle)
         self._attempt: Attempt | None = None
         self._interruption = interruption
+        self._first_claim = claim
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
@@ -67,16 +72,33 @@ class Controller:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
 
+    def take_over(self, heritage: Heritage, committed_step: int) -> None:
+        """Before `begin`: go on from the attempt that the agents of an earlier driver have in memory.
+
+        `committed_step` is the newest that the ledger knows of.
+        """
+        attempt = self._attempt = heritage.attempt
+        if committed_step:
+            self.reports.restored(committed_step)
+        self.reports.hear_unheard(attempt, heritage.unheard)
+        row = self._chronicle.last_row
+        if row is not None and row.time is not None:  # it went on training without a driver
+            since_s = self._clock.monotonic() - max(0.0, self._clock.time() - row.time)
+            self._interruption = Interruption(since_s, attempt.last_step)
+
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
         self._tell(lifecycle.Placed())
 
     def run(self) -> State:
         """Until the run has finished, failed or left. Agents and reservation are the cluster's to release."""
-        self.begin()
         try:
+            self.begin()
             while not self.state.is_end:
                 self.poll(POLL_S)
+        except SupersededError as error:
+            self.failure_digest = str(error)
+            self._tell(lifecycle.Superseded())
         finally:
             self.reports.close()
         return self.state
@@ -132,7 +154,7 @@ class Controller:
             return
         if resume.checkpoint is not None and not resume.is_initial:
             self.reports.restored(resume.step)
-        claim = claim_attempt(self._run, self._store)
+        claim, self._first_claim = self._first_claim or claim_attempt(self._run, self._store), None
         number = claim.attempt
         self.reports.begin(claim)
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())

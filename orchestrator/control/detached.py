@@ -11,7 +11,6 @@ from typing import Any
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.inheritance import Inherited
-from orchestrator.control.lease import LeaseTerms
 from orchestrator.control.leased import LeasedAgent
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.opening import versions

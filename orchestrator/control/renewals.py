@@ -25,7 +25,7 @@ class Renewals:
         self._tenancy = tenancy
         self._agents = agents
         self._leases: dict[int, Lease] = {}
-        """By identity of the handle: how long the agent has been silent. One that never answered is still starting."""
+        """By identity of the handle: how long it has been silent. One that never answered is still starting."""
         self._unanswered: list[tuple[Any, AgentHandle]] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="renewals", daemon=True)

@@ -20,6 +20,7 @@ from orchestrator.control.lifecycle import (
     PreemptionNotice,
     State,
     Stopped,
+    Superseded,
     decide,
 )
 from orchestrator.errors import LifecycleError
@@ -36,6 +37,7 @@ EVENTS: dict[str, Event] = {
     "paused": Paused(),
     "notice": PreemptionNotice(),
     "gave_up": GaveUp(),
+    "superseded": Superseded(),
 }
 
 # What can happen in each state, with a budget to spare: event -> next state, action, whether a failure is paid for.
@@ -47,6 +49,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "node_lost": ("replacing", "stop", True),
         "notice": ("preempted", "leave", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "starting": {
         "first_step": ("running", "none", False),
@@ -55,6 +58,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "all_done": ("finished", "finish", False),  # the last step was done before this attempt
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "running": {
         "nodes_back": ("growing", "pause", False),
@@ -63,6 +67,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "all_done": ("finished", "finish", False),
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "stopping": {
         "failed": ("stopping", "none", False),  # the follow-on errors of the other ranks
@@ -70,6 +75,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("starting", "start", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "replacing": {
         "failed": ("replacing", "none", False),
@@ -77,6 +83,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("placing", "place", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "growing": {
         "failed": ("stopping", "stop", True),
@@ -85,6 +92,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "all_done": ("finished", "finish", False),  # they were asked during the last step
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "draining": {
         "paused": ("leaving", "stop", False),  # the notice came when they had left already
@@ -95,6 +103,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "drained": ("preempted", "leave", False),
         "notice": ("leaving", "stop", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "leaving": {
         "failed": ("leaving", "none", False),
@@ -102,6 +111,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("preempted", "leave", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("leaving", "none", False),
+        "superseded": ("failed", "none", False),
     },
     "failing": {
         "failed": ("failing", "none", False),
@@ -109,6 +119,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("failed", "fail", False),
         "notice": ("failing", "none", False),
         "gave_up": ("failing", "none", False),
+        "superseded": ("failed", "none", False),
     },
     "finished": {},
     "failed": {},
