@@ -34,6 +34,8 @@ VERBS: dict[str, Verb] = {
     "sweep": Verb("launch.sweep", "many trials of one recipe on one cluster; resumable"),
     "status": Verb("launch.status", "which runs there are and how they are"),
     "logs": Verb("launch.logs", "what a rank printed"),
+    "report": Verb("launch.report", "loss, speed, failures and their cost as one page"),
+    "rerun": Verb("launch.rerun", "a run again from its start, as a new run"),
     "ckpt": Verb("launch.ckpt", "ls, verify, prune, export, import checkpoints"),
     "generate": Verb("launch.generate", "text from a run or a checkpoint"),
     "evaluate": Verb("launch.evaluate", "loss, perplexity and bits per byte on the validation split"),

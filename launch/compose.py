@@ -81,6 +81,17 @@ def resolved_yaml(config: RunConfig) -> str:
     return str(yaml.safe_dump(encode(config), sort_keys=False, allow_unicode=True, width=110))
 
 
+def recipe_yaml(composed: Composed) -> str:
+    """What the overrides started from: the experiment, else the choices of groups; empty where that needs more."""
+    words, config_dirs, _ = split_config_dirs(composed.overrides)
+    chosen = [word for word in words if word.partition("=")[0] in GROUPS]
+    recipe = [word for word in chosen if word.startswith("experiment=")] or chosen
+    try:
+        return resolved_yaml(compose([*(f"--config-dir={folder}" for folder in config_dirs), *recipe]).config)
+    except ConfigError:  # a choice that needs a word beside it
+        return ""
+
+
 def from_yaml(text: str) -> RunConfig:
     """The inverse of `resolved_yaml`; `${...}` in it is plain text. Raises ConfigError if it doesn't fit."""
     try:

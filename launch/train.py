@@ -3,7 +3,7 @@
 import shlex
 import sys
 
-from launch.compose import compose, resolved_yaml
+from launch.compose import compose, recipe_yaml, resolved_yaml
 from orchestrator.control.driver import Typed, drive
 
 HELP = """usage: phalanx train [--config-dir DIR] [--cfg] [KEY=VALUE ...]
@@ -41,6 +41,7 @@ def run(argv: list[str]) -> int:
     typed = Typed(
         overrides=composed.overrides,
         config_yaml=resolved_yaml(composed.config),
+        recipe_yaml=recipe_yaml(composed),
         command="phalanx train " + shlex.join(argv) if argv else "phalanx train",
     )
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

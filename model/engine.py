@@ -9,7 +9,7 @@ import functools
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -36,14 +36,32 @@ Fetch = Callable[[str, str, int, int], np.ndarray]
 def prewarm() -> None:
     """Import what the first `deepspeed.initialize` and step would import lazily (2 to 7 s), and nothing more:
     no CUDA context, no thread, so that the process can still be forked."""
+    with _compiling_nothing():  # DeepSpeed asks of every optimizer whether it is Muon, whose functions are compiled
+        import deepspeed.runtime.zero.muon.muon_optimizer
     import cpuinfo  # noqa: F401
+    import deepspeed.comm.mori
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.module_inject.auto_ep_presets
     import deepspeed.runtime.superoffload.superoffload_stage3
-    import deepspeed.runtime.zero.muon.muon_optimizer
-    import deepspeed.runtime.zero.stage3  # noqa: F401
+    import deepspeed.runtime.zero.stage3
+    import deepspeed.utils.pin_memory  # noqa: F401
+    import numpy.ma  # noqa: F401
     import torch._dynamo
-    import torch._inductor.compile_fx
+    import torch._subclasses.schema_check_mode
+    import torch.profiler._cupti_monitor
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
+
+
+@contextlib.contextmanager
+def _compiling_nothing() -> Iterator[None]:
+    """What is imported inside is not compiled when it is called: it spares the import of the compiler, a second."""
+    compile_function = torch.compile
+    torch.compile = lambda function=None, **_: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_function
 
 
 def _calm_deepspeed() -> None:
@@ -281,6 +299,18 @@ class Engine:
                 target.copy_(torch.from_numpy(values))
         partition.refresh_model_parameters(self._engine)
         self._restore_counters(counters, step)
+
+    @torch.no_grad()
+    def restore_parts(
+        self, load: Callable[[Sequence[StatePart]], None], step: int, counters: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Like `restore`, where an engine of the same layout kept a copy of its `state_parts`: `load` fills them with
+        it, and `counters` is asked for the rest once it has."""
+        for leaf, _ in partition.flat_leaves(self._engine):
+            self._create_moments(self._optimizer, leaf, step)
+        load(self.state_parts())
+        partition.refresh_model_parameters(self._engine)
+        self._restore_counters(counters(), step)
 
     def _create_moments(self, optimizer: torch.optim.Optimizer, leaf: torch.Tensor, step: int) -> None:
         """A fresh optimizer has no state before its first step; torch keeps `step` as a 0-dim float32."""

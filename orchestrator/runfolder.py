@@ -21,6 +21,11 @@ class RunFolder:
         return self.path / "overrides.yaml"
 
     @property
+    def recipe(self) -> Path:
+        """The config without what was typed."""
+        return self.path / "recipe.yaml"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.json"
 
@@ -53,6 +58,14 @@ class RunFolder:
     def agents(self) -> Path:
         """The name by which Ray knows this run's agents."""
         return self.path / "agents.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def report_md(self) -> Path:
+        return self.path / "report.md"
 
     @property
     def wandb(self) -> Path:

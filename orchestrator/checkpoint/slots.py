@@ -3,10 +3,13 @@
 A slot is a memfd: nothing in /dev/shm to leak, freed by the kernel when its last holder dies. The agent owns it, so
 it outlives the rank that writes it. Layout, little-endian:
 
-    header   one page: magic, state, step, attempt, sizes, xxh3_128 of everything after the page
+    header   one page: magic, state, step, attempt, sizes, checksum of everything after the page
     index    JSON: for every extent [name, kind, shape, start, count, first float of the data]; set once
     small    JSON: what is not a partition (counters, RNG state, data state), written at each seal
     data     float32: the optimizer's flat leaves as they lie in the rank, page-aligned
+
+The checksum is an xxh3_128 over sizes, index, small and the xxh3_128 of each CHUNK_BYTES of the data: so who copies
+the data can hash it piece by piece, while it is in the cache, on several threads.
 
 A slot is sealed last: one whose writer died in between says `writing` and is never chosen.
 """
@@ -28,11 +31,15 @@ import xxhash
 from orchestrator.checkpoint.layout import BYTES_PER_ELEMENT, Extent
 from orchestrator.errors import CheckpointError
 
-MAGIC = b"PHXSLOT1"
+MAGIC = b"PHXSLOT2"
 PAGE_BYTES = mmap.PAGESIZE
 _HEADER = struct.Struct("<8sIxxxxqqqqq16s")
 SMALL_BYTES = 64 * 1024
 """Room for the small state: RNG streams take about 7 KB in base64."""
+
+
+CHUNK_BYTES = 4 * 2**20
+"""Small enough for a core's share of the cache, large enough that a chunk's own cost does not show."""
 
 
 class SlotState(IntEnum):
@@ -156,10 +163,10 @@ class Slot:
         self._map[start : start + len(text)] = text
         return self.data()
 
-    def seal(self) -> None:
-        """Checksum it; only then is it sealed."""
+    def seal(self, digests: Sequence[bytes] | None = None) -> None:
+        """Checksum it; only then is it sealed. `digests` are `chunk_digest` of each chunk, where they are known."""
         h = self.header()
-        checksum = self.checksum()
+        checksum = self.checksum(digests)
         numbers = (h.step, h.attempt, h.index_bytes, h.small_bytes, h.data_bytes)
         self._write_header(SlotState.writing, *numbers, checksum)
         self._write_header(SlotState.sealed, *numbers, checksum)
@@ -173,21 +180,25 @@ class Slot:
         """Like one that was never formatted: other bytes are about to arrive."""
         os.pwrite(self.descriptor, bytes(_HEADER.size), 0)
 
-    def checksum(self) -> bytes:
+    def checksum(self, digests: Sequence[bytes] | None = None) -> bytes:
         """Over what the header says of its content, and the content."""
         header = self.header()
-        digest = xxhash.xxh3_128()
         numbers = (header.step, header.attempt, header.index_bytes, header.small_bytes, header.data_bytes)
-        digest.update(struct.pack("<5q", *numbers))
+        digest = xxhash.xxh3_128(struct.pack("<5q", *numbers))
         with memoryview(self._map) as view:
             digest.update(view[PAGE_BYTES : PAGE_BYTES + header.index_bytes + header.small_bytes])
-            start = _data_start(header.index_bytes)
-            digest.update(view[start : start + header.data_bytes])
+        digest.update(b"".join(self.chunk_digests() if digests is None else digests))
         return digest.digest()
 
-    def is_sound(self) -> bool:
+    def chunk_digests(self) -> list[bytes]:
+        data = self.data()
+        chunk = CHUNK_BYTES // BYTES_PER_ELEMENT
+        return [chunk_digest(data[first : first + chunk]) for first in range(0, data.size, chunk)]
+
+    def is_sound(self, digests: Sequence[bytes] | None = None) -> bool:
+        """Whether it is what it was sealed as; `digests` as for `seal`."""
         header = self.header()
-        return header.state is SlotState.sealed and header.checksum == self.checksum()
+        return header.state is SlotState.sealed and header.checksum == self.checksum(digests)
 
     def extents(self) -> tuple[PlacedExtent, ...]:
         header = self.header()
@@ -215,6 +226,13 @@ class Slot:
 
     def _write_header(self, state: SlotState, *fields: object) -> None:
         os.pwrite(self.descriptor, _HEADER.pack(MAGIC, state, *fields), 0)
+
+
+def chunk_digest(chunk: np.ndarray) -> bytes:
+    """Of at most CHUNK_BYTES of a slot's data; lets other threads run meanwhile."""
+    digest = xxhash.xxh3_128()
+    digest.update(chunk)
+    return digest.digest()
 
 
 class SlotReader:

@@ -47,6 +47,7 @@ from orchestrator.observe.units import plural
 from orchestrator.observe.wording import EndFacts, StartFacts
 from orchestrator.placement import place_workers, wanted_device
 from orchestrator.plan import memory_limit_bytes
+from orchestrator.report.writing import write_report
 from orchestrator.runfolder import RunFolder
 from orchestrator.spec import Placement, ResumePoint
 
@@ -65,6 +66,8 @@ class Typed:
     overrides: list[str]
     config_yaml: str
     command: str
+    recipe_yaml: str = ""
+    """The config without what was typed; empty where nobody needs the difference."""
 
 
 def drive(config: RunConfig, typed: Typed) -> int:
@@ -103,7 +106,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
         device = wanted_device(config.cluster, nodes)
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
-        run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml)
+        run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml, recipe_yaml=typed.recipe_yaml)
         return _Session(run, cluster, placement, typed, started_s).run(notices)
 
 
@@ -180,6 +183,8 @@ class _Session:
             self._tell_end(controller)
         finally:
             chronicle.close(exit_code)
+            if exit_code != EXIT_PREEMPTED:  # then there is no time left, and it is not the end
+                self._report()
         return exit_code
 
     def _take_over(self, controller: Controller) -> None:
@@ -199,6 +204,15 @@ class _Session:
         self._chronicle.console.note(
             f"taken over from an earlier driver: {agents}; attempt {attempt.number} had done step {attempt.last_step}"
         )
+
+    def _report(self) -> None:
+        """The report is for people: what keeps it from being written is told and changes nothing."""
+        try:
+            path = write_report(self._run.folder, is_at_end=True)
+        except Exception as error:
+            self._chronicle.console.warn(f"the report could not be written ({error})")
+        else:
+            self._chronicle.console.note(f"{'report':<12}{path}")
 
     def _tell_start(self) -> None:
         run, config = self._run, self._run.config

@@ -20,6 +20,7 @@ from orchestrator.checkpoint.commit import check_newest_is_ours, step_standings
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode, encode
 from orchestrator.config import RunConfig
+from orchestrator.control.gitstate import git_state
 from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import check_shards, read_manifest
@@ -142,11 +143,21 @@ def locked(folder: RunFolder) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_run(config: RunConfig, manifest: Manifest, plan: RunPlan, overrides: list[str], config_yaml: str) -> OpenRun:
-    """Write the files that say what the run is; call with the lock held."""
+def open_run(
+    config: RunConfig,
+    manifest: Manifest,
+    plan: RunPlan,
+    overrides: list[str],
+    config_yaml: str,
+    *,
+    recipe_yaml: str = "",
+) -> OpenRun:
+    """Write the files that say what the run is; call with the lock held. `recipe_yaml`: without what was typed."""
     folder = RunFolder(Path(config.run.root) / plan.run_id)
     is_resumed = folder.plan.exists()
     _write(folder.config, config_yaml)
+    if recipe_yaml:
+        _write(folder.recipe, recipe_yaml)
     _write(folder.overrides, "".join(f"- {json.dumps(word)}\n" for word in overrides) or "[]\n")
     _write(folder.ds_config, json.dumps(plan.ds_config, indent=2) + "\n")
     _write(folder.env, json.dumps(environment_facts(), indent=2) + "\n")
@@ -199,6 +210,8 @@ def environment_facts() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "folder": str(Path.cwd()),
+        "git": git_state(Path.cwd()),
         "versions": versions(),
     }
 

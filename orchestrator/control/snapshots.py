@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from model.engine import Engine
-from orchestrator.checkpoint.slots import SlotReader, SlotShape, SlotState
+from orchestrator.checkpoint.slots import Slot, SlotReader, SlotShape, SlotState
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
+from orchestrator.control.staging import Staging
 from orchestrator.errors import CheckpointError
 from orchestrator.spec import WorkerSpec
 
@@ -23,6 +24,7 @@ class Snapshots:
         self._engine = engine
         self._channel = channel
         self._inbox = inbox
+        self._staging = Staging(torch.device(engine.settings.device), spec.threads)
         self._snapshotter: Snapshotter | None = None
         self._shape: SlotShape | None = None
         self.restored_report: Message | None = None
@@ -36,13 +38,24 @@ class Snapshots:
         for slot in slots:
             header = slot.header()
             if header.state is SlotState.sealed and header.step == step:
-                if not slot.is_sound():
-                    raise SnapshotDamagedError(f"the snapshot of step {step} does not match its checksum")
-                small = slot.small()
-                self._engine.restore(SlotReader(slot).read, step, small["counters"])
-                self.restored_report = small["report"] or None
+                self._restore_from(slot, step)
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
+
+    def _restore_from(self, slot: Slot, step: int) -> None:
+        engine = self._engine
+        try:
+            if slot.has_shape(slot_shape(engine.planned_parts())):
+                engine.restore_parts(
+                    lambda parts: self._staging.load(slot, parts), step, lambda: slot.small()["counters"]
+                )
+            elif slot.is_sound():
+                engine.restore(SlotReader(slot).read, step, slot.small()["counters"])
+            else:
+                raise CheckpointError("it does not match its checksum")
+        except CheckpointError as error:
+            raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
+        self.restored_report = slot.small()["report"] or None
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -119,6 +132,7 @@ class Snapshots:
             self._channel,
             slots,
             held,
+            self._staging,
             attempt=spec.attempt,
             world_size=spec.world_size,
             url=spec.checkpoint_url,
@@ -142,3 +156,4 @@ class Snapshots:
     def close(self) -> None:
         if self._snapshotter is not None:
             self._snapshotter.close()
+        self._staging.close()

@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from model.partition import StatePart
 from orchestrator.checkpoint.layout import Extent
 from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape, SlotState
 from orchestrator.config import CheckpointConfig
 from orchestrator.control.channel import Channel
-from orchestrator.control.staging import copy_to_host
+from orchestrator.control.staging import Staging
 
 NO_STEP = -1
 
@@ -56,6 +54,7 @@ class Snapshotter:
         channel: Channel,
         slots: Sequence[Slot],
         held: Sequence[int],
+        staging: Staging,
         *,
         attempt: int,
         world_size: int,
@@ -73,6 +72,7 @@ class Snapshotter:
         """Newest step of which this rank has a copy in its peer's memory."""
         self._channel = channel
         self._slots = list(slots)
+        self._staging = staging
         self._held: Counter[int] = Counter(held)
         self._replicating_step = NO_STEP
         self._attempt = attempt
@@ -186,14 +186,7 @@ class Snapshotter:
                 self._changed.notify_all()
 
     def _fill(self, copy: _Copy) -> None:
-        slot = self._slots[copy.slot]
-        data = torch.from_numpy(slot.data())
-        first = 0
-        for part in self._parts:
-            count = part.values.numel()
-            copy_to_host(data[first : first + count], part.values)
-            first += count
-        slot.seal()
+        self._staging.save(self._slots[copy.slot], self._parts)
         self.sealed_step = copy.step
         with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
             if copy.is_replicated:

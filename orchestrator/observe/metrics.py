@@ -1,6 +1,6 @@
 """metrics.jsonl: one row per optimizer step (contract, DESIGN section 5)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,17 @@ class MetricsLog:
 
 def read_rows(path: Path) -> list[StepRow]:
     """Every whole row in the order written, replayed steps included; NaN and infinities are floats again."""
+    return list(stream_rows(path))
+
+
+def stream_rows(path: Path) -> Iterator[StepRow]:
+    """The same one by one: a long run's rows need not fit in memory."""
     return _rows(read_records(path))
 
 
 def read_last_rows(path: Path, count: int) -> list[StepRow]:
     """The last `count` rows or fewer, without reading the whole file."""
-    return _rows(read_last_records(path, count * _ROW_BYTES))[-count:]
+    return list(_rows(read_last_records(path, count * _ROW_BYTES)))[-count:]
 
 
 def surviving_rows(path: Path) -> dict[int, StepRow]:
@@ -93,8 +98,8 @@ def surviving_rows(path: Path) -> dict[int, StepRow]:
     return dict(sorted(newest.items()))
 
 
-def _rows(records: Iterable[dict[str, Any]]) -> list[StepRow]:
-    return [_row(record) for record in records if record.keys() >= _REQUIRED]
+def _rows(records: Iterable[dict[str, Any]]) -> Iterator[StepRow]:
+    return (_row(record) for record in records if record.keys() >= _REQUIRED)
 
 
 def _row(record: dict[str, Any]) -> StepRow:

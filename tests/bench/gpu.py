@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", default="h100", help="of the hardware table (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="steps of each run (default: %(default)s)")
     parser.add_argument("--global-batch", type=int, default=32, help="samples per step (default: %(default)s)")
+    parser.add_argument("--address", help="of a Ray that runs already (default: each run starts its own)")
     parser.add_argument("--kills", type=int, default=5, help="of each model (default: %(default)s)")
 
 
@@ -69,6 +70,7 @@ def _words(options: argparse.Namespace, model: str, data: Path) -> list[str]:
         "cluster=local", "cluster.num_workers=1", "cluster.cpus_per_worker=4", "cluster.device=cuda",
         f"cluster.hardware={options.hardware}", "checkpoint.every_steps=0", "tracking.console_every_steps=10",
         "fault.max_restarts=1000", "optim.warmup_steps=10", "optim.schedule_steps=1000",
+        *([f"cluster.address={options.address}"] if options.address else []),
     ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from orchestrator.checkpoint.slots import Slot, SlotReader, SlotState, create_sl
 from orchestrator.config import CheckpointConfig
 from orchestrator.control.channel import Channel
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
+from orchestrator.control.staging import Staging
 
 SMALL = {"counters": {}}
 
@@ -67,7 +68,8 @@ def a_rank() -> Iterator[Callable[..., Rank]]:
             slot.format(shape)
         here, there = Channel.pair()
         config = CheckpointConfig(retry_timeout_s=11.0, final_timeout_s=22.0)
-        snapshotter = Snapshotter(here, slots, held, attempt=2, world_size=4, url="/store", config=config)
+        staging = Staging(torch.device("cpu"), 1)
+        snapshotter = Snapshotter(here, slots, held, staging, attempt=2, world_size=4, url="/store", config=config)
         made.append(Rank(snapshotter, slots, Channel(there)))
         return made[-1]
 

@@ -1,11 +1,13 @@
 """The zygote's own protocol, spoken directly; a cold one, which has imported nothing and starts at once."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +56,21 @@ def zygote() -> Iterator[Spoken]:
         yield spoken
     finally:
         spoken.close()
+
+
+@pytest.mark.real
+def test_a_warm_one_has_imported_all_that_an_engine_needs(data, tmp_path):
+    """A rank that imports does so at each recovery."""
+    script = Path(__file__).with_name("prewarmed_process.py")
+    words = ("parallel=zero3", "parallel.offload=params", "cluster.num_workers=1")
+    done = subprocess.run(
+        [sys.executable, script, data.path, tmp_path, *words],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 def read_all(descriptor: int) -> str:
