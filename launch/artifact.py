@@ -12,11 +12,13 @@ from model.config import ModelConfig
 from model.sizing import shape_problems
 from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.layout import step_of
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify
 from orchestrator.codec import decode
 from orchestrator.config import CheckpointConfig
+from orchestrator.control.rollback import lineage_in
 from orchestrator.data import files
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import read_manifest
@@ -120,10 +122,10 @@ def open_checkpoint(
     Every byte is verified first; nothing is written. ConfigError for what does not exist, CheckpointError for
     what is damaged.
     """
-    store, step, key_file = _locate(name, root, step)
+    store, step, key_file, lineage = _locate(name, root, step)
     reader = CheckpointReader(store, read_marker(store, step), key_file)
     if problems := verify(store, step):
-        others = [s for s in committed_steps(store) if s != step]
+        others = [s for s in committed_steps(store, lineage) if s != step]
         way_out = f"; take another with --step: {_listed(others)}" if others else ""
         raise CheckpointError(f"{reader.where} is damaged: {'; '.join(problems)}{way_out}")
     return Artifact(reader, _model_of(reader), data_path or reader.marker.data_path)
@@ -136,9 +138,9 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | None]:
-    """The store, the step, and where the run's config says that its key is."""
-    key_file = None
+def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | None, Lineage]:
+    """The store, the step, where the run's config says that its key is, and what its rollbacks left behind."""
+    key_file, lineage = None, WHOLE
     parent, _, last = name.rstrip("/").rpartition("/")
     named_step = step_of(last)
     if named_step is not None:
@@ -146,8 +148,8 @@ def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | N
             raise ConfigError(f"--step={step} contradicts {name}; leave one of them out")
         store, step = Store(parent or "."), named_step
     else:
-        store, key_file = _store_of(name, root)
-    steps = committed_steps(store)
+        store, key_file, lineage = _store_of(name, root)
+    steps = committed_steps(store, lineage)
     if not steps:
         raise ConfigError(
             f"{name} has no committed checkpoint under {store.where('')}; train it to its first one "
@@ -155,19 +157,20 @@ def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | N
         )
     if step is not None and step not in steps:
         raise ConfigError(f"{name} has no committed checkpoint of step {step}; it has {_listed(steps)}")
-    return store, steps[-1] if step is None else step, key_file
+    return store, steps[-1] if step is None else step, key_file, lineage
 
 
-def _store_of(name: str, root: str) -> tuple[Store, str | None]:
+def _store_of(name: str, root: str) -> tuple[Store, str | None, Lineage]:
     """Where the checkpoints of a run (id or folder) lie; a URL or another folder is such a place itself."""
     if "://" in name:
-        return Store(name), None
+        return Store(name), None, WHOLE
     for folder in (RunFolder(Path(name).expanduser()), RunFolder(Path(root).expanduser() / name)):
         if folder.config.is_file():
             settings = _checkpoint_settings(folder)
-            return Store(settings.url or str(folder.checkpoints)), settings.key_file
+            store = Store(settings.url or str(folder.checkpoints))
+            return store, settings.key_file, lineage_in(folder.branches)
     if Path(name).is_dir():
-        return Store(name), None
+        return Store(name), None, WHOLE
     known = sorted(path.parent.name for path in Path(root).expanduser().glob("*/config.yaml"))
     if not known:
         raise ConfigError(f"{name} is neither a run nor a folder, and {root} has no runs; name its --root")

@@ -17,12 +17,14 @@ from orchestrator.checkpoint.commit import (
     steps_to_prune,
 )
 from orchestrator.checkpoint.layout import step_folder, step_of
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.reader import CheckpointReader, read_marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import logical_digest, verify
 from orchestrator.codec import decode, encode
 from orchestrator.config import CheckpointConfig
 from orchestrator.control.pruning import metric_of, retention_of
+from orchestrator.control.rollback import lineage_in
 from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, PhalanxError, StoreError
 from orchestrator.runfolder import RunFolder
 
@@ -120,6 +122,11 @@ class _Target(NamedTuple):
     """Where one step's folder was named."""
     run: RunFolder | None
 
+    @property
+    def lineage(self) -> Lineage:
+        """What the run has left behind."""
+        return WHOLE if self.run is None else lineage_in(self.run.branches)
+
 
 def _target(options: argparse.Namespace) -> _Target:
     name: str = options.run
@@ -136,8 +143,9 @@ def _target(options: argparse.Namespace) -> _Target:
 
 
 def _ls(options: argparse.Namespace) -> int:
-    store, only, _ = _target(options)
-    standings = [item for item in step_standings(store) if only in (None, item.step)]
+    target = _target(options)
+    store, only, _ = target
+    standings = [item for item in step_standings(store, target.lineage) if only in (None, item.step)]
     rows = [_row(store, item, time.time()) for item in standings]
     if options.json:
         print(json.dumps({"url": store.where(""), "checkpoints": rows}, indent=2))
@@ -205,9 +213,10 @@ def _size(num_bytes: float) -> str:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    store, named, found_run = _target(options)
+    target = _target(options)
+    store, named, found_run = target
     step = options.step if options.step is not None else named
-    standings = step_standings(store)
+    standings = step_standings(store, target.lineage)
     steps = [item.step for item in standings if item.standing is not Standing.torn]
     if step is not None:
         steps = [step]
@@ -249,7 +258,8 @@ def _digest(
 
 
 def _prune(options: argparse.Namespace) -> int:
-    store, step, found = _target(options)
+    target = _target(options)
+    store, step, found = target
     if step is not None:
         raise ConfigError(f"{options.run} is one checkpoint; name the run or the folder that holds it")
     config = _checkpoint_config(found)
@@ -257,7 +267,7 @@ def _prune(options: argparse.Namespace) -> int:
         config.keep_last = options.keep
     retention, metric = retention_of(config), metric_of(found, config) if found else None
     act = steps_to_prune if options.dry_run else prune
-    steps = act(store, retention, metric)
+    steps = act(store, retention, metric, lineage=target.lineage)
     verb = "would delete" if options.dry_run else "deleted"
     for each in steps:
         print(f"{verb} {store.where(step_folder(each))}")

@@ -127,6 +127,8 @@ class StepResult:
     """Global gradient norm before clipping."""
     rng_digest: int
     """Sum, over this rank's micro-batches, of xxh3_64 of the generator's state after each: what was drawn."""
+    is_scaled_down: bool
+    """fp16 only: gradients overflowed, the update was left out, and the loss scale is lowered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,14 +195,14 @@ class Engine:
         step: int,
         micro_batches: Sequence[MicroBatch],
         lr: float,
-        before_update: Callable[[], None],
+        before_update: Callable[[float], None],
         on_micro_step: Callable[[int], None] = lambda index: None,
     ) -> StepResult:
         """One optimizer step. `step` (0-based) and the micro-batch's place in the global batch seed dropout,
         so the masks depend on neither the attempt nor the world size.
 
-        `before_update` is called once, between the last backward pass and the update: until then the masters and
-        moments are those of the step before. `on_micro_step` is called as each forward pass begins.
+        `before_update` is called once, between the last backward pass and the update, with `loss_sum`: until then the
+        masters and moments are those of the step before. `on_micro_step` is called as each forward pass begins.
         """
         engine, world_size = self._engine, dist.get_world_size()
         for group in self._optimizer.param_groups:
@@ -220,12 +222,17 @@ class Engine:
             if engine.is_gradient_accumulation_boundary():
                 if self.settings.zero_stage == 0:
                     grad_norm = self._replicated_grad_norm()
-                before_update()
+                before_update(float(loss_sum))
             engine.step()
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
         self._steps_done += 1
-        return StepResult(loss_sum=float(loss_sum), grad_norm=float(grad_norm), rng_digest=rng_digest)
+        return StepResult(
+            loss_sum=float(loss_sum),
+            grad_norm=float(grad_norm),
+            rng_digest=rng_digest,
+            is_scaled_down=engine.fp16_enabled() and not engine.was_step_applied(),
+        )
 
     def _losses_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         tokens = torch.from_numpy(micro_batch.tokens).to(self._device)

@@ -251,6 +251,17 @@ class FaultConfig:
     written to their logs and they are started anew. 0 turns this off."""
     hang_constant_s: float = 5.0
     """Added to that. What has not been seen yet (the start, the first steps) may take worker.start_timeout_s."""
+    max_rollbacks: int = 3
+    """A loss or gradient norm that is NaN or infinite sends the run back to the step before, and the window that it
+    read is skipped; so many times without getting past that step, then the run fails. 0 fails at once."""
+    spike_threshold: float = 0.0
+    """A loss so many robust standard deviations above the median of the last spike_window steps is treated like NaN;
+    10 finds what is plainly out of line. 0 looks for none: most spikes heal, and skipping data is yours to decide."""
+    spike_window: int = 64
+    """Steps that say what loss is normal; no spike is found before there are so many."""
+    straggler_factor: float = 1.5
+    """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
+    for none."""
 
 
 class WandbMode(StrEnum):

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def branches(self) -> Path:
+        """One line for each rollback; none: there was none."""
+        return self.path / "branches.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import ModelConfig
-from orchestrator.config import CheckpointConfig, DataConfig, OptimConfig, Precision, SnapshotConfig, TrainConfig
+from orchestrator.config import (
+    CheckpointConfig,
+    DataConfig,
+    FaultConfig,
+    OptimConfig,
+    Precision,
+    SnapshotConfig,
+    TrainConfig,
+)
 from orchestrator.data.manifest import Manifest
 
 
@@ -138,12 +146,20 @@ class ResumePoint:
     its peer), `disk` or `remote`."""
     checkpoint: str | None = None
     """URL of the committed checkpoint's folder; set for disk and remote."""
+    world_size: int | None = None
+    """Of the ranks that made the snapshots; set for memory and peer."""
     is_durable: bool = True
     """False where storage does not have this step (yet): a checkpoint that is due at it is taken again."""
     skipped_windows: tuple[int, ...] = ()
     """Indices of global batches that are never trained on."""
+    branch: int = 0
+    """How many rollbacks led here."""
     is_initial: bool = False
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.source in ("memory", "peer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,4 +200,4 @@ class WorkerSpec:
     store_host: str
     store_port: int
     network_interface: str | None
-    collective_timeout_s: float
+    fault: FaultConfig

@@ -58,6 +58,8 @@ _AT_LEAST: dict[str, int] = {
     "checkpoint.keep_best": 0,
     "fault.max_restarts": 0,
     "fault.max_identical_failures": 1,
+    "fault.max_rollbacks": 0,
+    "fault.spike_window": 8,
     "tracking.every_steps": 1,
     "tracking.console_every_steps": 1,
 }
@@ -80,8 +82,10 @@ _ZERO_OR_MORE = (
     "optim.weight_decay",
     "optim.grad_clip",
     "fault.hang_timeout_factor",
-    "cluster.grow_interval_s",
+    "fault.spike_threshold",
+    "fault.straggler_factor",
     "fault.driver_grace_s",
+    "cluster.grow_interval_s",
 )
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")
 """From 0 to 1, both included."""

@@ -78,13 +78,17 @@ AT_LEAST_ONE = [
 ZERO_IS_FINE = [
     "run__seed", "optim__warmup_steps", "train__eval_every_steps", "snapshot__every_steps",
     "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
+    "fault__max_rollbacks",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",
     "cluster__start_timeout_s", "cluster__replace_timeout_s", "worker__start_timeout_s",
     "fault__collective_timeout_s",
 ]  # fmt: skip
-NOT_NEGATIVE = ["optim__weight_decay", "optim__grad_clip", "cluster__grow_interval_s"]
+NOT_NEGATIVE = [
+    "optim__weight_decay", "optim__grad_clip", "cluster__grow_interval_s", "fault__spike_threshold",
+    "fault__straggler_factor",
+]  # fmt: skip
 BELOW_ONE = ["model__dropout", "data__validation_fraction", "optim__momentum"]
 UP_TO_ONE = ["optim__min_lr_ratio", "optim__decay_fraction"]
 
@@ -96,6 +100,7 @@ RANGES = [
     *[(key, value) for key in BELOW_ONE for value in (-0.1, 1.0, float("nan"))],
     *[(key, value) for key in UP_TO_ONE for value in (-0.1, 1.1, float("nan"))],
     ("run__seed", 2**63),
+    ("fault__spike_window", 7),
     ("data__vocab_size", 256),
     ("parallel__zero_stage", 4),
     ("parallel__zero_stage", -1),

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.checkpoint.fencing import Claim, refuse_if_fenced
 from orchestrator.checkpoint.layout import MARKER, REJECTED, attempt_of, step_folder, step_of
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.marker import Marker, coverage_problems
 from orchestrator.checkpoint.reader import read_marker
 from orchestrator.checkpoint.retention import MetricOf, Retention, checkpoints_to_delete
@@ -23,7 +24,7 @@ _MAX_PROBLEMS_NAMED = 3
 class Standing(StrEnum):
     committed = "committed"
     rejected = "rejected"
-    """Set aside for good: it failed verification. Kept for a person to look at."""
+    """Set aside for good: it failed verification, or a rollback left it behind. Kept for a person to look at."""
     torn = "torn"
     """Without a marker: a save that is under way or was cut off. Does not exist for anybody who loads."""
 
@@ -61,8 +62,11 @@ def commit(store: Store, marker: Marker, claim: Claim | None = None) -> None:
     store.write_atomic(path, [data])
 
 
-def step_standings(store: Store) -> list[StepStanding]:
-    """Every checkpoint folder by rising step: committed, rejected or torn. Reads no payload."""
+def step_standings(store: Store, lineage: Lineage = WHOLE) -> list[StepStanding]:
+    """Every checkpoint folder by rising step: committed, rejected or torn. Reads no payload.
+
+    What `lineage` has left behind is rejected, whether or not that is written beside it already.
+    """
     standings = []
     for name in store.list():
         step = step_of(name)
@@ -73,14 +77,15 @@ def step_standings(store: Store) -> list[StepStanding]:
             standings.append(StepStanding(step, Standing.torn))
             continue
         reason = _rejection(store, step) if REJECTED in files else None
+        reason = reason or _left_behind(store, step, lineage)
         standing = Standing.committed if reason is None else Standing.rejected
         standings.append(StepStanding(step, standing, reason or ""))
     return sorted(standings, key=lambda item: item.step)
 
 
-def committed_steps(store: Store) -> list[int]:
-    """Steps that have a marker and were not set aside, rising."""
-    return [item.step for item in step_standings(store) if item.standing is Standing.committed]
+def committed_steps(store: Store, lineage: Lineage = WHOLE) -> list[int]:
+    """Steps that have a marker, were not set aside and not left behind, rising."""
+    return [item.step for item in step_standings(store, lineage) if item.standing is Standing.committed]
 
 
 def newest_valid(
@@ -88,14 +93,19 @@ def newest_valid(
     fingerprint: str | None,
     on_reject: Callable[[int, str], None],
     identity: Mapping[str, Any] | None = None,
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
 ) -> Marker | None:
-    """The newest committed checkpoint of which every byte verifies, None where there is none.
+    """The newest committed checkpoint (up to `max_step`) of which every byte verifies, None where there is none.
 
     A bad one is set aside for good and told to `on_reject(step, reason)`, and the next older one is taken.
     `fingerprint=None` takes any run's; another fingerprint raises CheckpointMismatchError, with both values
     of each key of `identity` that differs. StoreError where the store does not answer: nothing is set aside.
     """
-    for step in reversed(committed_steps(store)):
+    for step in reversed(committed_steps(store, lineage)):
+        if max_step is not None and step > max_step:
+            continue
         try:
             marker = read_marker(store, step)
         except StoreError:
@@ -140,13 +150,26 @@ def set_aside(store: Store, step: int, reason: str) -> None:
     store.write_atomic(f"{step_folder(step)}/{REJECTED}", [text.encode()])
 
 
-def steps_to_prune(store: Store, retention: Retention, metric_of: MetricOf | None = None) -> list[int]:
+def set_aside_left_behind(store: Store, lineage: Lineage) -> list[int]:
+    """Write REJECTED.json beside every checkpoint that a rollback has left behind; their steps, rising."""
+    steps = []
+    for step in committed_steps(store):
+        reason = _left_behind(store, step, lineage)
+        if reason is not None:
+            set_aside(store, step, reason)
+            steps.append(step)
+    return steps
+
+
+def steps_to_prune(
+    store: Store, retention: Retention, metric_of: MetricOf | None = None, *, lineage: Lineage = WHOLE
+) -> list[int]:
     """What `prune` removes: committed steps that retention gives up, and older attempts' leftovers, rising.
 
     `metric_of` is what `keep_best` goes by; without it, the loss in each marker. Nothing while no checkpoint that
     stays has all its files: the last good one is never deleted.
     """
-    standings = step_standings(store)
+    standings = step_standings(store, lineage)
     committed = [item.step for item in standings if item.standing is Standing.committed]
     doomed = checkpoints_to_delete(committed, retention, metric_of or (lambda step: _loss(store, step)))
     newest = next((m for s in reversed(committed) if s not in doomed and (m := _whole(store, s))), None)
@@ -156,13 +179,15 @@ def steps_to_prune(store: Store, retention: Retention, metric_of: MetricOf | Non
     return sorted(doomed + [step for step in torn if _is_leftover(store, step, newest.attempt)])
 
 
-def prune(store: Store, retention: Retention, metric_of: MetricOf | None = None) -> list[int]:
+def prune(
+    store: Store, retention: Retention, metric_of: MetricOf | None = None, *, lineage: Lineage = WHOLE
+) -> list[int]:
     """Delete what retention gives up, oldest first; the steps deleted.
 
     The marker goes first: a crash in between leaves a folder that does not exist for anybody who loads, and
     that a later attempt's prune removes. Rejected checkpoints stay.
     """
-    steps = steps_to_prune(store, retention, metric_of)
+    steps = steps_to_prune(store, retention, metric_of, lineage=lineage)
     for step in steps:
         store.remove(f"{step_folder(step)}/{MARKER}")
         store.remove(step_folder(step))
@@ -200,6 +225,21 @@ def _rejection(store: Store, step: int) -> str | None:
     except (ValueError, KeyError, TypeError):
         return "its REJECTED.json can't be read"
     return reason if marker_hash == _marker_hash(store, step) else None
+
+
+def _left_behind(store: Store, step: int, lineage: Lineage) -> str | None:
+    """Why the marker of `step` is not of the newest branch; None where it is, or can't be read."""
+    if lineage.is_shared(step):
+        return None
+    try:
+        marker = read_marker(store, step)
+    except StoreError:
+        raise
+    except CheckpointError:
+        return None
+    if lineage.survives(marker.attempt, step):
+        return None
+    return f"attempt {marker.attempt} made it of steps that a rollback has left behind"
 
 
 def _marker_hash(store: Store, step: int) -> str:

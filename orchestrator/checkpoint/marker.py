@@ -61,6 +61,9 @@ class Marker:
     loss: float | None = None
     """Training loss at `step`; one that is not finite is written as null."""
     branch: int = 0
+    """How many rollbacks led here."""
+    recent_losses: tuple[float, ...] = ()
+    """Of the last steps, oldest first, where spikes are looked for."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """The learning-rate schedule: length, peak, and what else the engine wants back."""
     loss_scaler: dict[str, Any] | None = None
@@ -120,6 +123,7 @@ class Marker:
                 raise CheckpointError(f"{where} has format {found!r}, this version reads {FORMAT!r}")
             del raw["sha256"]
             raw["data"] = DataState(raw["data"]["step"], tuple(raw["data"]["skipped_windows"]))
+            raw["recent_losses"] = tuple(raw.get("recent_losses", ()))
             raw["files"] = tuple(_marker_file(file) for file in raw["files"])
             names = [file.file for file in raw["files"]]
             raw["tensors"] = {name: _tensor(entry, names) for name, entry in raw["tensors"].items()}

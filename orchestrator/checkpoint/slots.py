@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -40,6 +40,17 @@ SMALL_BYTES = 64 * 1024
 
 CHUNK_BYTES = 4 * 2**20
 """Small enough for a core's share of the cache, large enough that a chunk's own cost does not show."""
+
+
+class SnapshotDamagedError(CheckpointError):
+    """A slot is not what it was sealed as: its step can't be restored from memory."""
+
+
+class Share(NamedTuple):
+    """Whose state a slot holds: rank `rank` of a world of `world_size`."""
+
+    world_size: int
+    rank: int
 
 
 class SlotState(IntEnum):
@@ -83,7 +94,7 @@ class SlotShape:
 
     @property
     def slot_bytes(self) -> int:
-        return _data_start(len(self.index())) + self.num_floats * BYTES_PER_ELEMENT
+        return data_start(len(self.index())) + self.num_floats * BYTES_PER_ELEMENT
 
 
 def create_slot(name: str, num_bytes: int) -> int:
@@ -136,11 +147,7 @@ class Slot:
 
     def header(self) -> Header:
         """Raises CheckpointError where it is no slot."""
-        magic, state, *numbers, checksum = _HEADER.unpack(os.pread(self.descriptor, _HEADER.size, 0))
-        if magic != MAGIC or state not in tuple(SlotState):
-            raise CheckpointError("a snapshot slot was never formatted, or its header is damaged")
-        step, attempt, index_bytes, small_bytes, data_bytes = numbers
-        return Header(SlotState(state), step, attempt, index_bytes, small_bytes, data_bytes, checksum)
+        return parse_header(os.pread(self.descriptor, _HEADER.size, 0))
 
     def has_shape(self, shape: SlotShape) -> bool:
         try:
@@ -201,17 +208,13 @@ class Slot:
         return header.state is SlotState.sealed and header.checksum == self.checksum(digests)
 
     def extents(self) -> tuple[PlacedExtent, ...]:
-        header = self.header()
-        rows = json.loads(self._map[PAGE_BYTES : PAGE_BYTES + header.index_bytes])
-        return tuple(
-            PlacedExtent(Extent(name, kind, tuple(shape), start, count), first)
-            for name, kind, shape, start, count, first in rows
-        )
+        return parse_index(os.pread(self.descriptor, self.header().index_bytes, PAGE_BYTES))
 
     def small(self) -> dict[str, Any]:
         header = self.header()
-        start = PAGE_BYTES + header.index_bytes
-        small: dict[str, Any] = json.loads(self._map[start : start + header.small_bytes])
+        small: dict[str, Any] = json.loads(
+            os.pread(self.descriptor, header.small_bytes, PAGE_BYTES + header.index_bytes)
+        )
         return small
 
     def data(self) -> np.ndarray:
@@ -221,11 +224,27 @@ class Slot:
             self._map,
             dtype="<f4",
             count=header.data_bytes // BYTES_PER_ELEMENT,
-            offset=_data_start(header.index_bytes),
+            offset=data_start(header.index_bytes),
         )
 
     def _write_header(self, state: SlotState, *fields: object) -> None:
         os.pwrite(self.descriptor, _HEADER.pack(MAGIC, state, *fields), 0)
+
+
+def parse_header(raw: bytes) -> Header:
+    """From a slot's first HEADER_BYTES. Raises CheckpointError where it is no slot."""
+    magic, state, *numbers, checksum = _HEADER.unpack(raw)
+    if magic != MAGIC or state not in tuple(SlotState):
+        raise CheckpointError("a snapshot slot was never formatted, or its header is damaged")
+    step, attempt, index_bytes, small_bytes, data_bytes = numbers
+    return Header(SlotState(state), step, attempt, index_bytes, small_bytes, data_bytes, checksum)
+
+
+def parse_index(raw: bytes) -> tuple[PlacedExtent, ...]:
+    return tuple(
+        PlacedExtent(Extent(name, kind, tuple(shape), start, count), first)
+        for name, kind, shape, start, count, first in json.loads(raw)
+    )
 
 
 def chunk_digest(chunk: np.ndarray) -> bytes:
@@ -269,6 +288,7 @@ def newest_common_step(steps_of_ranks: Sequence[Sequence[int]]) -> int | None:
     return max(common, default=None)
 
 
-def _data_start(index_bytes: int) -> int:
+def data_start(index_bytes: int) -> int:
+    """Byte of a slot at which its data begins."""
     used = PAGE_BYTES + index_bytes + SMALL_BYTES
     return -(-used // PAGE_BYTES) * PAGE_BYTES

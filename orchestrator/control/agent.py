@@ -20,19 +20,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.checkpoint.retry import ANY, PASSING, Patience
+from orchestrator.checkpoint.slots import Share
+from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
 from orchestrator.control.mailbox import Mailbox
 from orchestrator.control.oomkills import OomKills
-from orchestrator.control.peers import PeerCopies, fetch_copy
 from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
-from orchestrator.control.slotkeeper import Peer, PersistJob, SlotKeeper
+from orchestrator.control.shares import WantedShares
+from orchestrator.control.slotkeeper import Peer, PersistJob
 from orchestrator.control.stacks import dump
 from orchestrator.control.surroundings import interface_of
 from orchestrator.control.watchdog import HangLimits, RankProgress
 from orchestrator.control.watching import Watch
 from orchestrator.control.zygotehandle import ZygoteHandle
-from orchestrator.errors import CheckpointError, WorkerFailedError
+from orchestrator.errors import WorkerFailedError
 
 Event = dict[str, Any]
 STORE_TIMEOUT_S = 300.0
@@ -51,8 +53,7 @@ class NodeAgent:
         self._changed = threading.Condition()
         self._ranks: dict[str, RankHandle] = {}
         self._store: tuple[Channel, int] | None = None
-        self._slots = SlotKeeper()
-        self._copies = PeerCopies(address)
+        self._memory = AgentMemory(address)
         self._peer: Peer | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
@@ -65,7 +66,7 @@ class NodeAgent:
             "host": socket.gethostname(),
             "address": self._address,
             "interface": interface_of(self._address),
-            "port": self._copies.port,
+            "port": self._memory.copies.port,
             "pid": os.getpid(),
         }
 
@@ -139,28 +140,35 @@ class NodeAgent:
             self._start_zygote()
         return problem
 
-    def sealed_steps(self) -> dict[int, list[int]]:
-        """rank -> steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
-        return self._slots.sealed_steps()
+    def sealed_steps(self) -> dict[Share, list[int]]:
+        """Steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
+        return self._memory.slots.sealed_steps()
 
-    def copied_steps(self) -> dict[int, list[int]]:
-        """rank of another node -> steps of which this node's memory holds a whole copy."""
-        return self._copies.sealed_steps()
+    def copied_steps(self) -> dict[Share, list[int]]:
+        """Of other nodes' ranks: steps of which this node's memory holds a whole copy."""
+        return self._memory.copies.sealed_steps()
 
-    def keep_snapshots(self, step: int | None) -> None:
-        """Before an attempt that starts from `step`: the snapshots of other steps are not the run's any more."""
-        self._slots.keep_only(step)
-        self._copies.keep_only(step)
+    def keep_snapshots(self, step: int | None, world_size: int) -> None:
+        """Before an attempt of so many ranks that starts from `step`: the snapshots of other steps are not the run's
+        any more."""
+        self._memory.keep_only(step, world_size)
 
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
-        self._copies.trust(secret)
+        self._memory.copies.trust(secret)
         self._peer = None if peer is None else Peer(*peer, secret)
 
-    def adopt_copies(self, secret: str, copies: Sequence[tuple[int, int, tuple[str, int]]]) -> None:
-        """Fetch each (rank, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
-        for rank, step, peer in copies:
-            self._slots.adopt(rank, fetch_copy(peer, secret, rank, step))
+    def adopt_copies(self, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:
+        """Fetch each (share, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
+        self._memory.adopt(secret, copies)
+
+    def show_shares(self, wanted: WantedShares) -> None:
+        """Before an attempt of another world size: where its ranks find the snapshots that they start from."""
+        self._memory.show(wanted)
+
+    def reports(self, world_size: int, step: int) -> dict[int, Event]:
+        """rank of a world -> what it had reported of `step`, of those whose snapshot or copy is here."""
+        return self._memory.reports(world_size, step)
 
     def start_ranks(
         self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]], limits: HangLimits | None = None
@@ -174,7 +182,7 @@ class NodeAgent:
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
             page = create_page(f"progress-{number}")
-            rank = RankHandle(attempt, number, channel, ProgressReader(page))
+            rank = RankHandle(attempt, number, spec["world_size"], channel, ProgressReader(page))
             started.append(rank)
             rank.threads = [
                 threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
@@ -264,8 +272,7 @@ class NodeAgent:
         """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
         self._stop_watch()
         self._end_zygote()
-        self._slots.close()
-        self._copies.close()
+        self._memory.close()
 
     def _end_zygote(self) -> None:
         self._zygote.end()
@@ -282,23 +289,19 @@ class NodeAgent:
                 message = rank.channel.receive()
                 match message["kind"]:
                     case "slots":
-                        self._hand_slots(rank, message)
+                        self._memory.hand_slots(rank, message)
                     case "persist":
                         self._persist(rank, message)
                     case "replicate":
                         self._replicate(rank, message)
+                    case "shares":
+                        self._memory.hand_shares(rank)
+                    case "settled":
+                        self._memory.forget_other_worlds(rank.world_size)
                     case _:
                         self._emit(rank, message)
             except (EOFError, OSError):
                 return
-
-    def _hand_slots(self, rank: RankHandle, wanted: Event) -> None:
-        try:
-            descriptors, held = self._slots.slots_for(rank.rank, wanted["slot_bytes"], wanted["count"])
-        except CheckpointError as error:
-            rank.channel.send_descriptors({"kind": "slots", "held": [], "problem": str(error)}, [])
-            return
-        rank.channel.send_descriptors({"kind": "slots", "held": held, "problem": None}, descriptors)
 
     def _persist(self, rank: RankHandle, message: Event) -> None:
         """Tell first, release then: a rank that was released knows that the controller will hear of it."""
@@ -322,7 +325,7 @@ class NodeAgent:
                     with contextlib.suppress(OSError):
                         living.channel.send({"kind": "persisted", "slot": job.slot})
 
-        self._slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
+        self._memory.slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
 
     def _replicate(self, rank: RankHandle, message: Event) -> None:
         assert self._peer is not None
@@ -334,7 +337,7 @@ class NodeAgent:
                     with contextlib.suppress(OSError):
                         living.channel.send({"kind": "replicated", "slot": message["slot"], "step": step})
 
-        self._slots.replicate(rank.rank, message["slot"], self._peer, on_done)
+        self._memory.slots.replicate(rank.share, message["slot"], self._peer, on_done)
 
     def _read_output(self, rank: RankHandle, descriptor: int) -> None:
         rank.read_output(descriptor, lambda line: self._emit(rank, {"kind": "output", "text": line}))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.control.collect import Gathering
+from orchestrator.control.stragglers import Straggler, StragglerWatch
 from orchestrator.control.watchdog import PHASE_WORDS, Hang
 from orchestrator.observe.failure import RankFailure, classify, end_in_words, first_failure
 from orchestrator.observe.metrics import StepRow
@@ -29,6 +30,7 @@ class Attempt:
     world_size: int
     started_s: float
     """Monotonic."""
+    straggler_watch: StragglerWatch
     steps: Gathering = field(init=False)
     saves: Gathering = field(init=False)
     evaluations: Gathering = field(init=False)
@@ -47,11 +49,16 @@ class Attempt:
     failed_saves: set[int] = field(default_factory=set)
     """Steps whose checkpoint at least one rank could not write."""
     losses: dict[int, float] = field(default_factory=dict)
+    left: set[int] = field(default_factory=set)
+    """Ranks that have left because of an anomaly."""
+    stragglers: list[Straggler] = field(default_factory=list)
+    """To be told of."""
     hung_in: str | None = None
     """The phase in which the attempt hung."""
 
     def __post_init__(self) -> None:
-        self.steps, self.saves, self.evaluations, self.repeats = (Gathering(self.world_size) for _ in range(4))
+        self.steps, self.saves, self.evaluations = (Gathering(self.world_size) for _ in range(3))
+        self.repeats = Gathering(self.resume.world_size or self.world_size)
         self.last_step = self.resume.step
 
     @property
@@ -68,7 +75,8 @@ class Attempt:
 
     def ended_well(self, message: Message) -> bool:
         """Whether a rank's `exited` is the end that was expected."""
-        return bool(message["is_stopped"]) or (message["rank"] in self.dones and message["exit_code"] == 0)
+        is_expected = message["rank"] in self.dones or message["rank"] in self.left
+        return bool(message["is_stopped"]) or (is_expected and message["exit_code"] == 0)
 
     def add_failure(self, message: Message, host: str) -> RankFailure:
         """From a rank's `exited` and what it had said before."""
@@ -120,3 +128,8 @@ class Attempt:
         if first.is_hung:
             return f"step {self.last_step}: hang of rank {first.rank} in {self.hung_in}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"
+
+
+def death_fields(failure: RankFailure) -> dict[str, Any]:
+    """What `rank_died` says."""
+    return {name: getattr(failure, name) for name in ("rank", "node", "signal", "exit_code", "message")}

@@ -16,6 +16,8 @@ TOLD_AS_ALERT = {
     "rank_died": "a rank died",
     "hang_detected": "ranks hang",
     "node_lost": "a node was lost",
+    "anomaly": "the numbers are bad",
+    "straggler": "a rank is slow",
     "run_failed": "the run failed",
 }
 

@@ -3,14 +3,18 @@
 All its state can be rebuilt from the run folder: a driver that dies is replaced by typing the command again.
 """
 
+import contextlib
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
+from orchestrator.codec import decode
 from orchestrator.control import lifecycle
-from orchestrator.control.attempt import Attempt, Interruption, Message
+from orchestrator.control.anomalies import Anomaly
+from orchestrator.control.attempt import Attempt, Interruption, Message, death_fields
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.fleet import Fleet
@@ -19,10 +23,12 @@ from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
+from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt, resume_point
-from orchestrator.errors import CheckpointError, PlacementError, SupersededError
+from orchestrator.control.stragglers import StragglerWatch, straggler_fields
+from orchestrator.errors import CheckpointError, PlacementError, StoreError, SupersededError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
@@ -62,6 +68,7 @@ class Controller:
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle)
+        self._rollbacks = Rollbacks(run.folder.branches, clock)
         self._attempt: Attempt | None = None
         self._interruption = interruption
         self._first_claim = claim
@@ -78,13 +85,13 @@ class Controller:
         `committed_step` is the newest that the ledger knows of.
         """
         attempt = self._attempt = heritage.attempt
+        self._is_memory_trusted = self._rollbacks.lineage.survives(attempt.number, sys.maxsize)
         if committed_step:
             self.reports.restored(committed_step)
         self.reports.hear_unheard(attempt, heritage.unheard)
         row = self._chronicle.last_row
         if row is not None and row.time is not None:  # it went on training without a driver
-            since_s = self._clock.monotonic() - max(0.0, self._clock.time() - row.time)
-            self._interruption = Interruption(since_s, attempt.last_step)
+            self._interruption = Interruption(self._clock.monotonic() + row.time - self._clock.time(), row.step)
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
@@ -127,7 +134,9 @@ class Controller:
         """Hear what has happened, within `timeout_s`, and act on it."""
         self._hear_agents(timeout_s)
         if self.reports.hear_commits():
-            self._budget = full_budget(self._run.config.fault)  # the limit is on failures without progress in between
+            is_past_anomaly = self.reports.committed_step > self._rollbacks.anomaly_step
+            full = full_budget(self._run.config.fault)
+            self._budget = self._budget.renewed(full, is_past_anomaly=is_past_anomaly)
         self._give_way_if_fenced()
         self._conclude_if_done()
         while self._notices_taken < self._count_notices() and not self.state.is_end:
@@ -147,7 +156,7 @@ class Controller:
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
         try:
-            resume = self._memory_point() or resume_point(self._run, self._store, self._reject_checkpoint)
+            resume = self._choose_point()
         except CheckpointError as error:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
@@ -156,8 +165,9 @@ class Controller:
             self.reports.restored(resume.step)
         claim, self._first_claim = self._first_claim or claim_attempt(self._run, self._store), None
         number = claim.attempt
-        self.reports.begin(claim)
-        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
+        self.reports.begin(claim, self._rollbacks.lineage)
+        watch = StragglerWatch(self._run.config.fault.straggler_factor)
+        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
             "attempt_started",
@@ -170,12 +180,28 @@ class Controller:
             zero_stage=self._run.plan.zero_stage,
             steps_lost=lost,
         )
+        for report in self._fleet.reports_of(resume):
+            self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
 
-    def _memory_point(self) -> ResumePoint | None:
-        if self._attempt is None or not self._is_memory_trusted:
-            return None
-        return self._fleet.memory_point(self._attempt.resume, self.reports.committed_step)
+    def _choose_point(self) -> ResumePoint:
+        """Where the next attempt starts; after an anomaly, the start of a new branch. Raises CheckpointError."""
+        limit = self._rollbacks.limit
+        max_step = None if limit is None else limit.max_step
+        resume = None
+        if self._attempt is not None and self._is_memory_trusted and (limit is None or limit.is_memory_good):
+            resume = self._fleet.memory_point(self._attempt.resume, self.reports.committed_step, max_step)
+        if resume is None:
+            how = {"lineage": self._rollbacks.lineage, "max_step": max_step}
+            resume = resume_point(self._run, self._store, self._reject_checkpoint, **how)
+        branch = self._rollbacks.branch_off(resume)
+        if branch is not None:
+            self._chronicle.event("rollback", self._number, self._last_step, **branch_fields(branch))
+            self.reports.leave_behind(branch.at_step)
+            with contextlib.suppress(StoreError):  # what is left behind is never chosen, marked or not
+                for step in self._rollbacks.set_aside(self._store):
+                    self._reject_checkpoint(step, f"left behind: the run went back to step {branch.at_step}")
+        return self._rollbacks.on_newest_branch(resume)
 
     def _reject_checkpoint(self, step: int, reason: str) -> None:
         path = self._store.where(step_folder(step))
@@ -248,6 +274,7 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
+                self._tell_stragglers(attempt)
             case "done":
                 self._on_done(attempt, message)
             case "snapshot_rejected":
@@ -260,12 +287,16 @@ class Controller:
                 attempt.said[message["rank"]] = message
             case "exited":
                 self._on_exited(attempt, message)
+            case "anomaly":
+                self._on_anomaly(attempt, message)
             case "stalled":
                 self._on_stalled(attempt)
             case _:
                 self.reports.hear(attempt, message)
 
     def _on_first_step(self, attempt: Attempt) -> None:
+        if not self.state.is_training:  # the last words of ranks that are being stopped
+            return
         self._is_memory_trusted = True
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
@@ -289,8 +320,8 @@ class Controller:
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
-        attempt, is_training = self._attempt, self.state in (State.starting, State.running, State.draining)
-        if attempt is None or not attempt.is_done or not is_training:
+        attempt = self._attempt
+        if attempt is None or not attempt.is_done or not self.state.is_training:
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):
@@ -309,28 +340,39 @@ class Controller:
         if attempt.ended_well(message):
             return
         failure = attempt.add_failure(message, host_of(self._fleet.agents, message["node"]))
-        self._chronicle.event(
-            "rank_died",
-            attempt.number,
-            attempt.last_step,
-            rank=failure.rank,
-            node=failure.node,
-            signal=failure.signal,
-            exit_code=failure.exit_code,
-            message=failure.message,
-        )
+        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **death_fields(failure))
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
 
     def _on_stalled(self, attempt: Attempt) -> None:
         """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
-        is_training = self.state in (State.starting, State.running, State.draining)
-        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time()) if is_training else None
+        if not self.state.is_training:
+            return
+        facts = examine(self._cluster, self._fleet.agents, attempt, self._clock.time())
         if facts is None:
             return
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
+
+    def _tell_stragglers(self, attempt: Attempt) -> None:
+        found, attempt.stragglers = attempt.stragglers, []
+        for straggler in found:
+            host = host_of(self._fleet.agents, self._fleet.placement.ranks[straggler.rank].node)
+            fields = straggler_fields(straggler, host)
+            self._chronicle.event("straggler", attempt.number, attempt.last_step, **fields)
+
+    def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
+        """Every rank says the same, after what it has to report of the step, and leaves."""
+        attempt.left.add(message["rank"])
+        if len(attempt.left) < attempt.world_size or not self.state.is_training:
+            return
+        anomaly = decode(Anomaly, message["anomaly"])
+        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly))
+        self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
+        self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
+        self._begin_interruption()
+        self._tell(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
         """Another copy of the run has taken over: nothing that this one does counts any more.

@@ -33,6 +33,7 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.rollback import lineage_in
 from orchestrator.control.specs import worker_threads
 from orchestrator.control.starting import claim_attempt
 from orchestrator.control.surroundings import here, is_joining
@@ -272,7 +273,7 @@ def tenancy(run: OpenRun, claim: Claim) -> Tenancy:
 def newest_committed(run: OpenRun) -> ResumePoint:
     """For the summary only: what will be loaded is verified first, by the controller."""
     store = Store(run.checkpoint_url)
-    steps = committed_steps(store)
+    steps = committed_steps(store, lineage_in(run.folder.branches))
     if not steps:
         return ResumePoint()
     return ResumePoint(step=steps[-1], checkpoint=store.where(step_folder(steps[-1])))

@@ -11,6 +11,7 @@ from orchestrator.control.attempt import Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.members import AgentHandle, Cluster, Events
 from orchestrator.control.opening import OpenRun
+from orchestrator.control.shares import WantedShares
 from orchestrator.control.specs import agent_settings, has_peers
 from orchestrator.control.starting import cuda_fork_problems, memory_point, set_peers, start_ranks
 from orchestrator.errors import CheckpointError
@@ -30,6 +31,8 @@ class Fleet:
         self._secret = secrets.token_hex(32)
         """By which the agents know each other."""
         self._placement: Placement | None = None
+        self._shares: WantedShares | None = None
+        """Where the snapshots of the former world are that the next attempt starts from."""
         self._stream: Events | None = None
 
     @property
@@ -83,8 +86,11 @@ class Fleet:
     def start_ranks(self, number: int, resume: ResumePoint) -> None:
         """Fork every rank of attempt `number`; where an agent is gone, the stream tells of it."""
         with contextlib.suppress(ConnectionError):
-            kept = resume.step if resume.source in ("memory", "peer") else None
-            self._cluster.call_all([(agent, (kept,)) for agent in self.agents], "keep_snapshots")
+            kept = resume.step if resume.is_in_memory else None
+            world_size = len(self.placement.ranks)
+            self._cluster.call_all([(agent, (kept, world_size)) for agent in self.agents], "keep_snapshots")
+            if self._shares is not None and resume.is_in_memory:
+                self._cluster.call_all([(agent, (self._shares,)) for agent in self.agents], "show_shares")
             start_ranks(self._run, self._cluster, self.agents, self.placement, number=number, resume=resume)
 
     def stop_ranks(self) -> None:
@@ -99,11 +105,15 @@ class Fleet:
             with contextlib.suppress(ConnectionError):
                 self._cluster.call(agent, "drain")
 
-    def memory_point(self, previous: ResumePoint, committed_step: int) -> ResumePoint | None:
-        """The agents' snapshots, where they are not older than what is in storage; lost ones come from peers."""
+    def memory_point(
+        self, previous: ResumePoint, committed_step: int, max_step: int | None = None
+    ) -> ResumePoint | None:
+        """The agents' snapshots (up to `max_step`), where they are not older than what is in storage; lost ones come
+        from peers."""
+        self._shares = None
         try:
-            point = memory_point(self._cluster, self.agents, self.placement, previous, committed_step=committed_step)
-            if point is None or point.resume.step < committed_step:
+            point = memory_point(self._cluster, self.agents, self.placement, max_step)
+            if point is None or point.step < committed_step:
                 return None
             fetching = [agent for agent in self.agents if agent.node in point.to_fetch]
             self._cluster.call_all(
@@ -111,4 +121,31 @@ class Fleet:
             )
         except (ConnectionError, CheckpointError):
             return None
-        return point.resume
+        if point.world_size != len(self.placement.ranks):
+            holders = tuple(sorted(point.holders.items()))
+            self._shares = WantedShares(point.world_size, point.step, holders, self._secret)
+        return ResumePoint(
+            step=point.step,
+            source="peer" if point.is_from_peers or point.to_fetch else "memory",
+            world_size=point.world_size,
+            is_durable=point.step <= committed_step,
+            skipped_windows=previous.skipped_windows,
+            branch=previous.branch,
+        )
+
+    def reports_of(self, resume: ResumePoint) -> list[Message]:
+        """What the ranks of another world had reported of the step that its snapshots are of; empty where that is not
+        known of all of them."""
+        world_size = resume.world_size
+        if world_size is None or world_size == len(self.placement.ranks):
+            return []
+        with contextlib.suppress(ConnectionError):
+            calls: list[tuple[AgentHandle, tuple[object, ...]]] = [
+                (agent, (world_size, resume.step)) for agent in self.agents
+            ]
+            by_rank: dict[int, Message] = {}
+            for reports in self._cluster.call_all(calls, "reports"):
+                by_rank |= reports
+            if len(by_rank) == world_size and all(by_rank.values()):
+                return [{**by_rank[rank], "rank": rank} for rank in sorted(by_rank)]
+        return []

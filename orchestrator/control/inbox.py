@@ -18,6 +18,7 @@ class Inbox:
         """Ends of transfers that came before anybody listened."""
         self._slots: tuple[Message, list[int]] | None = None
         """The agent's answer, with its descriptors."""
+        self._shares: tuple[Message, list[int]] | None = None
         self._channel = channel
 
     def listen(self, on_persisted: Callable[[int], None], on_replicated: Callable[[int, int | None], None]) -> None:
@@ -52,8 +53,17 @@ class Inbox:
             raise CheckpointError(message["problem"])
         return [Slot(descriptor) for descriptor in descriptors], message["held"]
 
+    def shares(self) -> tuple[Message, list[int]]:
+        """(where another world's snapshots are, descriptors of those in this agent's memory)."""
+        self._channel.send({"kind": "shares"})
+        while self._shares is None:
+            self.wait()
+        return self._shares
+
     def _take(self, message: Message) -> None:
         match message["kind"]:
+            case "shares":
+                self._shares = message, self._channel.receive_descriptors(message)
             case "drain":
                 self.is_drain_asked = True
             case "slots":

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.codec import decode
 from orchestrator.control.attempt import Attempt, Message
+from orchestrator.control.stragglers import StragglerWatch
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import Placement, ResumePoint
 
@@ -45,7 +46,7 @@ def heritage(
     resume = next((facts["resume"] for facts in known.values() if "resume" in facts), None)
     if resume is None:
         return None
-    attempt = Attempt(number, decode(ResumePoint, resume), len(placement.ranks), now_s)
+    attempt = Attempt(number, decode(ResumePoint, resume), len(placement.ranks), now_s, StragglerWatch(0.0))
     if last_row is not None and last_row.attempt == number:
         attempt.last_step = max(attempt.last_step, last_row.step)
     unheard = [

@@ -2,9 +2,9 @@
 
 PLACING -> STARTING -> RUNNING -> FINISHED is the calm run. A failure stops every rank of the attempt
 (STOPPING), then a new attempt starts (STARTING) from the newest point that memory or storage holds, or is placed
-anew (REPLACING) where a node was lost: on another node, or with fewer workers. Where lost nodes are back, all ranks
-pause at a step boundary (GROWING) and are placed anew. A preemption notice drains (DRAINING): all ranks leave at one
-step boundary, after a save.
+anew (REPLACING) where a node was lost: on another node, or with fewer workers. Bad numbers stop the ranks, too; the
+next attempt starts from a point before them. Where lost nodes are back, all ranks pause at a step boundary (GROWING)
+and are placed anew. A preemption notice drains (DRAINING): all ranks leave at one step boundary, after a save.
 """
 
 from collections.abc import Callable
@@ -39,6 +39,10 @@ class State(StrEnum):
     @property
     def is_end(self) -> bool:
         return self in (State.finished, State.failed, State.preempted)
+
+    @property
+    def is_training(self) -> bool:
+        return self in (State.starting, State.running, State.growing, State.draining)
 
 
 class Action(StrEnum):
@@ -76,6 +80,11 @@ class AttemptFailed:
 @dataclass(frozen=True, slots=True)
 class NodeLost:
     signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnomalyFound:
+    """Every rank says that the numbers of its last step are bad, and has left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,7 @@ Event = (
     | FirstStep
     | AttemptFailed
     | NodeLost
+    | AnomalyFound
     | Stopped
     | AllDone
     | Drained
@@ -142,14 +152,23 @@ class Budget:
     identical_limit: int
     last_signature: str | None = None
     identical: int = 0
+    rollbacks_left: int = 0
 
     def spend(self, signature: str) -> "Budget":
         again = self.identical + 1 if signature == self.last_signature else 1
         return replace(self, restarts_left=self.restarts_left - 1, last_signature=signature, identical=again)
 
+    def roll_back(self) -> "Budget":
+        return replace(self, rollbacks_left=self.rollbacks_left - 1)
+
+    def renewed(self, full: "Budget", *, is_past_anomaly: bool) -> "Budget":
+        """After a checkpoint: the limits are on failures without progress in between. Getting as far as the last
+        anomaly once more is none."""
+        return full if is_past_anomaly else replace(full, rollbacks_left=self.rollbacks_left)
+
     @property
     def is_spent(self) -> bool:
-        return self.restarts_left < 0 or self.identical >= self.identical_limit
+        return self.restarts_left < 0 or self.identical >= self.identical_limit or self.rollbacks_left < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +188,9 @@ def decide(state: State, event: Event, budget: Budget) -> Decision:
         raise LifecycleError(f"{type(event).__name__} came after the run had {state.value}")
     match event:
         case AttemptFailed(signature) | NodeLost(signature):
-            return _after_failure(state, signature, isinstance(event, NodeLost), budget)
+            return _after_failure(state, budget.spend(signature), isinstance(event, NodeLost), budget)
+        case AnomalyFound() if state is not State.placing:
+            return _after_failure(state, budget.roll_back(), False, budget)
         case PreemptionNotice():
             return _after_notice(state, budget)
         case Superseded():
@@ -204,14 +225,14 @@ _STRAIGHT: dict[tuple[State, type], tuple[State, Action]] = {
 }
 
 
-def _after_failure(state: State, signature: str, is_node: bool, budget: Budget) -> Decision:
+def _after_failure(state: State, spent: Budget, is_node: bool, budget: Budget) -> Decision:
+    """`spent` is the budget after this failure, where it counts as one."""
     if state in _ENDING:
         return Decision(state, Action.none, budget)
     if state in (State.stopping, State.replacing):  # the same attempt's other ranks, or its node
         return Decision(State.replacing if is_node else state, Action.none, budget)
     if state is State.draining:
         return Decision(State.leaving, Action.stop, budget)
-    spent = budget.spend(signature)
     if spent.is_spent:
         return Decision(State.failing, Action.stop, spent)
     return Decision(State.replacing if is_node else State.stopping, Action.stop, spent)

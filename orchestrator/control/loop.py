@@ -2,6 +2,8 @@
 
 import resource
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,6 +11,8 @@ from torch import distributed as dist
 
 from model.engine import Engine
 from model.schedule import learning_rate
+from orchestrator.codec import encode
+from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.progress import Progress
@@ -33,11 +37,16 @@ class Loop:
         *,
         progress: Progress,
         stopwatch: Stopwatch,
+        recent_losses: Sequence[float] = (),
     ) -> None:
+        """`recent_losses`: as they were kept with the state that was restored."""
         self._spec = spec
         self._engine = engine
         self._channel = channel
         self._agreement = Agreement(spec.world_size)
+        self._watch = LossWatch(
+            spike_threshold=spec.fault.spike_threshold, spike_window=spec.fault.spike_window, recent=recent_losses
+        )
         self._inbox = inbox
         self._snapshots = snapshots
         self._keep_s = 0.0
@@ -46,7 +55,10 @@ class Loop:
         self._stopwatch = stopwatch
 
     def run(self) -> None:
-        """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave."""
+        """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave.
+
+        They leave without a snapshot where the step's numbers are bad: nothing of it is to be kept.
+        """
         spec = self._spec
         reader = TokenReader(str(spec.data.path), spec.manifest, "train", spec.batch.seq_len)
         loader = BatchLoader(
@@ -66,8 +78,12 @@ class Loop:
             if not spec.resume.is_durable and self._is_save_due(spec.resume.step):
                 self._keep(spec.resume.step, self._snapshots.restored_report or {}, is_leaving=False)
             for step in range(spec.resume.step, spec.steps):
-                is_leaving, report = self._step(step, loader)
-                done = step + 1
+                outcome = self._step(step, loader)
+                done, report, is_leaving = step + 1, outcome.report, outcome.is_leaving
+                if outcome.anomaly is not None:
+                    self._progress.enter(Phase.done)
+                    self._channel.send({"kind": "anomaly", "step": done, "anomaly": encode(outcome.anomaly)})
+                    return
                 kept = time.perf_counter()
                 self._keep(done, report, is_leaving=is_leaving)
                 self._keep_s = time.perf_counter() - kept
@@ -81,8 +97,8 @@ class Loop:
             self._channel.send({"kind": "done", "step": spec.steps, "is_drained": False})
         self._snapshots.close()
 
-    def _step(self, step: int, loader: BatchLoader) -> tuple[bool, Message]:
-        """One optimizer step: (whether the ranks agreed to leave after it, what was reported of it)."""
+    def _step(self, step: int, loader: BatchLoader) -> "_Outcome":
+        """One optimizer step."""
         started, progress = time.perf_counter(), self._progress
         waited_ns = progress.waited_ns
         progress.begin_step(step)
@@ -91,9 +107,11 @@ class Loop:
         ballot = Ballot(self._agreement, self._inbox, self._snapshots, progress)
         lr = self._learning_rate(step)
         result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
-        is_leaving, common_step, common_replicated_step = ballot.outcome()
+        vote = ballot.outcome()
         progress.end_step()
-        self._snapshots.agreed(common_step, common_replicated_step)
+        self._snapshots.agreed(vote.common_step, vote.common_replicated_step)
+        loss = vote.loss_sum / self._spec.batch.tokens_per_step
+        anomaly = self._watch.look(step + 1, loss, result.grad_norm, is_scaled_down=result.is_scaled_down)
         report: Message = {
             "kind": "step",
             "step": step + 1,
@@ -115,7 +133,7 @@ class Loop:
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
         else:
             self._channel.send(report)
-        return is_leaving, report
+        return _Outcome(report, vote.is_leaving, anomaly)
 
     def _enter_compute(self, micro_step: int) -> None:
         self._progress.enter(Phase.compute, micro_step)
@@ -147,7 +165,8 @@ class Loop:
         if is_persisted or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
-            self._snapshots.take(done, report, is_persisted=is_persisted, is_last=is_last)
+            facts = {"report": report, "recent_losses": self._watch.recent}
+            self._snapshots.take(done, facts, is_persisted=is_persisted, is_last=is_last)
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec
@@ -181,6 +200,17 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Of one step, on this rank."""
+
+    report: Message
+    is_leaving: bool
+    """The ranks agreed to leave after it."""
+    anomaly: Anomaly | None
+    """Every rank has the same one."""
+
+
 class Agreement:
     """What all ranks must know of each other at a step boundary, reduced while the update is made."""
 
@@ -193,9 +223,28 @@ class Agreement:
             return None
         return dist.all_reduce(values, op=dist.ReduceOp.MIN, group=self._group, async_op=True)
 
+    def sum(self, values: torch.Tensor) -> dist.Work | None:
+        """Begin to replace `values` by their sum over the ranks: the same bits on all of them."""
+        if self._group is None:
+            return None
+        return dist.all_reduce(values, group=self._group, async_op=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What all ranks know after a step."""
+
+    is_leaving: bool
+    common_step: int
+    """The newest step that is sealed on every rank."""
+    common_replicated_step: int
+    """The newest step of which every rank has a copy in a peer's memory."""
+    loss_sum: float
+    """Over the global batch."""
+
 
 class Ballot:
-    """One step's vote: whether anybody was asked to leave, and the newest snapshot that every rank has."""
+    """One step's vote: whether anybody was asked to leave, the newest snapshot that every rank has, and the loss."""
 
     def __init__(self, agreement: Agreement, inbox: Inbox, snapshots: Snapshots, progress: Progress) -> None:
         self.stall_s = 0.0
@@ -205,9 +254,10 @@ class Ballot:
         self._snapshots = snapshots
         self._progress = progress
         self._values = torch.zeros(3, dtype=torch.int64)
-        self._work: dist.Work | None = None
+        self._loss_sum = torch.zeros(1, dtype=torch.float64)
+        self._works: list[dist.Work | None] = []
 
-    def cast(self) -> None:
+    def cast(self, loss_sum: float) -> None:
         """Before the update: the snapshot of the step before is whole from here on."""
         self._progress.enter(Phase.snapshot)
         self.stall_s = self._snapshots.wait()
@@ -215,13 +265,16 @@ class Ballot:
         self._values[0] = -int(self._inbox.is_drain_asked)
         self._values[1] = self._snapshots.sealed_step
         self._values[2] = self._snapshots.replicated_step
-        self._work = self._agreement.minimum(self._values)
+        self._loss_sum[0] = loss_sum
+        self._works = [self._agreement.minimum(self._values), self._agreement.sum(self._loss_sum)]
         self._progress.enter(Phase.update)
 
-    def outcome(self) -> tuple[bool, int, int]:
-        """(whether all leave after this step, the newest step sealed on every rank, the newest copied for every)."""
+    def outcome(self) -> Vote:
+        """After the update."""
         self._progress.enter(Phase.vote)
-        if self._work is not None:
-            with self._progress.collective():
-                self._work.wait()
-        return bool(self._values[0] < 0), int(self._values[1]), int(self._values[2])
+        for work in self._works:
+            if work is not None:
+                with self._progress.collective():
+                    work.wait()
+        drain, common_step, common_replicated_step = (int(value) for value in self._values)
+        return Vote(drain < 0, common_step, common_replicated_step, float(self._loss_sum[0]))

@@ -1,11 +1,15 @@
 """Copies of snapshots in another node's memory: agents send sealed slots to each other over TCP.
 
-A lost node's slots come from its peer. Every connection is authenticated by a secret that the driver made and handed
-to the agents (HMAC over a challenge); what travels is the cluster's own traffic, like that of NCCL and gloo.
+A lost node's slots come from its peer, and where the world size has changed, ranks read what they need of other
+nodes' slots. Every connection is authenticated by a secret that the driver made and handed to the agents (HMAC over a
+challenge); what travels is the cluster's own traffic, like that of NCCL and gloo.
 
-One request a connection, as a JSON frame; then the raw bytes of a slot in one direction:
-    {"op": "store", "rank", "step", "slot_bytes"} + bytes    -> {"problem": str | None}
-    {"op": "fetch", "rank", "step"}                          -> {"problem", "slot_bytes"} + bytes
+One request a connection, as a JSON frame, about the `share` [world size, rank] at a step:
+    {"op": "store", "share", "step", "slot_bytes"} + bytes of the slot   -> {"problem": str | None}
+    {"op": "fetch", "share", "step"}     -> {"problem", "slot_bytes"} + bytes of the slot
+    {"op": "read", "share", "step"}      -> {"problem"}; from then on, as often as wanted:
+        {"is_sound": None}               -> {"is_sound": bool}
+        {"offset", "count"}              -> bytes of the slot + their xxh3_64
 """
 
 import contextlib
@@ -16,9 +20,12 @@ import secrets
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from orchestrator.checkpoint.slots import Slot, SlotState, create_slot, sealed_step
+import xxhash
+
+from orchestrator.checkpoint.slots import Share, Slot, SlotState, create_slot, sealed_step
 from orchestrator.control.specs import COPIES_OF_RANK
 from orchestrator.errors import CheckpointError
 
@@ -28,16 +35,21 @@ TRANSFER_TIMEOUT_S = 60.0
 CHALLENGE_BYTES = 32
 MAX_FRAME_BYTES = 4096
 CHUNK_BYTES = 1 << 20
+RANGE_BYTES = 4 << 20
+"""Most that is asked for at once where a slot is read by ranges."""
+DIGEST_BYTES = 8
 _LENGTH = struct.Struct("<I")
 
 
 class PeerCopies:
     """The copies that this node holds for others, and the server that takes and gives them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, find_own: Callable[[Share, int], int | None] = lambda share, step: None) -> None:
+        """`find_own`: a descriptor, for the caller to close, of the node's own slot of a share at a step."""
         self._secret = b""
-        self._copies: dict[int, list[int]] = {}
-        """rank -> descriptors of its copies."""
+        self._find_own = find_own
+        self._copies: dict[Share, list[int]] = {}
+        """Descriptors of each share's copies."""
         self._lock = threading.Lock()
         self._receiving = threading.Lock()
         self._server = socket.create_server((address, 0))
@@ -48,21 +60,39 @@ class PeerCopies:
         """From here on whoever knows `secret` may store and fetch; nobody before."""
         self._secret = secret.encode()
 
-    def sealed_steps(self) -> dict[int, list[int]]:
-        """rank -> steps of which this node holds a whole copy."""
+    def sealed_steps(self) -> dict[Share, list[int]]:
+        """Steps of which this node holds a whole copy."""
         with self._lock:
             return {
-                rank: [step for descriptor in descriptors if (step := sealed_step(descriptor)) is not None]
-                for rank, descriptors in self._copies.items()
+                share: [step for descriptor in descriptors if (step := sealed_step(descriptor)) is not None]
+                for share, descriptors in self._copies.items()
             }
 
-    def keep_only(self, step: int | None) -> None:
-        """Before an attempt that starts from `step`."""
+    def find(self, share: Share, step: int) -> int | None:
+        """Descriptor, for the caller to close, of the copy sealed at `step`; None where there is none."""
         with self._lock:
-            for descriptors in self._copies.values():
-                for descriptor in descriptors:
-                    if sealed_step(descriptor) not in (None, step):
+            held = [d for d in self._copies.get(share, []) if sealed_step(d) == step]
+            return os.dup(held[0]) if held else None
+
+    def keep_only(self, step: int | None, world_size: int) -> None:
+        """Before an attempt of so many ranks that starts from `step`. Other copies of its world are emptied, those of
+        other worlds freed."""
+        with self._lock:
+            for share, descriptors in self._copies.items():
+                others = [descriptor for descriptor in descriptors if sealed_step(descriptor) != step]
+                for descriptor in others:
+                    if share.world_size != world_size:
+                        os.close(descriptor)
+                        descriptors.remove(descriptor)
+                    elif sealed_step(descriptor) is not None:
                         Slot(descriptor).discard()
+
+    def forget_other_worlds(self, world_size: int) -> None:
+        """A world of `world_size` has copies of its own by now: free those of others."""
+        with self._lock:
+            for share in [share for share in self._copies if share.world_size != world_size]:
+                for descriptor in self._copies.pop(share):
+                    os.close(descriptor)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -87,20 +117,21 @@ class PeerCopies:
             connection.settimeout(TRANSFER_TIMEOUT_S)
             challenge = secrets.token_bytes(CHALLENGE_BYTES)
             connection.sendall(challenge)
-            proof = _receive_exactly(connection, CHALLENGE_BYTES)
+            proof = receive_exactly(connection, CHALLENGE_BYTES)
             if not self._secret or not hmac.compare_digest(proof, _proof(self._secret, challenge)):
                 return
-            request = _receive_frame(connection)
+            request = receive_frame(connection)
+            share = Share(*request["share"])
             if request["op"] == "store":
                 with self._receiving:  # two for one rank at once would share a copy
-                    self._take(connection, request)
-            elif request["op"] == "fetch":
-                self._give(connection, request)
+                    self._take(connection, share, request)
+            elif request["op"] in ("fetch", "read"):
+                self._give(connection, share, request)
 
-    def _take(self, connection: socket.socket, request: dict[str, Any]) -> None:
+    def _take(self, connection: socket.socket, share: Share, request: dict[str, Any]) -> None:
         problem = None
         try:
-            descriptor = self._free_copy(request["rank"], request["slot_bytes"])
+            descriptor = self._free_copy(share, request["slot_bytes"])
             receive_slot(connection, descriptor, request["slot_bytes"])
             slot = Slot(descriptor)
             if slot.header().step != request["step"] or not slot.is_sound():
@@ -108,58 +139,77 @@ class PeerCopies:
                 problem = f"the copy of step {request['step']} does not match its checksum"
         except CheckpointError as error:
             problem = str(error)
-        _send_frame(connection, {"problem": problem})
+        send_frame(connection, {"problem": problem})
 
-    def _free_copy(self, rank: int, slot_bytes: int) -> int:
+    def _free_copy(self, share: Share, slot_bytes: int) -> int:
         """The older of a rank's copies, or a new one; both anew where their size has changed."""
         with self._lock:
-            descriptors = self._copies.setdefault(rank, [])
+            descriptors = self._copies.setdefault(share, [])
             if descriptors and os.fstat(descriptors[0]).st_size != slot_bytes:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 descriptors.clear()
             if len(descriptors) < COPIES_OF_RANK:
-                descriptors.append(create_slot(f"copy-of-rank-{rank}", slot_bytes))
+                descriptors.append(create_slot(f"copy-of-rank-{share.rank}", slot_bytes))
                 return descriptors[-1]
             return min(descriptors, key=lambda descriptor: sealed_step(descriptor) or -1)
 
-    def _give(self, connection: socket.socket, request: dict[str, Any]) -> None:
-        with self._lock:
-            descriptors = self._copies.get(request["rank"], [])
-            held = [os.dup(d) for d in descriptors if sealed_step(d) == request["step"]][:1]
-        if not held:
-            _send_frame(connection, {"problem": f"no copy of rank {request['rank']} at step {request['step']}"})
+    def _give(self, connection: socket.socket, share: Share, request: dict[str, Any]) -> None:
+        """A whole slot, or what is asked for of it: the node's own, else its copy."""
+        step = request["step"]
+        descriptor = self._find_own(share, step)
+        if descriptor is None:
+            descriptor = self.find(share, step)
+        if descriptor is None:
+            send_frame(connection, {"problem": f"no copy of rank {share.rank} at step {step}"})
             return
         try:
-            slot_bytes = os.fstat(held[0]).st_size
-            _send_frame(connection, {"problem": None, "slot_bytes": slot_bytes})
-            send_slot(connection, held[0], slot_bytes)
+            slot_bytes = os.fstat(descriptor).st_size
+            send_frame(connection, {"problem": None, "slot_bytes": slot_bytes})
+            if request["op"] == "fetch":
+                send_slot(connection, descriptor, slot_bytes)
+            else:
+                _answer_reads(connection, descriptor)
         finally:
-            os.close(held[0])
+            os.close(descriptor)
 
 
-def store_copy(peer: tuple[str, int], secret: str, descriptor: int, rank: int) -> None:
+def _answer_reads(connection: socket.socket, descriptor: int) -> None:
+    """Until the reader hangs up: EOFError."""
+    while True:
+        wanted = receive_frame(connection)
+        if "is_sound" in wanted:
+            send_frame(connection, {"is_sound": Slot(descriptor).is_sound()})
+            continue
+        if not 0 <= wanted["count"] <= RANGE_BYTES:
+            raise ValueError(f"a range of {wanted['count']} bytes")
+        data = os.pread(descriptor, wanted["count"], wanted["offset"])
+        connection.sendall(data)
+        connection.sendall(xxhash.xxh3_64_digest(data))
+
+
+def store_copy(peer: tuple[str, int], secret: str, descriptor: int, share: Share) -> None:
     """Send a sealed slot to a peer; returns once it holds a sound copy. Raises CheckpointError."""
     header = Slot(descriptor).header()
     if header.state is not SlotState.sealed:
-        raise CheckpointError(f"the slot of rank {rank} is not sealed")
+        raise CheckpointError(f"the slot of rank {share.rank} is not sealed")
     slot_bytes = os.fstat(descriptor).st_size
-    with _asked(
-        peer, secret, {"op": "store", "rank": rank, "step": header.step, "slot_bytes": slot_bytes}
+    with asked(
+        peer, secret, {"op": "store", "share": share, "step": header.step, "slot_bytes": slot_bytes}
     ) as connection:
         send_slot(connection, descriptor, slot_bytes)
-        problem = _receive_frame(connection)["problem"]
+        problem = receive_frame(connection)["problem"]
     if problem is not None:
-        raise CheckpointError(f"peer {peer[0]} did not take the copy of rank {rank}: {problem}")
+        raise CheckpointError(f"peer {peer[0]} did not take the copy of rank {share.rank}: {problem}")
 
 
-def fetch_copy(peer: tuple[str, int], secret: str, rank: int, step: int) -> int:
-    """Descriptor of a new slot with the peer's copy of a rank at `step`. Raises CheckpointError."""
-    with _asked(peer, secret, {"op": "fetch", "rank": rank, "step": step}) as connection:
-        answer = _receive_frame(connection)
+def fetch_copy(peer: tuple[str, int], secret: str, share: Share, step: int) -> int:
+    """Descriptor of a new slot with the peer's copy of a share at `step`. Raises CheckpointError."""
+    with asked(peer, secret, {"op": "fetch", "share": share, "step": step}) as connection:
+        answer = receive_frame(connection)
         if answer["problem"] is not None:
             raise CheckpointError(f"peer {peer[0]}: {answer['problem']}")
-        descriptor = create_slot(f"rank-{rank}-fetched", answer["slot_bytes"])
+        descriptor = create_slot(f"rank-{share.rank}-fetched", answer["slot_bytes"])
         try:
             receive_slot(connection, descriptor, answer["slot_bytes"])
         except (OSError, EOFError):
@@ -167,18 +217,20 @@ def fetch_copy(peer: tuple[str, int], secret: str, rank: int, step: int) -> int:
             raise
     if not Slot(descriptor).is_sound():
         os.close(descriptor)
-        raise CheckpointError(f"peer {peer[0]}: the copy of rank {rank} at step {step} does not match its checksum")
+        raise CheckpointError(
+            f"peer {peer[0]}: the copy of rank {share.rank} at step {step} does not match its checksum"
+        )
     return descriptor
 
 
 @contextlib.contextmanager
-def _asked(peer: tuple[str, int], secret: str, request: dict[str, Any]) -> Any:
+def asked(peer: tuple[str, int], secret: str, request: dict[str, Any]) -> Any:
     """A connection on which `request` was sent. Network errors become CheckpointError."""
     try:
         with socket.create_connection(peer, timeout=CONNECT_TIMEOUT_S) as connection:
             connection.settimeout(TRANSFER_TIMEOUT_S)
-            connection.sendall(_proof(secret.encode(), _receive_exactly(connection, CHALLENGE_BYTES)))
-            _send_frame(connection, request)
+            connection.sendall(_proof(secret.encode(), receive_exactly(connection, CHALLENGE_BYTES)))
+            send_frame(connection, request)
             yield connection
     except (OSError, EOFError) as error:
         raise CheckpointError(f"peer {peer[0]}:{peer[1]} can't be reached ({error or 'it closed'})") from error
@@ -197,7 +249,7 @@ def send_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> No
 def receive_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> None:
     """The header lands last, so that a copy cut off in between is not taken for a whole one."""
     Slot(descriptor).clear()
-    first = _receive_exactly(connection, Slot.HEADER_BYTES)
+    first = receive_exactly(connection, Slot.HEADER_BYTES)
     buffer = bytearray(CHUNK_BYTES)
     received = len(first)
     while received < slot_bytes:
@@ -213,20 +265,20 @@ def _proof(secret: bytes, challenge: bytes) -> bytes:
     return hmac.digest(secret, challenge, "sha256")
 
 
-def _send_frame(connection: socket.socket, message: dict[str, Any]) -> None:
+def send_frame(connection: socket.socket, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode()
     connection.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def _receive_frame(connection: socket.socket) -> dict[str, Any]:
-    (count,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))
+def receive_frame(connection: socket.socket) -> dict[str, Any]:
+    (count,) = _LENGTH.unpack(receive_exactly(connection, _LENGTH.size))
     if count > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {count} bytes")
-    message: dict[str, Any] = json.loads(_receive_exactly(connection, count))
+    message: dict[str, Any] = json.loads(receive_exactly(connection, count))
     return message
 
 
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+def receive_exactly(connection: socket.socket, count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
         part = connection.recv(count - len(data))

@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.checkpoint.commit import commit, prune
 from orchestrator.checkpoint.fencing import Claim, refuse_if_fenced
 from orchestrator.checkpoint.layout import PayloadFile
+from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.marker import DataState, Marker, common_key_check, gather_payloads
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
@@ -29,6 +30,9 @@ class Saved:
     """Unix; one for all tries, so that a try that was made and not answered is recognised by the next."""
     step: int
     skipped_windows: tuple[int, ...]
+    branch: int
+    lineage: Lineage
+    """What is left behind is neither counted nor deleted by retention."""
     loss: float | None
     wandb_run_id: str | None
 
@@ -52,7 +56,8 @@ def save_checkpoint(store: Store, saved: Saved, messages: Sequence[Message]) -> 
     try:
         refuse_if_fenced(store, saved.attempt)  # who was overtaken meanwhile deletes nothing
         config = saved.run.config.checkpoint
-        return Committed(marker, prune(store, retention_of(config), metric_of(saved.run.folder, config)))
+        metric = metric_of(saved.run.folder, config)
+        return Committed(marker, prune(store, retention_of(config), metric, lineage=saved.lineage))
     except CheckpointError as error:
         return Committed(marker, [], str(error))
 
@@ -81,6 +86,8 @@ def marker_of(saved: Saved, messages: Sequence[Message]) -> Marker:
         files=files,
         tensors=tensors,
         loss=saved.loss,
+        branch=saved.branch,
+        recent_losses=tuple(messages[0].get("recent_losses", ())),
         schedule={"name": optim.schedule.value, "steps": plan.schedule_steps, "lr": optim.lr},
         loss_scaler=messages[0]["counters"]["loss_scaler"] or None,
         optimizer={**messages[0]["counters"], "name": optim.name.value},

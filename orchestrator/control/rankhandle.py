@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.checkpoint.slots import Share
 from orchestrator.control.channel import Channel
 from orchestrator.control.progress import ProgressReader
 from orchestrator.control.stacks import PrintedStacks
@@ -26,6 +27,7 @@ KILLED: dict[str, Any] = {
 class RankHandle:
     attempt: int
     rank: int
+    world_size: int
     channel: Channel
     reader: ProgressReader
     threads: list[threading.Thread] = field(default_factory=list)
@@ -38,6 +40,10 @@ class RankHandle:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     """Without stacks."""
     stacks: PrintedStacks = field(default_factory=PrintedStacks)
+
+    @property
+    def share(self) -> Share:
+        return Share(self.world_size, self.rank)
 
     def read_output(self, descriptor: int, on_line: Callable[[str], None]) -> None:
         """Until everybody who holds the pipe has closed it."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.chronicle import Chronicle
@@ -29,6 +30,7 @@ class Reports:
         self.fenced_by: str | None = None
         """Why this driver may commit nothing more: another copy of the run has taken over."""
         self._claim: Claim | None = None
+        self._lineage = WHOLE
         self._last_row_step = 0
         self._run = run
         self._store = store
@@ -39,9 +41,14 @@ class Reports:
         self._slowness = StoreHealth()
         self._last_waiting_step: int | None = None
 
-    def begin(self, claim: Claim) -> None:
-        """An attempt starts; its checkpoints are committed under `claim`."""
-        self._claim = claim
+    def begin(self, claim: Claim, lineage: Lineage) -> None:
+        """An attempt starts: it commits under `claim`, and retention leaves out what `lineage` has left behind."""
+        self._claim, self._lineage = claim, lineage
+
+    def leave_behind(self, at_step: int) -> None:
+        """Checkpoints after `at_step` are not the run's any more."""
+        if self.committed_step > at_step:
+            self.committed_step, self.last_checkpoint = 0, None
 
     def hear_step(self, attempt: Attempt, message: Message) -> bool:
         """True where this completes the attempt's first step on every rank."""
@@ -49,6 +56,7 @@ class Reports:
         if messages is None:
             return False
         row = step_row(self._run.plan, messages)
+        attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
         attempt.losses[row.step] = row.loss
@@ -170,6 +178,8 @@ class Reports:
             time_s=self._clock.time(),
             step=step,
             skipped_windows=attempt.resume.skipped_windows,
+            branch=attempt.resume.branch,
+            lineage=self._lineage,
             loss=attempt.losses.get(step),
             wandb_run_id=self._chronicle.tracker.wandb_run_id,
         )

@@ -16,7 +16,7 @@ from orchestrator.checkpoint.key import key_to_write
 from orchestrator.checkpoint.layout import Extent, step_folder
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.retry import Patience, retried
-from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotState, create_slot, sealed_step
+from orchestrator.checkpoint.slots import PlacedExtent, Share, Slot, SlotState, create_slot, sealed_step
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.peers import store_copy
 from orchestrator.errors import CheckpointError, StoreError
@@ -73,12 +73,16 @@ class PersistJob:
     """Where this node's key is; None: in the environment."""
     patience: Patience
 
+    @property
+    def share(self) -> Share:
+        return Share(self.world_size, self.rank)
+
 
 class SlotKeeper:
     """Slots stay unmapped here: they are not the agent's resident memory. Any thread may call."""
 
     def __init__(self) -> None:
-        self._ranks: dict[int, _RankSlots] = {}
+        self._shares: dict[Share, _RankSlots] = {}
         self._lock = threading.Lock()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="persist")
         self._senders = ThreadPoolExecutor(WRITERS, thread_name_prefix="replicate")
@@ -90,45 +94,51 @@ class SlotKeeper:
         self._attempt_changed = threading.Event()
         """Set, and made anew, when the ranks of an attempt are gone: nobody waits for their transfers any more."""
 
-    def slots_for(self, rank: int, slot_bytes: int | None, count: int) -> tuple[list[int], list[int]]:
+    def slots_for(self, share: Share, slot_bytes: int | None, count: int) -> tuple[list[int], list[int]]:
         """(descriptors, indices still held) of a rank's slots; made anew where they don't have this size.
 
         `slot_bytes=None` takes those that are there, maybe none. Raises CheckpointError where memory can't be had.
         """
         with self._lock:
-            present = self._ranks.get(rank)
+            present = self._shares.get(share)
             if slot_bytes is None:
                 return (present.descriptors, present.held_slots()) if present is not None else ([], [])
             if present is not None and present.slot_bytes != slot_bytes:
                 _close(present)
                 present = None
-            slots = self._ranks[rank] = present or _RankSlots([], slot_bytes)
+            slots = self._shares[share] = present or _RankSlots([], slot_bytes)
             missing = range(len(slots.descriptors), count)
-            slots.descriptors += [create_slot(f"rank-{rank}-slot-{index}", slot_bytes) for index in missing]
+            slots.descriptors += [create_slot(f"rank-{share.rank}-slot-{index}", slot_bytes) for index in missing]
             return slots.descriptors, slots.held_slots()
 
-    def sealed_steps(self) -> dict[int, list[int]]:
-        """rank -> steps of its sealed slots. Ask when no rank is alive."""
+    def sealed_steps(self) -> dict[Share, list[int]]:
+        """Steps of the sealed slots. Ask when no rank is alive."""
         with self._lock:
-            return {
-                rank: [
-                    step
-                    for slot, descriptor in enumerate(slots.descriptors)
-                    if slot not in slots.doomed and (step := sealed_step(descriptor)) is not None
-                ]
-                for rank, slots in self._ranks.items()
-            }
+            return {share: [step for step, _ in _sealed(slots)] for share, slots in self._shares.items()}
 
-    def keep_only(self, step: int | None) -> None:
-        """Before an attempt that starts from `step`: no other snapshot is part of the run any more.
+    def find(self, share: Share, step: int) -> int | None:
+        """Descriptor, for the caller to close, of the slot sealed at `step`; None where there is none."""
+        with self._lock:
+            slots = self._shares.get(share)
+            found = [descriptor for sealed, descriptor in _sealed(slots) if sealed == step] if slots else []
+            return os.dup(found[0]) if found else None
 
-        What is on its way to storage stays as it is until it is there.
+    def keep_only(self, step: int | None, world_size: int) -> None:
+        """Before an attempt of so many ranks that starts from `step`: no other snapshot is part of the run any more.
+
+        What is on its way to storage stays as it is until it is there. Of other worlds nothing is left but `step`,
+        until `forget_other_worlds`.
         """
         self._attempt_changed.set()
         self._attempt_changed = threading.Event()
         self._is_hurried.clear()
         with self._lock:
-            for slots in self._ranks.values():
+            for share, slots in list(self._shares.items()):
+                if share.world_size != world_size:
+                    self._shares[share] = trimmed = _trimmed(slots, step)
+                    if not trimmed.descriptors:
+                        del self._shares[share]
+                    continue
                 for slot, descriptor in enumerate(slots.descriptors):
                     if sealed_step(descriptor) == step:
                         continue
@@ -137,13 +147,19 @@ class SlotKeeper:
                     else:
                         _discard(descriptor)
 
-    def adopt(self, rank: int, descriptor: int) -> None:
+    def forget_other_worlds(self, world_size: int) -> None:
+        """A world of `world_size` has snapshots of its own by now: free those of others."""
+        with self._lock:
+            for share in [share for share in self._shares if share.world_size != world_size]:
+                _close(self._shares.pop(share))
+
+    def adopt(self, share: Share, descriptor: int) -> None:
         """A lost node's slot, fetched from its peer, is the first of this rank's from now on."""
         with self._lock:
-            present = self._ranks.pop(rank, None)
+            present = self._shares.pop(share, None)
             if present is not None:
                 _close(present)
-            self._ranks[rank] = _RankSlots([descriptor], os.fstat(descriptor).st_size)
+            self._shares[share] = _RankSlots([descriptor], os.fstat(descriptor).st_size)
 
     def persist(
         self,
@@ -155,7 +171,7 @@ class SlotKeeper:
 
         Where the store fails it is tried again as long as `job.patience` says; `on_delay` is told of the first time.
         """
-        slots, descriptor = self._hold(job.rank, job.slot)
+        slots, descriptor = self._hold(job.share, job.slot)
         pause = self._is_closing.wait if job.is_last else self._is_hurried.wait
         submitted_s = time.monotonic()
         is_told = False
@@ -187,10 +203,10 @@ class SlotKeeper:
 
         self._writers.submit(work)
 
-    def replicate(self, rank: int, slot: int, peer: Peer, on_done: Callable[[bool], None]) -> None:
+    def replicate(self, share: Share, slot: int, peer: Peer, on_done: Callable[[bool], None]) -> None:
         """Copy a sealed slot into a peer's memory, in the background, trying again until it is there or the attempt
         has ended; `on_done` gets which."""
-        slots, descriptor = self._hold(rank, slot)
+        slots, descriptor = self._hold(share, slot)
         is_over = self._attempt_changed
 
         def work() -> None:
@@ -198,7 +214,7 @@ class SlotKeeper:
             try:
                 while not is_copied and not is_over.is_set():
                     try:
-                        store_copy((peer.host, peer.port), peer.secret, descriptor, rank)
+                        store_copy((peer.host, peer.port), peer.secret, descriptor, share)
                         is_copied = True
                     except CheckpointError:
                         is_over.wait(RETRY_S)
@@ -208,9 +224,9 @@ class SlotKeeper:
 
         self._senders.submit(work)
 
-    def _hold(self, rank: int, slot: int) -> tuple[_RankSlots, int]:
+    def _hold(self, share: Share, slot: int) -> tuple[_RankSlots, int]:
         with self._lock:
-            slots = self._ranks[rank]
+            slots = self._shares[share]
             slots.held[slot] += 1
             return slots, os.dup(slots.descriptors[slot])
 
@@ -233,9 +249,9 @@ class SlotKeeper:
         self._senders.shutdown(wait=True)
         self._writers.shutdown(wait=True)
         with self._lock:
-            for slots in self._ranks.values():
+            for slots in self._shares.values():
                 _close(slots)
-            self._ranks.clear()
+            self._shares.clear()
 
 
 def owned_extent(placed: PlacedExtent, rank: int, world_size: int) -> PlacedExtent | None:
@@ -275,7 +291,27 @@ def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
         {f"rng/torch/rank_{job.rank:05d}": rng},
         key_to_write(job.key_file) if job.is_encrypted else None,
     )
-    return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), "counters": small["counters"]}
+    facts = {"counters": small["counters"], "recent_losses": small.get("recent_losses", [])}
+    return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), **facts}
+
+
+def _sealed(slots: _RankSlots) -> list[tuple[int, int]]:
+    """(step, descriptor) of every sealed slot that is the run's."""
+    return [
+        (step, descriptor)
+        for slot, descriptor in enumerate(slots.descriptors)
+        if slot not in slots.doomed and (step := sealed_step(descriptor)) is not None
+    ]
+
+
+def _trimmed(slots: _RankSlots, step: int | None) -> _RankSlots:
+    """What is left of slots that no rank will fill again; who reads one of the others has its own descriptor."""
+    kept = [descriptor for sealed, descriptor in _sealed(slots) if sealed == step][:1]
+    for descriptor in slots.descriptors:
+        if descriptor not in kept:
+            os.close(descriptor)
+    slots.doomed.clear()
+    return _RankSlots(kept, slots.slot_bytes)
 
 
 def _discard(descriptor: int) -> None:
@@ -286,3 +322,4 @@ def _discard(descriptor: int) -> None:
 def _close(slots: _RankSlots) -> None:
     for descriptor in slots.descriptors:
         os.close(descriptor)
+    slots.doomed.clear()

@@ -5,17 +5,14 @@ from typing import Any
 import torch
 
 from model.engine import Engine
-from orchestrator.checkpoint.slots import Slot, SlotReader, SlotShape, SlotState
+from orchestrator.checkpoint.slots import Share, Slot, SlotReader, SlotShape, SlotState, SnapshotDamagedError
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.inbox import Inbox
+from orchestrator.control.shares import SharesReader, SlotElsewhere, SlotHere, Source, likely_first
 from orchestrator.control.snapshotter import NO_STEP, Snapshotter, slot_shape
 from orchestrator.control.staging import Staging
 from orchestrator.errors import CheckpointError
 from orchestrator.spec import WorkerSpec
-
-
-class SnapshotDamagedError(CheckpointError):
-    """A slot is not what it was sealed as: its step can't be restored from memory."""
 
 
 class Snapshots:
@@ -27,11 +24,44 @@ class Snapshots:
         self._staging = Staging(torch.device(engine.settings.device), spec.threads)
         self._snapshotter: Snapshotter | None = None
         self._shape: SlotShape | None = None
+        self._is_settled = False
+        """This world has snapshots of its own: those of the former one may go."""
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
+        self.recent_losses: list[float] = []
+        """What it had kept of the losses before."""
 
     def restore(self) -> None:
-        """From this rank's own slot of `resume.step`. Raises SnapshotDamagedError."""
+        """From this rank's own slot of `resume.step`, or from those of another world. Raises SnapshotDamagedError."""
+        if self._is_from_other_world:
+            self._restore_from_shares()
+        else:
+            self._restore_from_slot()
+
+    @property
+    def _is_from_other_world(self) -> bool:
+        resume = self._spec.resume
+        return resume.is_in_memory and resume.world_size not in (None, self._spec.world_size)
+
+    def _restore_from_shares(self) -> None:
+        """The ranges that this rank needs, of the snapshots that the ranks of another world have left."""
+        spec, former = self._spec, self._spec.resume.world_size
+        assert former is not None
+        message, descriptors = self._inbox.shares()
+        here = dict(zip(message["here"], map(SlotHere, descriptors), strict=True))
+        elsewhere = {
+            rank: SlotElsewhere((host, port), message["secret"], Share(former, rank), spec.resume.step)
+            for rank, (host, port) in message["elsewhere"]
+        }
+        sources: list[Source] = []
+        for known in (here, elsewhere):  # this node's first: they cost no network
+            sources += [known[rank] for rank in likely_first(known, spec.world_size, spec.rank, former)]
+        with SharesReader(sources) as reader:
+            small = reader.small()
+            self._engine.restore(reader.read, spec.resume.step, small["counters"])
+        self.recent_losses = small.get("recent_losses", [])
+
+    def _restore_from_slot(self) -> None:
         step = self._spec.resume.step
         self._inbox.ask_for_slots(None, self._spec.num_slots)
         slots, _ = self._inbox.slots()
@@ -55,7 +85,9 @@ class Snapshots:
                 raise CheckpointError("it does not match its checksum")
         except CheckpointError as error:
             raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
-        self.restored_report = slot.small()["report"] or None
+        small = slot.small()
+        self.restored_report = small["report"] or None
+        self.recent_losses = small.get("recent_losses", [])
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -77,13 +109,17 @@ class Snapshots:
         if snapshotter is not None:
             snapshotter.common_step = max(snapshotter.common_step, common_step)
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
+            safe_step = common_replicated_step if self._spec.has_peer else common_step
+            if self._is_from_other_world and not self._is_settled and safe_step > self._spec.resume.step:
+                self._is_settled = True
+                self._channel.send({"kind": "settled"})
 
     def wait(self) -> float:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
-    def take(self, step: int, report: Message, *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`, with what was reported of it.
+    def take(self, step: int, facts: dict[str, Any], *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`; `facts` are what the loop wants back with it.
 
         Where `is_last`, return only once it is in storage or was given up.
 
@@ -91,7 +127,7 @@ class Snapshots:
         waits instead.
         """
         snapshotter = self._snapshotter or self._open()
-        parts, small = self._engine.state_parts(), self._small(report)
+        parts, small = self._engine.state_parts(), {**self._small(), **facts}
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
         is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
         # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
@@ -138,19 +174,19 @@ class Snapshots:
             url=spec.checkpoint_url,
             config=spec.checkpoint,
         )
-        if spec.resume.source in ("memory", "peer"):
+        if spec.resume.is_in_memory and not self._is_from_other_world:
             snapshotter.restored_from(spec.resume.step)
         self._inbox.listen(snapshotter.persisted, snapshotter.replicated)
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self, report: Message) -> dict[str, Any]:
+    def _small(self) -> dict[str, Any]:
         return {
             "counters": self._engine.counters(),
-            "report": report,
             "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),
+            "branch": self._spec.resume.branch,
         }
 
     def close(self) -> None:

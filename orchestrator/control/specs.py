@@ -1,5 +1,6 @@
 """One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config import FaultConfig, RunConfig, WorkerStart
@@ -23,9 +24,10 @@ def worker_specs(
     checkpoint_url: str,
     store_host: str,
     store_port: int,
-    interfaces: list[str | None],
+    interfaces: Mapping[int, str | None],
 ) -> list[WorkerSpec]:
-    """In rank order. `interfaces` has the network interface of each of the placement's nodes."""
+    """In rank order. `interfaces` has the network interface of each node that has ranks."""
+    num_nodes = len(placement.nodes)
     return [
         WorkerSpec(
             run_id=plan.run_id,
@@ -49,8 +51,8 @@ def worker_specs(
             snapshot=config.snapshot,
             checkpoint=config.checkpoint,
             checkpoint_url=checkpoint_url,
-            num_slots=num_slots(config, len(placement.bundles)),
-            has_peer=has_peers(config, len(placement.bundles)),
+            num_slots=num_slots(config, num_nodes),
+            has_peer=has_peers(config, num_nodes),
             batch=plan.batch,
             zero_stage=plan.zero_stage,
             activation_checkpointing=config.parallel.activation_checkpointing,
@@ -59,7 +61,7 @@ def worker_specs(
             store_host=store_host,
             store_port=store_port,
             network_interface=interfaces[place.node],
-            collective_timeout_s=config.fault.collective_timeout_s,
+            fault=config.fault,
         )
         for place in placement.ranks
     ]
@@ -82,7 +84,11 @@ def agent_settings(config: RunConfig) -> dict[str, Any]:
 
 def full_budget(fault: FaultConfig) -> Budget:
     """The failures that a run may have without progress in between."""
-    return Budget(restarts_left=fault.max_restarts, identical_limit=fault.max_identical_failures)
+    return Budget(
+        restarts_left=fault.max_restarts,
+        identical_limit=fault.max_identical_failures,
+        rollbacks_left=fault.max_rollbacks,
+    )
 
 
 def worker_threads(config: RunConfig) -> int:

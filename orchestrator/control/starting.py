@@ -2,30 +2,41 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.commit import newest_valid
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
-from orchestrator.checkpoint.slots import newest_common_step
+from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
+from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.errors import StoreError
+from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
 
 
-def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], None]) -> ResumePoint:
-    """The newest checkpoint of which every byte verifies; a damaged one is set aside and told to `on_reject`.
+def resume_point(
+    run: OpenRun,
+    store: Store,
+    on_reject: Callable[[int, str], None],
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
+) -> ResumePoint:
+    """The newest checkpoint (of `lineage`, up to `max_step`) of which every byte verifies; a damaged one is set aside
+    and told to `on_reject`.
 
     Where the run has none, `checkpoint.init_from`. Raises CheckpointError where the store does not answer or holds
     another run's checkpoints.
     """
-    marker = newest_valid(store, run.plan.fingerprint, on_reject, run.plan.identity)
+    marker = newest_valid(
+        store, run.plan.fingerprint, on_reject, run.plan.identity, lineage=lineage, max_step=max_step
+    )
     if marker is None:
         return initial_point(run.config.checkpoint, run.plan.model)
     return ResumePoint(
@@ -33,55 +44,22 @@ def resume_point(run: OpenRun, store: Store, on_reject: Callable[[int, str], Non
         source="disk" if store.is_local else "remote",
         checkpoint=store.url_of(step_folder(marker.step)),
         skipped_windows=marker.data.skipped_windows,
+        branch=marker.branch,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPoint:
-    """A step of which every rank's snapshot is in some agent's memory."""
-
-    resume: ResumePoint
-    to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]]
-    """node -> (rank, step, peer that has the copy) of what its own memory lacks."""
 
 
 def memory_point(
-    cluster: Cluster,
-    agents: Sequence[AgentHandle],
-    placement: Placement,
-    previous: ResumePoint,
-    *,
-    committed_step: int,
+    cluster: Cluster, agents: Sequence[AgentHandle], placement: Placement, max_step: int | None = None
 ) -> MemoryPoint | None:
-    """The newest step that the agents' memory holds for every rank, its own slots before peers' copies."""
+    """The newest step (up to `max_step`) that the agents' memory holds for every rank of whatever world."""
     calls: list[tuple[AgentHandle, tuple[object, ...]]] = [(agent, ()) for agent in agents]
-    own: list[dict[int, list[int]]] = cluster.call_all(calls, "sealed_steps")
-    copied: list[dict[int, list[int]]] = cluster.call_all(calls, "copied_steps")
-    by_node = {agent.node: steps for agent, steps in zip(agents, own, strict=True)}
-    holders = {
-        (rank, step): (agent.address, agent.port)
-        for agent, steps_of_rank in zip(agents, copied, strict=True)
-        for rank, steps in steps_of_rank.items()
-        for step in steps
-    }
-    local = {place.rank: by_node.get(place.node, {}).get(place.rank, []) for place in placement.ranks}
-    step = newest_common_step(
-        [[*local[place.rank], *(s for r, s in holders if r == place.rank)] for place in placement.ranks]
-    )
-    if step is None:
-        return None
-    to_fetch: dict[int, list[tuple[int, int, tuple[str, int]]]] = {}
-    for place in placement.ranks:
-        if step not in local[place.rank]:
-            to_fetch.setdefault(place.node, []).append((place.rank, step, holders[place.rank, step]))
-    source = "peer" if to_fetch else "memory"
-    resume = ResumePoint(
-        step=step,
-        source=source,
-        is_durable=step <= committed_step,
-        skipped_windows=previous.skipped_windows,
-    )
-    return MemoryPoint(resume, to_fetch)
+    own = cluster.call_all(calls, "sealed_steps")
+    copied = cluster.call_all(calls, "copied_steps")
+    memories = [
+        NodeMemory(agent.node, (agent.address, agent.port), *steps)
+        for agent, *steps in zip(agents, own, copied, strict=True)
+    ]
+    return newest_memory_point(memories, placement, max_step)
 
 
 def set_peers(cluster: Cluster, agents: Sequence[AgentHandle], secret: str) -> None:
@@ -136,7 +114,7 @@ def start_ranks(
     """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
     specs = worker_specs(
         run.config,
-        run.plan,
+        at_world_size(run.config, run.plan, len(placement.ranks)),
         run.manifest,
         placement,
         attempt=number,
@@ -144,7 +122,7 @@ def start_ranks(
         checkpoint_url=run.checkpoint_url,
         store_host=agents[0].address,
         store_port=cluster.call(agents[0], "start_store"),
-        interfaces=[run.config.cluster.network_interface or agent.interface for agent in agents],
+        interfaces={agent.node: run.config.cluster.network_interface or agent.interface for agent in agents},
     )
     by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}
     for spec in specs:

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import torch
 from model.engine import Engine, EngineSettings, Fetch, join_process_group
 from model.optimizer import OptimizerSettings
 from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.slots import SnapshotDamagedError
 from orchestrator.codec import decode
 from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
 from orchestrator.control.progress import Progress
-from orchestrator.control.snapshots import SnapshotDamagedError, Snapshots
+from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
 
@@ -39,10 +41,11 @@ def run_worker(channel: Channel) -> int:
     try:
         engine = open_engine(spec, progress, stopwatch)
         snapshots = Snapshots(spec, engine, channel, inbox)
-        restore(spec, engine, snapshots)
+        recent_losses = restore(spec, engine, snapshots)
         stopwatch.lap("restore")
         snapshots.prepare()
-        Loop(spec, engine, channel, inbox, snapshots, progress=progress, stopwatch=stopwatch).run()
+        parts = {"progress": progress, "stopwatch": stopwatch, "recent_losses": recent_losses}
+        Loop(spec, engine, channel, inbox, snapshots, **parts).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
         channel.send(failure_message(error))
@@ -66,7 +69,7 @@ def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch) -> E
         prefix=f"attempt_{spec.attempt}",
         rank=spec.rank,
         world_size=spec.world_size,
-        timeout_s=spec.collective_timeout_s,
+        timeout_s=spec.fault.collective_timeout_s,
         around_collectives=progress.collective,
     )
     stopwatch.lap("join")
@@ -131,16 +134,22 @@ def engine_settings(spec: WorkerSpec) -> EngineSettings:
     )
 
 
-def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> None:
-    """From this rank's slot, or by range reads of its share from a checkpoint that any world and stage wrote."""
-    if spec.resume.source in ("memory", "peer"):
+def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> Sequence[float]:
+    """From this rank's slot, or by range reads of its share from a checkpoint that any world and stage wrote.
+
+    Returns the losses that were kept with it.
+    """
+    if spec.resume.is_in_memory:
         snapshots.restore()
-    elif spec.resume.checkpoint is not None:
+        return snapshots.recent_losses
+    if spec.resume.checkpoint is not None:
         reader = CheckpointReader.open(spec.resume.checkpoint, spec.checkpoint.key_file)
         if spec.resume.is_initial:
             engine.restore(zeros_where_absent(reader), spec.resume.step, {})
         else:
             engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
+            return reader.marker.recent_losses
+    return ()
 
 
 def zeros_where_absent(reader: CheckpointReader) -> Fetch:

@@ -37,7 +37,7 @@ class Spent(StrEnum):
     """No driver was there, or nothing is known of that time."""
 
 
-LOST_ATTEMPT = frozenset({"rank_died", "node_lost", "hang_detected", "rollback"})
+LOST_ATTEMPT = frozenset({"rank_died", "node_lost", "hang_detected", "anomaly", "rollback"})
 """Events from which on the attempt's ranks do nothing that counts."""
 SAVE_ENDS = frozenset({"checkpoint_committed", "checkpoint_failed"})
 RUN_ENDS = frozenset({"run_finished", "run_failed"})

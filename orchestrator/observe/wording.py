@@ -178,6 +178,13 @@ def _recovered(record: Mapping[str, Any]) -> str:
     )
 
 
+def _rollback(record: Mapping[str, Any]) -> str:
+    windows = record.get("windows") or []
+    skipped = f", without the data of {plural(len(windows), 'window')}" if windows else ""
+    names = f" ({', '.join(map(str, windows))})" if 0 < len(windows) <= _WINDOWS_NAMED else ""
+    return f"going back to step {record.get('to_step', 0)}{skipped}{names}: branch {record.get('branch', '?')}"
+
+
 def _checkpoint_committed(record: Mapping[str, Any]) -> str:
     details = []
     if record.get("bytes") is not None:
@@ -186,6 +193,8 @@ def _checkpoint_committed(record: Mapping[str, Any]) -> str:
         details.append(f"in {duration_text(record['seconds'])}")
     return f"checkpoint at step {record['step']}: {record.get('path', '')} {' '.join(details)}".rstrip()
 
+
+_WINDOWS_NAMED = 8
 
 _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "attempt_started": _attempt_started,
@@ -200,8 +209,12 @@ _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
         f"the checkpoint at step {record['step']} failed: {record.get('message', 'no reason given')}"
     ),
     "checkpoint_rejected": lambda record: (
-        f"checkpoint {record.get('path', '?')} is damaged and was set aside:"
-        f" {record.get('message', 'no reason given')}"
+        f"checkpoint {record.get('path', '?')} was set aside: {record.get('message', 'no reason given')}"
+    ),
+    "anomaly": lambda record: f"step {record['step']}: {record.get('message', 'its numbers are bad')}",
+    "rollback": _rollback,
+    "straggler": lambda record: (
+        f"rank {record.get('rank', '?')} on {record.get('node', '?')} is slow: it {record.get('message', '')}"
     ),
     "preemption_notice": lambda record: "the machine is to be taken away: saving and stopping",
     "requeued": lambda record: "put back into the queue",

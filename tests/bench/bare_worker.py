@@ -60,7 +60,7 @@ def train(spec: WorkerSpec, folder: Path, *, restarts: int) -> None:
     ):
         for step in range(spec.steps):
             batch = loader.next()
-            result = engine.train_step(step, batch.micro, _lr(spec, step), lambda: None)
+            result = engine.train_step(step, batch.micro, _lr(spec, step), lambda loss_sum: None)
             row = {"time": time.time(), "loss_sum": result.loss_sum, "digest": batch.digest, **facts}
             rows.write(json.dumps(row) + "\n")
     dist.destroy_process_group()

@@ -62,7 +62,7 @@ def _train(  # noqa: PLR0917 -- what, how, where, how often
     saves_s = []
     with BatchLoader(reader, order, spec.batch, spec.rank) as loader:
         for step in range(spec.steps):
-            engine.train_step(step, loader.next().micro, spec.optim.lr, lambda: None)
+            engine.train_step(step, loader.next().micro, spec.optim.lr, lambda loss_sum: None)
             if (step + 1) % every == 0:
                 settle()  # a save still under way is not charged to this one
                 dist.barrier()  # nor another rank's lateness

@@ -92,7 +92,7 @@ def write_specs(
         checkpoint_url="",
         store_host="",
         store_port=0,
-        interfaces=[None],
+        interfaces=dict.fromkeys(placement.nodes),
     )
     folder = root / run_id
     folder.mkdir()

@@ -17,10 +17,12 @@ from orchestrator.checkpoint.commit import (
     prune,
     read_marker,
     set_aside,
+    set_aside_left_behind,
     step_standings,
     steps_to_prune,
 )
 from orchestrator.checkpoint.layout import MARKER, REJECTED, step_folder
+from orchestrator.checkpoint.lineage import Fork, Lineage
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify
@@ -299,3 +301,41 @@ def test_rejections_are_readable(tmp_path):
     raw = json.loads((tmp_path / "step_00000010" / REJECTED).read_text())
     assert raw["reason"] == "the reason"
     assert set(raw) == {"reason", "time", "marker_sha256"}
+
+
+LEFT = Lineage((Fork(attempt=2, at_step=25),))
+"""Attempt 2 went back to step 25."""
+
+
+def save_two_branches(store: Store) -> None:
+    for step, attempt in ((10, 1), (20, 2), (30, 2), (40, 2)):
+        save(store, step, STATE, attempt=attempt)
+
+
+def test_what_a_rollback_left_behind_is_never_chosen_marked_or_not(store):
+    save_two_branches(store)
+    assert committed_steps(store, LEFT) == [10, 20]
+    assert newest_valid(store, None, nobody_rejected, lineage=LEFT).step == 20
+    assert newest_valid(store, None, nobody_rejected, lineage=LEFT, max_step=19).step == 10
+    assert newest_valid(store, None, nobody_rejected, lineage=LEFT, max_step=9) is None
+    assert not store.exists(f"step_00000030/{REJECTED}")
+    assert set_aside_left_behind(store, LEFT) == [30, 40]
+    assert committed_steps(store) == [10, 20], "also for those who don't know of the rollback"
+    assert set_aside_left_behind(store, LEFT) == []
+    assert store.exists(f"step_00000040/{MARKER}"), "and never deleted"
+
+
+def test_the_new_branch_commits_the_same_steps_anew(store):
+    save_two_branches(store)
+    set_aside_left_behind(store, LEFT)
+    save(store, 30, STATE, attempt=3, branch=1, seed=5)
+    assert committed_steps(store, LEFT) == [10, 20, 30]
+    assert newest_valid(store, None, nobody_rejected, lineage=LEFT).branch == 1
+
+
+def test_retention_does_not_count_what_was_left_behind(store):
+    """The store did not answer when the branch began: nothing is marked yet."""
+    save_two_branches(store)
+    assert steps_to_prune(store, Retention(keep_last=1)) == [10, 20, 30], "as if nothing had happened"
+    assert prune(store, Retention(keep_last=1), lineage=LEFT) == [10]
+    assert committed_steps(store, LEFT) == [20], "the last good one of the branch that lives"

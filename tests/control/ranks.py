@@ -16,6 +16,7 @@ import pytest
 
 from launch.compose import compose
 from orchestrator.checkpoint.layout import step_folder
+from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
@@ -24,6 +25,7 @@ from orchestrator.control.agent import NodeAgent
 from orchestrator.control.collect import Gathering, step_row
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.persist import Saved, save_checkpoint
+from orchestrator.control.shares import WantedShares
 from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.prepare import map_in_process, prepare_data
@@ -34,6 +36,7 @@ from orchestrator.runfolder import RunFolder
 from orchestrator.spec import ResumePoint, WorkerSpec
 
 ADDRESS = "127.0.0.1"
+SECRET = "a secret"
 SAFETY_S = 240.0
 """No test waits for this on purpose: what has not come by then never will."""
 SMALL = (
@@ -162,6 +165,8 @@ class Heard:
             time_s=time.time(),
             step=step,
             skipped_windows=self.resume.skipped_windows,
+            branch=self.resume.branch,
+            lineage=Lineage(),
             loss=self.rows[step].loss if step in self.rows else None,
             wandb_run_id=None,
         )
@@ -208,22 +213,27 @@ class Ranks:
             checkpoint_url=run.checkpoint_url,
             store_host=ADDRESS,
             store_port=self.agent.start_store(),
-            interfaces=[self.agent.describe()["interface"]],
+            interfaces={node: self.agent.describe()["interface"] for node in placement.nodes},
         )
 
-    def start(self, run: OpenRun, resume: ResumePoint | None = None) -> "LiveAttempt":
-        """Use as a context manager: leaving it ends the ranks."""
+    def start(
+        self, run: OpenRun, resume: ResumePoint | None = None, holder: NodeAgent | None = None
+    ) -> "LiveAttempt":
+        """Use as a context manager: leaving it ends the ranks. `holder` has the snapshots of another world that the
+        attempt starts from; else this agent."""
         resume = resume or ResumePoint()
         specs = self.specs(run, resume)
         heard = Heard(run, specs[0].attempt, resume)
-        self.agent.keep_snapshots(resume.step if resume.source == "memory" else None)
+        self.agent.keep_snapshots(resume.step if resume.is_in_memory else None, len(specs))
+        if resume.world_size not in (None, len(specs)):
+            self.agent.show_shares(wanted_shares(resume, holder or self.agent))
         encoded = [(spec.rank, encode(spec)) for spec in specs]
         self.agent.start_ranks(heard.attempt, encoded, hang_limits(run.config))
         return LiveAttempt(self.agent, heard)
 
-    def train(self, run: OpenRun, resume: ResumePoint | None = None) -> Heard:
+    def train(self, run: OpenRun, resume: ResumePoint | None = None, holder: NodeAgent | None = None) -> Heard:
         """To the last step; fails where a rank does."""
-        with self.start(run, resume) as live:
+        with self.start(run, resume, holder) as live:
             heard = live.hear_all()
         heard.check_all_done()
         return heard
@@ -232,6 +242,12 @@ class Ranks:
         """Plan a fresh run and train it."""
         parallel = [f"cluster.num_workers={world}", f"parallel.zero_stage={stage}"]
         return self.train(open_run(self.data, root, *parallel, *words))
+
+
+def wanted_shares(resume: ResumePoint, holder: NodeAgent) -> WantedShares:
+    address = ADDRESS, holder.describe()["port"]
+    holders = tuple((rank, address) for rank in range(resume.world_size or 0))
+    return WantedShares(resume.world_size or 0, resume.step, holders, SECRET)
 
 
 class LiveAttempt:

@@ -1,5 +1,7 @@
 """The state machine as its whole table, and the budget of failures."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.control.lifecycle import (
     Action,
     AllDone,
+    AnomalyFound,
     AttemptFailed,
     Budget,
     Drained,
@@ -30,6 +33,7 @@ EVENTS: dict[str, Event] = {
     "first_step": FirstStep(),
     "failed": AttemptFailed("rank 1: step 4"),
     "node_lost": NodeLost("node-1"),
+    "anomaly": AnomalyFound(),
     "stopped": Stopped(),
     "all_done": AllDone(),
     "drained": Drained(),
@@ -55,6 +59,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "first_step": ("running", "none", False),
         "failed": ("stopping", "stop", True),
         "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
         "all_done": ("finished", "finish", False),  # the last step was done before this attempt
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
@@ -64,6 +69,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "nodes_back": ("growing", "pause", False),
         "failed": ("stopping", "stop", True),
         "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
         "all_done": ("finished", "finish", False),
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
@@ -72,6 +78,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "stopping": {
         "failed": ("stopping", "none", False),  # the follow-on errors of the other ranks
         "node_lost": ("replacing", "none", False),
+        "anomaly": ("stopping", "none", False),
         "stopped": ("starting", "start", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
@@ -80,6 +87,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "replacing": {
         "failed": ("replacing", "none", False),
         "node_lost": ("replacing", "none", False),
+        "anomaly": ("replacing", "none", False),
         "stopped": ("placing", "place", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
@@ -88,6 +96,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "growing": {
         "failed": ("stopping", "stop", True),
         "node_lost": ("replacing", "stop", True),
+        "anomaly": ("stopping", "stop", True),
         "paused": ("replacing", "stop", False),
         "all_done": ("finished", "finish", False),  # they were asked during the last step
         "notice": ("draining", "drain", False),
@@ -99,6 +108,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "first_step": ("draining", "none", False),
         "failed": ("leaving", "stop", False),
         "node_lost": ("leaving", "stop", False),
+        "anomaly": ("leaving", "stop", False),
         "all_done": ("finished", "finish", False),  # the notice came during the last step
         "drained": ("preempted", "leave", False),
         "notice": ("leaving", "stop", False),
@@ -108,6 +118,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "leaving": {
         "failed": ("leaving", "none", False),
         "node_lost": ("leaving", "none", False),
+        "anomaly": ("leaving", "none", False),
         "stopped": ("preempted", "leave", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("leaving", "none", False),
@@ -116,6 +127,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "failing": {
         "failed": ("failing", "none", False),
         "node_lost": ("failing", "none", False),
+        "anomaly": ("failing", "none", False),
         "stopped": ("failed", "fail", False),
         "notice": ("failing", "none", False),
         "gave_up": ("failing", "none", False),
@@ -126,7 +138,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "preempted": {},
 }
 PAIRS = [(state, event) for state in TABLE for event in EVENTS]
-AMPLE = Budget(restarts_left=5, identical_limit=3, last_signature="another", identical=2)
+AMPLE = Budget(restarts_left=5, identical_limit=3, last_signature="another", identical=2, rollbacks_left=2)
 
 
 def test_the_table_has_every_state():
@@ -144,10 +156,10 @@ def test_every_pair_of_state_and_event(state, name):
     target, action, is_paid = TABLE[state][name]
     decision = decide(State(state), event, AMPLE)
     assert (decision.state, decision.action) == (State(target), Action(action))
-    if is_paid:
-        assert decision.budget == Budget(
-            restarts_left=4, identical_limit=3, last_signature=event.signature, identical=1
-        )
+    if is_paid and name == "anomaly":
+        assert decision.budget == replace(AMPLE, rollbacks_left=1)
+    elif is_paid:
+        assert decision.budget == replace(AMPLE, restarts_left=4, last_signature=event.signature, identical=1)
     else:
         assert decision.budget == AMPLE
 
@@ -234,3 +246,22 @@ def test_a_run_fails_exactly_when_its_budget_is_spent(restarts, limit, signature
         assert (decision.state is State.failing) == (count > restarts or streak >= limit)
         if decision.state is State.failing:
             return
+
+
+def test_bad_numbers_have_a_budget_of_their_own():
+    budget = Budget(restarts_left=0, identical_limit=1, rollbacks_left=2)
+    states = []
+    for _ in range(3):
+        decision = decide(State.running, AnomalyFound(), budget)
+        budget = decision.budget
+        states.append(decision.state)
+    assert states == [State.stopping, State.stopping, State.failing]
+    assert (budget.restarts_left, budget.identical, budget.rollbacks_left) == (0, 0, -1)
+
+
+@pytest.mark.parametrize("is_past_anomaly", [True, False])
+def test_a_checkpoint_renews_the_budget_but_for_rollbacks_before_the_last_anomaly(is_past_anomaly):
+    full = Budget(restarts_left=9, identical_limit=3, rollbacks_left=3)
+    spent = full.spend("a").roll_back()
+    renewed = spent.renewed(full, is_past_anomaly=is_past_anomaly)
+    assert renewed == replace(full, rollbacks_left=3 if is_past_anomaly else 2)

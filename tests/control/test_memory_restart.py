@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ranks import Heard, Ranks, open_run
 
-from orchestrator.checkpoint.slots import Slot, newest_common_step
+from orchestrator.checkpoint.slots import Share, Slot, newest_common_step
 from orchestrator.control.opening import OpenRun
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import ResumePoint
@@ -38,7 +38,8 @@ def kill_a_rank(ranks: Ranks, run: OpenRun, rank: int) -> tuple[Heard, int]:
         live.hear_until(lambda heard: rank in heard.exits)
     assert live.heard.exits[rank]["signal"] == signal.SIGKILL
     sealed = ranks.agent.sealed_steps()  # the agent may know of more ranks, from wider runs before this one
-    step = newest_common_step([sealed[rank] for rank in range(run.plan.batch.world_size)])
+    world_size = run.plan.batch.world_size
+    step = newest_common_step([sealed[Share(world_size, rank)] for rank in range(world_size)])
     assert step is not None
     return live.heard, step
 
@@ -69,7 +70,7 @@ def test_a_restart_from_memory_changes_nothing(ranks: Ranks, tmp_path: Path, sta
 def test_a_damaged_slot_is_told(ranks: Ranks, tmp_path: Path) -> None:
     run = a_run(ranks, tmp_path, 1, ENDLESS)
     _, step = kill_a_rank(ranks, run, rank=0)
-    descriptors, _ = ranks.agent._slots.slots_for(1, None, 0)
+    descriptors, _ = ranks.agent._memory.slots.slots_for(Share(2, 1), None, 0)
     (slot,) = [slot for slot in map(Slot, descriptors) if slot.header().step == step and slot.is_sound()]
     data = slot.data()
     data.view("u1")[data.nbytes // 2] ^= 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.checkpoint.layout import Extent
-from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape, create_slot
+from orchestrator.checkpoint.slots import PlacedExtent, Share, Slot, SlotShape, create_slot
 from orchestrator.control.peers import (
     CHALLENGE_BYTES,
     CHUNK_BYTES,
@@ -60,15 +60,20 @@ def copies() -> Iterator[PeerCopies]:
 
 
 def store(copies: PeerCopies, slot: Slot, rank: int = 3, secret: str = SECRET) -> None:
-    store_copy((HOST, copies.port), secret, slot.descriptor, rank)
+    store_copy((HOST, copies.port), secret, slot.descriptor, Share(9, rank))
 
 
 def fetch(copies: PeerCopies, step: int, rank: int = 3, secret: str = SECRET) -> bytes:
-    descriptor = fetch_copy((HOST, copies.port), secret, rank, step)
+    descriptor = fetch_copy((HOST, copies.port), secret, Share(9, rank), step)
     try:
         return content(descriptor)
     finally:
         os.close(descriptor)
+
+
+def steps(copies: PeerCopies) -> dict[int, list[int]]:
+    """rank -> steps, of the only world."""
+    return {share.rank: steps for share, steps in copies.sealed_steps().items() if share.world_size == 9}
 
 
 def content(descriptor: int) -> bytes:
@@ -85,7 +90,7 @@ def test_two_nodes_hold_copies_for_each_other(copies, sealed):
         first, second = sealed(4), sealed(5)
         store(copies, first, rank=0)
         store(other, second, rank=1)
-        assert (copies.sealed_steps(), other.sealed_steps()) == ({0: [4]}, {1: [5]})
+        assert (steps(copies), steps(other)) == ({0: [4]}, {1: [5]})
         assert fetch(copies, 4, rank=0) == content(first.descriptor)
         assert fetch(other, 5, rank=1) == content(second.descriptor)
     finally:
@@ -94,9 +99,9 @@ def test_two_nodes_hold_copies_for_each_other(copies, sealed):
 
 def test_a_fetched_slot_is_a_sealed_slot_of_its_own(copies, sealed):
     store(copies, sealed(4))
-    descriptor = fetch_copy((HOST, copies.port), SECRET, 3, 4)
+    descriptor = fetch_copy((HOST, copies.port), SECRET, Share(9, 3), 4)
     try:
-        copies.keep_only(None)
+        copies.keep_only(None, 9)
         slot = Slot(descriptor)
         assert slot.is_sound()
         assert slot.small() == {"step": 4}
@@ -111,7 +116,7 @@ def test_a_wrong_secret_stores_and_fetches_nothing(copies, sealed, secret):
         store(copies, sealed(5), secret=secret)
     with pytest.raises(CheckpointError):
         fetch(copies, 4, secret=secret)
-    assert copies.sealed_steps() == {3: [4]}
+    assert steps(copies) == {3: [4]}
     store(copies, sealed(6))  # the right one still may
     assert fetch(copies, 6)
 
@@ -122,7 +127,7 @@ def test_without_a_secret_nobody_is_trusted(sealed):
         for secret in ("", SECRET):
             with pytest.raises(CheckpointError):
                 store(copies, sealed(4), secret=secret)
-        assert copies.sealed_steps() == {}
+        assert steps(copies) == {}
     finally:
         copies.close()
 
@@ -146,7 +151,7 @@ def test_an_old_proof_is_worth_nothing(copies):
 def send_part(copies: PeerCopies, slot: Slot, step: int, num_bytes: int) -> bytes:
     """Begin to store a slot, as `store_copy` does, and go away after `num_bytes`; returns the answer."""
     whole = content(slot.descriptor)
-    request = json.dumps({"op": "store", "rank": 3, "step": step, "slot_bytes": len(whole)}).encode()
+    request = json.dumps({"op": "store", "share": [9, 3], "step": step, "slot_bytes": len(whole)}).encode()
     with socket.create_connection((HOST, copies.port)) as connection:
         challenge = connection.recv(CHALLENGE_BYTES, socket.MSG_WAITALL)
         connection.sendall(hmac.digest(SECRET.encode(), challenge, "sha256"))
@@ -161,10 +166,10 @@ def test_a_transfer_cut_in_the_middle_leaves_no_sealed_copy(copies, sealed, cut)
     slot = sealed(5)
     num_bytes = cut if cut >= 0 else len(content(slot.descriptor)) - 1
     assert send_part(copies, slot, 5, num_bytes) == b""
-    assert copies.sealed_steps() == {3: [4]}
+    assert steps(copies) == {3: [4]}
     assert fetch(copies, 4)
     store(copies, slot)
-    assert copies.sealed_steps() == {3: [4, 5]}
+    assert steps(copies) == {3: [4, 5]}
 
 
 def test_bytes_that_are_not_what_was_sealed_are_refused(copies, sealed):
@@ -173,12 +178,12 @@ def test_bytes_that_are_not_what_was_sealed_are_refused(copies, sealed):
     damaged.data()[7] += 1
     with pytest.raises(CheckpointError, match="checksum"):
         store(copies, damaged)
-    assert copies.sealed_steps() == {3: [4]}
+    assert steps(copies) == {3: [4]}
 
 
 def test_a_damaged_copy_is_not_handed_out_as_sound(copies, sealed):
     store(copies, sealed(4))
-    (descriptor,) = copies._copies[3]
+    (descriptor,) = copies._copies[Share(9, 3)]
     Slot(descriptor).data()[7] += 1
     with pytest.raises(CheckpointError, match="checksum"):
         fetch(copies, 4)
@@ -187,7 +192,7 @@ def test_a_damaged_copy_is_not_handed_out_as_sound(copies, sealed):
 def test_another_step_than_announced_is_refused(copies, sealed):
     slot = sealed(5)
     assert b"does not match" in send_part(copies, slot, 6, len(content(slot.descriptor)))
-    assert copies.sealed_steps() == {3: []}
+    assert steps(copies) == {3: []}
 
 
 def test_what_is_not_sealed_is_not_sent(copies, sealed):
@@ -195,14 +200,14 @@ def test_what_is_not_sealed_is_not_sent(copies, sealed):
     slot.begin(5, 1, {})
     with pytest.raises(CheckpointError, match="not sealed"):
         store(copies, slot)
-    assert copies.sealed_steps() == {}
+    assert steps(copies) == {}
 
 
 def test_the_newest_copies_of_each_rank_are_kept(copies, sealed):
     for step in (4, 5, 6, 7):
         store(copies, sealed(step), rank=1)
     store(copies, sealed(2), rank=2)
-    found = copies.sealed_steps()
+    found = steps(copies)
     assert sorted(found[1]) == [6, 7]
     assert len(found[1]) == COPIES_OF_RANK
     assert found[2] == [2]
@@ -213,7 +218,7 @@ def test_slots_of_another_size_take_the_place_of_the_old(copies, sealed):
     store(copies, sealed(5))
     smaller = sealed(6, NUM_FLOATS // 2)
     store(copies, smaller)
-    assert copies.sealed_steps() == {3: [6]}
+    assert steps(copies) == {3: [6]}
     assert fetch(copies, 6) == content(smaller.descriptor)
 
 
@@ -221,10 +226,10 @@ def test_keep_only(copies, sealed):
     store(copies, sealed(4))
     store(copies, sealed(5))
     store(copies, sealed(5), rank=8)
-    copies.keep_only(5)
-    assert copies.sealed_steps() == {3: [5], 8: [5]}
-    copies.keep_only(None)
-    assert copies.sealed_steps() == {3: [], 8: []}
+    copies.keep_only(5, 9)
+    assert steps(copies) == {3: [5], 8: [5]}
+    copies.keep_only(None, 9)
+    assert steps(copies) == {3: [], 8: []}
 
 
 @pytest.mark.parametrize(("rank", "step"), [(3, 5), (4, 4)])
@@ -239,7 +244,7 @@ def test_a_peer_that_is_gone_is_named(sealed):
     copies.close()
     with pytest.raises(CheckpointError, match=f"{HOST}:{copies.port} can't be reached"):
         store(copies, sealed(4))
-    assert copies.sealed_steps() == {}
+    assert steps(copies) == {}
 
 
 @pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", struct.pack("<I", 2) + b"[]", struct.pack("<I", 1) + b"{"])
@@ -250,4 +255,16 @@ def test_nonsense_from_who_knows_the_secret_ends_that_connection_only(copies, se
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
     store(copies, sealed(4))
-    assert copies.sealed_steps() == {3: [4]}
+    assert steps(copies) == {3: [4]}
+
+
+def test_of_another_world_only_the_step_that_is_restored_stays(copies, sealed):
+    for step in (4, 5):
+        store(copies, sealed(step))
+        store(copies, sealed(step), rank=7)
+    copies.keep_only(4, 2)
+    store_copy((HOST, copies.port), SECRET, sealed(6).descriptor, Share(2, 1))
+    assert copies.sealed_steps() == {Share(9, 3): [4], Share(9, 7): [4], Share(2, 1): [6]}
+    assert fetch(copies, 4)
+    copies.forget_other_worlds(2)
+    assert copies.sealed_steps() == {Share(2, 1): [6]}

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from orchestrator.checkpoint.layout import Extent, PayloadFile, step_folder
 from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.retry import Patience
-from orchestrator.checkpoint.slots import PlacedExtent, Slot, SlotShape
+from orchestrator.checkpoint.slots import PlacedExtent, Share, Slot, SlotShape
 from orchestrator.control.peers import PeerCopies
 from orchestrator.control.slotkeeper import Peer, PersistJob, SlotKeeper, owned_extent
 
@@ -29,6 +29,7 @@ SHAPE = SlotShape(
     410,
 )
 SLOT_BYTES = SHAPE.slot_bytes
+R = [Share(3, rank) for rank in range(3)]
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def seal(descriptor: int, step: int, *, is_replicated: bool = False) -> np.ndarr
     return data
 
 
-def job(store: Path | str, rank: int = 0, slot: int = 0, step: int = 4, world_size: int = 1) -> PersistJob:
+def job(store: Path | str, rank: int = 0, slot: int = 0, step: int = 4, world_size: int = 3) -> PersistJob:
     return PersistJob(
         rank=rank,
         world_size=world_size,
@@ -81,70 +82,103 @@ class Answers:
 
 
 def test_slots_are_topped_up_and_made_anew_where_their_size_changes(keeper):
-    assert keeper.slots_for(0, None, 3) == ([], [])
-    first = list(keeper.slots_for(0, SLOT_BYTES, 2)[0])
+    assert keeper.slots_for(R[0], None, 3) == ([], [])
+    first = list(keeper.slots_for(R[0], SLOT_BYTES, 2)[0])
     seal(first[0], 4)
-    more, held = keeper.slots_for(0, SLOT_BYTES, 3)
+    more, held = keeper.slots_for(R[0], SLOT_BYTES, 3)
     assert more[:2] == first
     assert (len(more), held) == (3, [])
-    assert keeper.slots_for(0, None, 5)[0] == more
-    assert keeper.sealed_steps() == {0: [4]}
-    anew, _ = keeper.slots_for(0, SLOT_BYTES * 2, 2)
+    assert keeper.slots_for(R[0], None, 5)[0] == more
+    assert keeper.sealed_steps() == {R[0]: [4]}
+    anew, _ = keeper.slots_for(R[0], SLOT_BYTES * 2, 2)
     assert [os.fstat(descriptor).st_size for descriptor in anew] == [SLOT_BYTES * 2] * 2
-    assert keeper.sealed_steps() == {0: []}
+    assert keeper.sealed_steps() == {R[0]: []}
 
 
 def test_only_the_step_that_is_kept_stays(keeper):
     for rank, steps in ((0, (4, 5)), (1, (5, 6))):
-        for descriptor, step in zip(keeper.slots_for(rank, SLOT_BYTES, 3)[0], steps, strict=False):
+        for descriptor, step in zip(keeper.slots_for(R[rank], SLOT_BYTES, 3)[0], steps, strict=False):
             seal(descriptor, step)
-    assert keeper.sealed_steps() == {0: [4, 5], 1: [5, 6]}
-    keeper.keep_only(5)
-    assert keeper.sealed_steps() == {0: [5], 1: [5]}
-    assert Slot(keeper.slots_for(0, None, 0)[0][1]).is_sound()
-    keeper.keep_only(None)
-    assert keeper.sealed_steps() == {0: [], 1: []}
+    assert keeper.sealed_steps() == {R[0]: [4, 5], R[1]: [5, 6]}
+    keeper.keep_only(5, 3)
+    assert keeper.sealed_steps() == {R[0]: [5], R[1]: [5]}
+    assert Slot(keeper.slots_for(R[0], None, 0)[0][1]).is_sound()
+    keeper.keep_only(None, 3)
+    assert keeper.sealed_steps() == {R[0]: [], R[1]: []}
 
 
 def test_a_held_slot_is_emptied_only_once_it_is_released(keeper):
-    descriptors, _ = keeper.slots_for(0, SLOT_BYTES, 2)
+    descriptors, _ = keeper.slots_for(R[0], SLOT_BYTES, 2)
     seal(descriptors[0], 4)
     seal(descriptors[1], 5)
-    (slots, first), (_, second) = keeper._hold(0, 0), keeper._hold(0, 0)
-    assert keeper.slots_for(0, None, 0)[1] == [0, 0]  # once for each reader
-    keeper.keep_only(5)
-    assert keeper.sealed_steps() == {0: [5]}
+    (slots, first), (_, second) = keeper._hold(R[0], 0), keeper._hold(R[0], 0)
+    assert keeper.slots_for(R[0], None, 0)[1] == [0, 0]  # once for each reader
+    keeper.keep_only(5, 3)
+    assert keeper.sealed_steps() == {R[0]: [5]}
     assert Slot(descriptors[0]).is_sound()
     keeper._release(slots, 0, first)
     assert Slot(descriptors[0]).is_sound()  # another still reads it
     keeper._release(slots, 0, second)
     assert not Slot(descriptors[0]).is_sound()
-    assert keeper.slots_for(0, None, 0)[1] == []
-    assert keeper.sealed_steps() == {0: [5]}
+    assert keeper.slots_for(R[0], None, 0)[1] == []
+    assert keeper.sealed_steps() == {R[0]: [5]}
 
 
 def test_a_held_slot_outlives_its_replacement(keeper):
     """Slots of another size, or a fetched one, take the place of those that are still read."""
-    seal(keeper.slots_for(0, SLOT_BYTES, 1)[0][0], 4)
-    slots, duplicate = keeper._hold(0, 0)
-    keeper.slots_for(0, SLOT_BYTES * 2, 1)
+    seal(keeper.slots_for(R[0], SLOT_BYTES, 1)[0][0], 4)
+    slots, duplicate = keeper._hold(R[0], 0)
+    keeper.slots_for(R[0], SLOT_BYTES * 2, 1)
     assert Slot(duplicate).is_sound()
     keeper._release(slots, 0, duplicate)
-    assert keeper.sealed_steps() == {0: []}
+    assert keeper.sealed_steps() == {R[0]: []}
 
 
 def test_an_adopted_slot_is_the_ranks_first(keeper):
     other = SlotKeeper()
     try:
-        seal(other.slots_for(1, SLOT_BYTES, 1)[0][0], 9)
-        seal(keeper.slots_for(1, SLOT_BYTES, 2)[0][0], 8)
-        keeper.adopt(1, os.dup(other.slots_for(1, None, 0)[0][0]))
+        seal(other.slots_for(R[1], SLOT_BYTES, 1)[0][0], 9)
+        seal(keeper.slots_for(R[1], SLOT_BYTES, 2)[0][0], 8)
+        keeper.adopt(R[1], os.dup(other.slots_for(R[1], None, 0)[0][0]))
     finally:
         other.close()
-    assert keeper.sealed_steps() == {1: [9]}
-    descriptors, held = keeper.slots_for(1, SLOT_BYTES, 3)
+    assert keeper.sealed_steps() == {R[1]: [9]}
+    descriptors, held = keeper.slots_for(R[1], SLOT_BYTES, 3)
     assert (len(descriptors), held) == (3, [])
     assert Slot(descriptors[0]).is_sound()
+
+
+def test_of_another_world_only_the_step_that_is_restored_stays(keeper):
+    """Until the new world has snapshots of its own."""
+    for descriptor, step in zip(keeper.slots_for(R[1], SLOT_BYTES, 3)[0], (4, 5), strict=False):
+        seal(descriptor, step)
+    keeper.slots_for(R[2], SLOT_BYTES, 2)
+    keeper.keep_only(4, 2)
+    new = Share(2, 0)
+    seal(keeper.slots_for(new, SLOT_BYTES * 2, 2)[0][0], 6)
+    assert keeper.sealed_steps() == {R[1]: [4], new: [6]}
+    assert len(keeper.slots_for(R[1], None, 0)[0]) == 1
+    found = keeper.find(R[1], 4)
+    assert (keeper.find(R[1], 5), keeper.find(R[2], 4)) == (None, None)
+    keeper.forget_other_worlds(2)
+    assert keeper.sealed_steps() == {new: [6]}
+    assert Slot(found).is_sound()  # who has found it may go on reading
+    os.close(found)
+
+
+def test_a_held_slot_of_another_world_may_be_released_after_it_is_gone(keeper):
+    descriptors = list(keeper.slots_for(R[0], SLOT_BYTES, 2)[0])
+    seal(descriptors[0], 4)
+    seal(descriptors[1], 5)
+    slots, reader = keeper._hold(R[0], 0)
+    keeper.keep_only(5, 3)  # held: emptied later
+    keeper.keep_only(5, 2)
+    others = [os.dup(reader) for _ in range(4)]  # somebody else has that number by now
+    keeper._release(slots, 0, reader)
+    assert all(Slot(other).is_sound() for other in others)
+    for other in others:
+        os.close(other)
+    assert keeper.sealed_steps() == {R[0]: [5]}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -152,11 +186,11 @@ def test_what_every_rank_holds_is_persisted_once_and_whole(keeper, tmp_path, wor
     """Each rank saves its part; together the files are what the slots hold, and their checksums are right."""
     answers, files, found = Answers(), [], {}
     for rank in range(world_size):
-        seal(keeper.slots_for(rank, SLOT_BYTES, 1)[0][0], 4, is_replicated=True)
+        seal(keeper.slots_for(Share(world_size, rank), SLOT_BYTES, 1)[0][0], 4, is_replicated=True)
         keeper.persist(job(tmp_path, rank=rank, world_size=world_size), answers.tell)
         event = answers.next()
         assert (event["kind"], event["step"], event["counters"]) == ("saved", 4, {"adam": 4})
-        assert keeper.slots_for(rank, None, 0)[1] == []
+        assert keeper.slots_for(Share(world_size, rank), None, 0)[1] == []
         files.append(PayloadFile.from_dict(event["payload"]))
     for file in files:
         path = tmp_path / step_folder(4) / file.file
@@ -172,23 +206,23 @@ def test_what_every_rank_holds_is_persisted_once_and_whole(keeper, tmp_path, wor
 
 def test_a_slot_that_holds_another_step_is_not_written(keeper, tmp_path):
     answers = Answers()
-    seal(keeper.slots_for(0, SLOT_BYTES, 1)[0][0], 5)
+    seal(keeper.slots_for(R[0], SLOT_BYTES, 1)[0][0], 5)
     keeper.persist(job(tmp_path, step=4), answers.tell)
     event = answers.next()
     assert (event["kind"], event["step"]) == ("save_failed", 4)
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert keeper.slots_for(0, None, 0)[1] == []
+    assert keeper.slots_for(R[0], None, 0)[1] == []
 
 
 def test_a_slot_reaches_a_peer(keeper):
     copies, answers = PeerCopies("127.0.0.1"), Answers()
     copies.trust("secret")
     try:
-        seal(keeper.slots_for(2, SLOT_BYTES, 1)[0][0], 4)
-        keeper.replicate(2, 0, Peer("127.0.0.1", copies.port, "secret"), answers.tell)
+        seal(keeper.slots_for(R[2], SLOT_BYTES, 1)[0][0], 4)
+        keeper.replicate(R[2], 0, Peer("127.0.0.1", copies.port, "secret"), answers.tell)
         assert answers.next() is True
-        assert copies.sealed_steps() == {2: [4]}
-        assert keeper.slots_for(2, None, 0)[1] == []
+        assert copies.sealed_steps() == {R[2]: [4]}
+        assert keeper.slots_for(R[2], None, 0)[1] == []
     finally:
         copies.close()
 
@@ -196,13 +230,13 @@ def test_a_slot_reaches_a_peer(keeper):
 def test_a_peer_that_is_gone_is_tried_until_the_attempt_is_over(keeper):
     gone, answers = PeerCopies("127.0.0.1"), Answers()
     gone.close()
-    seal(keeper.slots_for(2, SLOT_BYTES, 1)[0][0], 4)
-    keeper.replicate(2, 0, Peer("127.0.0.1", gone.port, "secret"), answers.tell)
-    assert keeper.slots_for(2, None, 0)[1] == [0]
-    keeper.keep_only(4)
+    seal(keeper.slots_for(R[2], SLOT_BYTES, 1)[0][0], 4)
+    keeper.replicate(R[2], 0, Peer("127.0.0.1", gone.port, "secret"), answers.tell)
+    assert keeper.slots_for(R[2], None, 0)[1] == [0]
+    keeper.keep_only(4, 3)
     assert answers.next() is False
-    assert keeper.slots_for(2, None, 0)[1] == []
-    assert keeper.sealed_steps() == {2: [4]}
+    assert keeper.slots_for(R[2], None, 0)[1] == []
+    assert keeper.sealed_steps() == {R[2]: [4]}
 
 
 @settings(deadline=None)

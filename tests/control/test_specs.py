@@ -57,7 +57,7 @@ def specs_of(*words: str) -> list[WorkerSpec]:
         checkpoint_url="store",
         store_host="10.0.0.1",
         store_port=4321,
-        interfaces=["eth0", None],
+        interfaces={0: "eth0", 1: None},
     )
 
 
@@ -83,7 +83,7 @@ def test_a_spec_says_what_was_planned():
     assert (spec.optim, spec.train, spec.data, spec.checkpoint) == (
         config.optim, config.train, config.data, config.checkpoint,
     )  # fmt: skip
-    assert (spec.store_host, spec.store_port, spec.collective_timeout_s) == ("10.0.0.1", 4321, 33.0)
+    assert (spec.store_host, spec.store_port, spec.fault.collective_timeout_s) == ("10.0.0.1", 4321, 33.0)
     assert (spec.resume, spec.checkpoint_url, spec.manifest) == (RESUME, "store", MANIFEST)
     assert spec.model.vocab_size == 320
 

@@ -72,6 +72,23 @@ def test_a_failure_costs_the_step_under_way_the_restart_and_the_steps_that_are_d
     }
 
 
+def test_a_rollback_costs_the_restart_and_the_steps_that_are_done_again():
+    events = [
+        *CALM,
+        event("anomaly", 110.2, step=3),
+        event("rollback", 110.6, step=3, to_step=2),
+        event("attempt_started", 111.0, 2, resume_step=2),
+    ]
+    rows = [*CALM_ROWS, *(done(step, 110.0 + step, 2) for step in (3, 4))]
+    assert account(events, rows) == {
+        "start": 7.0,
+        "productive": 3.6,
+        "recomputed": 0.9,  # step 3, on another window
+        "data_wait": 0.5,
+        "recovery": 2.0,
+    }
+
+
 def test_a_killed_driver_is_recovery_while_it_lived_idle_until_the_next_and_recovery_until_it_trains():
     events = [
         *CALM,

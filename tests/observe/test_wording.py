@@ -133,6 +133,24 @@ def test_the_evaluation_line():
             {"event": "hang_detected", "rank": 3, "node": "b", "message": "no progress for 9.0 s in the update"},
             "rank 3 on b hangs: no progress for 9.0 s in the update",
         ),
+        (
+            {"event": "straggler", "rank": 3, "node": "b", "message": "takes 2 times as long"},
+            "rank 3 on b is slow: it takes 2 times as long",
+        ),
+        ({"event": "anomaly", "message": "the loss is nan"}, "step 57: the loss is nan"),
+        (
+            {"event": "rollback", "to_step": 40, "windows": [40], "branch": 1},
+            "going back to step 40, without the data of 1 window (40): branch 1",
+        ),
+        (
+            {"event": "rollback", "to_step": 40, "windows": list(range(40, 57)), "branch": 2},
+            "going back to step 40, without the data of 17 windows: branch 2",
+        ),
+        ({"event": "rollback", "to_step": 56, "windows": [], "branch": 3}, "going back to step 56: branch 3"),
+        (
+            {"event": "checkpoint_rejected", "path": "c/step_00000050", "message": "left behind"},
+            "checkpoint c/step_00000050 was set aside: left behind",
+        ),
         ({"event": "run_started"}, None),
     ],
 )
