@@ -196,8 +196,8 @@ class SnapshotConfig:
     """With several nodes: a copy in a peer node's memory every so many steps, or as often as the network bears;
     0 never: a lost node then costs the steps since the last checkpoint."""
     slots: int | None = None
-    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), and 5
-    where peers hold copies (being copied, newest that all peers hold)."""
+    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), 2 more
+    where peers hold copies (being copied, newest that all peers hold), 1 more with checkpoint.local_dir."""
 
 
 class BestMetric(StrEnum):
@@ -213,6 +213,13 @@ class CheckpointConfig:
     """A checkpoint every so many steps, and always one at the end; 0: only at the end."""
     url: str | None = None
     """Folder or fsspec URL; null: `checkpoints` in the run folder. Every node must reach it."""
+    local_dir: str | None = None
+    """Folder on each node's own disk for checkpoints beside `url`, written more often and kept shortly: the death of
+    everything but the disks then costs the steps since the last one. null: none."""
+    local_every_steps: int = 10
+    """With local_dir: a checkpoint on the nodes' disks every so many steps, or as often as the slowest disk bears."""
+    local_keep_last: int = 2
+    """With local_dir: newest checkpoints to keep on each node's disk; all go when the run has finished."""
     keep_last: int = 3
     """Newest committed checkpoints to keep; 0 keeps all."""
     keep_every_steps: int = 0

@@ -52,8 +52,12 @@ _AT_LEAST: dict[str, int] = {
     "cluster.memory_bytes_per_worker": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
+    "snapshot.replicate_every_steps": 0,
+    "snapshot.slots": 2,
     "checkpoint.every_steps": 0,
     "checkpoint.keep_last": 0,
+    "checkpoint.local_every_steps": 1,
+    "checkpoint.local_keep_last": 1,
     "checkpoint.keep_every_steps": 0,
     "checkpoint.keep_best": 0,
     "fault.max_restarts": 0,
@@ -304,6 +308,17 @@ def _cluster(config: RunConfig) -> Iterator[str]:
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
+    local_dir = checkpoint.local_dir
+    if local_dir is not None and not local_dir.startswith(("/", "~/")):
+        yield (
+            f"checkpoint.local_dir={local_dir} is not a folder that every node finds on its own disk; use an "
+            "absolute path, as in checkpoint.local_dir=/scratch/phalanx (a URL belongs in checkpoint.url)"
+        )
+    if local_dir is not None and checkpoint.url is not None and local_dir.rstrip("/") == checkpoint.url.rstrip("/"):
+        yield (
+            f"checkpoint.local_dir={local_dir} is checkpoint.url, too; checkpoints there would delete each other: "
+            "use another folder"
+        )
     if checkpoint.keep_best > 0 and checkpoint.best_metric is BestMetric.eval_loss:
         if config.train.eval_every_steps == 0:
             yield (

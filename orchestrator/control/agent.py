@@ -24,6 +24,7 @@ from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
 from orchestrator.control.mailbox import Mailbox
+from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
@@ -55,6 +56,7 @@ class NodeAgent:
         self._store: tuple[Channel, int] | None = None
         self._memory = AgentMemory(address)
         self._peer: Peer | None = None
+        self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
         self.attempt_facts: dict[str, Any] | None = None
@@ -157,6 +159,16 @@ class NodeAgent:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
         self._memory.copies.trust(secret)
         self._peer = None if peer is None else Peer(*peer, secret)
+
+    def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
+        """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
+        self._disk = NodeDisk(folder, is_private)
+        self._memory.copies.trust(secret)
+        self._memory.copies.serve_files(self._disk.folder)
+
+    def on_disk(self, operation: str, *arguments: Any) -> Any:
+        """One of NodeDisk's methods. Raises CheckpointError."""
+        return getattr(self._disk, operation)(*arguments)
 
     def adopt_copies(self, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:
         """Fetch each (share, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
@@ -312,6 +324,7 @@ class NodeAgent:
             slot=message["slot"],
             step=message["step"],
             url=message["url"],
+            is_disk=message["is_disk"],
             is_last=message["is_last"],
             is_encrypted=message["is_encrypted"],
             key_file=message["key_file"],
@@ -322,8 +335,9 @@ class NodeAgent:
             self._emit(rank, event)
             for living in list(self._ranks.values()):
                 if living.rank == rank.rank:
+                    done = {"slot": job.slot, "step": job.step if living is rank else None, "is_disk": job.is_disk}
                     with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "persisted", "slot": job.slot})
+                        living.channel.send({"kind": "persisted", **done})
 
         self._memory.slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
 

@@ -34,6 +34,8 @@ class Attempt:
     steps: Gathering = field(init=False)
     saves: Gathering = field(init=False)
     evaluations: Gathering = field(init=False)
+    disk_saves: Gathering = field(init=False)
+    """What the ranks' agents have written to their nodes' own disks."""
     repeats: Gathering = field(init=False)
     """Reports of the step that the ranks were restored to."""
     dones: dict[int, Message] = field(default_factory=dict)
@@ -57,7 +59,8 @@ class Attempt:
     """The phase in which the attempt hung."""
 
     def __post_init__(self) -> None:
-        self.steps, self.saves, self.evaluations = (Gathering(self.world_size) for _ in range(3))
+        self.steps, self.saves, self.disk_saves = (Gathering(self.world_size) for _ in range(3))
+        self.evaluations = Gathering(self.world_size)
         self.repeats = Gathering(self.resume.world_size or self.world_size)
         self.last_step = self.resume.step
 
@@ -133,3 +136,8 @@ class Attempt:
 def death_fields(failure: RankFailure) -> dict[str, Any]:
     """What `rank_died` says."""
     return {name: getattr(failure, name) for name in ("rank", "node", "signal", "exit_code", "message")}
+
+
+def resume_fields(resume: ResumePoint) -> dict[str, Any]:
+    """What `attempt_started` says of where it starts."""
+    return {"resume_step": resume.step, "source": resume.source, "checkpoint": resume.checkpoint}

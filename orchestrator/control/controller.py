@@ -14,9 +14,10 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
 from orchestrator.control import lifecycle
 from orchestrator.control.anomalies import Anomaly
-from orchestrator.control.attempt import Attempt, Interruption, Message, death_fields
+from orchestrator.control.attempt import Attempt, Interruption, Message, death_fields, resume_fields
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
+from orchestrator.control.disktier import disk_tier
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
@@ -26,7 +27,7 @@ from orchestrator.control.reports import Reports
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import claim_attempt, resume_point
+from orchestrator.control.starting import next_claim, stored_point
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
 from orchestrator.errors import CheckpointError, PlacementError, StoreError, SupersededError
 from orchestrator.observe.failure import digest
@@ -57,7 +58,8 @@ class Controller:
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
         store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
-        self.reports = Reports(run, store, chronicle, clock, background)
+        self._disks = disk_tier(run.config, run.plan.run_id, cluster)
+        self.reports = Reports(run, store, chronicle, clock, background, disks=self._disks)
         self._run = run
         self._clock = clock
         self._decide = decide
@@ -67,7 +69,7 @@ class Controller:
         self._count_notices = count_notices
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
-        self._fleet = Fleet(run, cluster, chronicle)
+        self._fleet = Fleet(run, cluster, chronicle, self._disks)
         self._rollbacks = Rollbacks(run.folder.branches, clock)
         self._attempt: Attempt | None = None
         self._interruption = interruption
@@ -107,7 +109,7 @@ class Controller:
             self.failure_digest = str(error)
             self._tell(lifecycle.Superseded())
         finally:
-            self.reports.close()
+            self.reports.close(is_finished=self.state is State.finished)
         return self.state
 
     # ---- deciding and carrying out
@@ -161,25 +163,15 @@ class Controller:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
-        if resume.checkpoint is not None and not resume.is_initial:
-            self.reports.restored(resume.step)
-        claim, self._first_claim = self._first_claim or claim_attempt(self._run, self._store), None
+        known_attempt = self._disks.newest_attempt if self._disks else 0
+        claim, self._first_claim = next_claim(self._first_claim, self._run, self._store, known_attempt), None
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
-        self._chronicle.event(
-            "attempt_started",
-            number,
-            resume.step,
-            resume_step=resume.step,
-            source=resume.source,
-            checkpoint=resume.checkpoint,
-            world_size=world_size,
-            zero_stage=self._run.plan.zero_stage,
-            steps_lost=lost,
-        )
+        fields = {"world_size": world_size, "zero_stage": self._run.plan.zero_stage, "steps_lost": lost}
+        self._chronicle.event("attempt_started", number, resume.step, **resume_fields(resume), **fields)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -193,18 +185,21 @@ class Controller:
             resume = self._fleet.memory_point(self._attempt.resume, self.reports.committed_step, max_step)
         if resume is None:
             how = {"lineage": self._rollbacks.lineage, "max_step": max_step}
-            resume = resume_point(self._run, self._store, self._reject_checkpoint, **how)
+            point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint, **how)
+            resume = point.resume
+            if point.committed_step:
+                self.reports.restored(point.committed_step)
         branch = self._rollbacks.branch_off(resume)
         if branch is not None:
             self._chronicle.event("rollback", self._number, self._last_step, **branch_fields(branch))
             self.reports.leave_behind(branch.at_step)
             with contextlib.suppress(StoreError):  # what is left behind is never chosen, marked or not
                 for step in self._rollbacks.set_aside(self._store):
-                    self._reject_checkpoint(step, f"left behind: the run went back to step {branch.at_step}")
+                    reason = f"left behind: the run went back to step {branch.at_step}"
+                    self._reject_checkpoint(step, reason, self._store.where(step_folder(step)))
         return self._rollbacks.on_newest_branch(resume)
 
-    def _reject_checkpoint(self, step: int, reason: str) -> None:
-        path = self._store.where(step_folder(step))
+    def _reject_checkpoint(self, step: int, reason: str, path: str) -> None:
         self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
 
     def _place_again(self) -> None:

@@ -109,7 +109,7 @@ class Loop:
         result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
         vote = ballot.outcome()
         progress.end_step()
-        self._snapshots.agreed(vote.common_step, vote.common_replicated_step)
+        self._snapshots.agreed(*vote.snapshots)
         loss = vote.loss_sum / self._spec.batch.tokens_per_step
         anomaly = self._watch.look(step + 1, loss, result.grad_norm, is_scaled_down=result.is_scaled_down)
         report: Message = {
@@ -162,7 +162,7 @@ class Loop:
         """A snapshot where one is due, on its way to storage where a checkpoint is due."""
         every = self._spec.snapshot.every_steps
         is_persisted = self._is_save_due(done) or is_leaving
-        if is_persisted or (every > 0 and done % every == 0):
+        if is_persisted or self._snapshots.is_due_on_disk(done) or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
             facts = {"report": report, "recent_losses": self._watch.recent}
@@ -235,10 +235,8 @@ class Vote:
     """What all ranks know after a step."""
 
     is_leaving: bool
-    common_step: int
-    """The newest step that is sealed on every rank."""
-    common_replicated_step: int
-    """The newest step of which every rank has a copy in a peer's memory."""
+    snapshots: tuple[int, ...]
+    """The minimum of every rank's `Snapshots.votes`."""
     loss_sum: float
     """Over the global batch."""
 
@@ -253,7 +251,7 @@ class Ballot:
         self._inbox = inbox
         self._snapshots = snapshots
         self._progress = progress
-        self._values = torch.zeros(3, dtype=torch.int64)
+        self._values = torch.zeros(5, dtype=torch.int64)
         self._loss_sum = torch.zeros(1, dtype=torch.float64)
         self._works: list[dist.Work | None] = []
 
@@ -263,8 +261,7 @@ class Ballot:
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
         self._values[0] = -int(self._inbox.is_drain_asked)
-        self._values[1] = self._snapshots.sealed_step
-        self._values[2] = self._snapshots.replicated_step
+        self._values[1:] = torch.tensor(self._snapshots.votes())
         self._loss_sum[0] = loss_sum
         self._works = [self._agreement.minimum(self._values), self._agreement.sum(self._loss_sum)]
         self._progress.enter(Phase.update)
@@ -276,5 +273,5 @@ class Ballot:
             if work is not None:
                 with self._progress.collective():
                     work.wait()
-        drain, common_step, common_replicated_step = (int(value) for value in self._values)
-        return Vote(drain < 0, common_step, common_replicated_step, float(self._loss_sum[0]))
+        drain, *snapshots = (int(value) for value in self._values)
+        return Vote(drain < 0, tuple(snapshots), float(self._loss_sum[0]))
