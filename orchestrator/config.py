@@ -266,6 +266,12 @@ class FaultConfig:
     10 finds what is plainly out of line. 0 looks for none: most spikes heal, and skipping data is yours to decide."""
     spike_window: int = 64
     """Steps that say what loss is normal; no spike is found before there are so many."""
+    check_replicas_every_steps: int = 0
+    """Every so many steps, compare the ranks' checksums of the parameters, which all hold alike (ZeRO stages 0 to 2):
+    a bit that changed without an error shows. 0 never."""
+    recheck_every_steps: int = 0
+    """Every so many steps, do a step again from the snapshot before it and compare every bit; costs that step's time.
+    0 never."""
     straggler_factor: float = 1.5
     """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
     for none."""
@@ -287,6 +293,8 @@ class WandbConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     notes: str | None = None
+    job_type: str | None = None
+    """`train` or so: W&B groups runs by it within a group."""
     start_timeout_s: float = 20.0
     """How long W&B may take to answer at the start, in the background; then the run is recorded offline."""
     close_timeout_s: float = 45.0

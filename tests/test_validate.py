@@ -79,7 +79,7 @@ AT_LEAST_ONE = [
 ZERO_IS_FINE = [
     "run__seed", "optim__warmup_steps", "train__eval_every_steps", "snapshot__every_steps",
     "snapshot__replicate_every_steps", "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
-    "fault__max_rollbacks",
+    "fault__max_rollbacks", "fault__check_replicas_every_steps", "fault__recheck_every_steps",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",

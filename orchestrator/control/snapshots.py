@@ -73,6 +73,12 @@ class Snapshots:
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
 
     def _restore_from(self, slot: Slot, step: int) -> None:
+        self._restore_state(slot, step)
+        small = slot.small()
+        self.restored_report = small["report"] or None
+        self.recent_losses = small.get("recent_losses", [])
+
+    def _restore_state(self, slot: Slot, step: int) -> None:
         engine = self._engine
         try:
             if slot.has_shape(slot_shape(engine.planned_parts())):
@@ -85,9 +91,14 @@ class Snapshots:
                 raise CheckpointError("it does not match its checksum")
         except CheckpointError as error:
             raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
-        small = slot.small()
-        self.restored_report = small["report"] or None
-        self.recent_losses = small.get("recent_losses", [])
+
+    def restore_again(self, step: int) -> None:
+        """Back to the snapshot of `step`, which every rank has sealed: as at the start of an attempt."""
+        snapshotter = self._snapshotter
+        slot = None if snapshotter is None else snapshotter.slot_of(step)
+        if slot is None:
+            raise SnapshotDamagedError(f"the snapshot of step {step} is gone")
+        self._restore_state(slot, step)
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
