@@ -50,6 +50,7 @@ _AT_LEAST: dict[str, int] = {
     "cluster.workers_per_node": 1,
     "cluster.cpus_per_worker": 1,
     "cluster.memory_bytes_per_worker": 1,
+    "cluster.memory_bytes_per_node": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
     "snapshot.replicate_every_steps": 0,

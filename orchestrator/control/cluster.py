@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ClusterConfig
+<<<<<<< HEAD
 from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
 from orchestrator.control.inheritance import Inherited
+=======
+from orchestrator.control.agent import NodeAgent
+from orchestrator.control.domains import domain_of
+>>>>>>> main
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.renewals import Renewals
@@ -142,6 +147,7 @@ class RayCluster:
                     name=node["NodeManagerHostname"],
                     cpus=int(node["Resources"].get("CPU", 0)),
                     gpus=int(node["Resources"].get("GPU", 0)),
+                    memory_bytes=int(node["Resources"]["memory"]) if "memory" in node["Resources"] else None,
                 ),
             )
             for node in ray.nodes()
@@ -257,6 +263,21 @@ class RayCluster:
                 f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
                 "see `ray status`"
             ) from error
+<<<<<<< HEAD
+=======
+        return [
+            AgentHandle(
+                actor,
+                node,
+                facts["host"],
+                facts["address"],
+                facts["interface"],
+                facts["port"],
+                domain_of(facts["host"], facts["labels"], facts["topology"], self._config),
+            )
+            for actor, node, facts in zip(actors, nodes, described, strict=True)
+        ]
+>>>>>>> main
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
@@ -329,5 +350,18 @@ class RayCluster:
             self._temp_dir_lock = None
 
 
+<<<<<<< HEAD
+=======
+class _AgentActor(NodeAgent):
+    """The agent as a Ray actor: it learns its node's address from Ray."""
+
+    def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
+        super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "labels": import_ray().get_runtime_context().get_node_labels()}
+
+
+>>>>>>> main
 def _resources(cpus: int, gpus: int) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

@@ -25,6 +25,7 @@ from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
+from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import next_claim, stored_point
@@ -81,6 +82,7 @@ class Controller:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
 
+<<<<<<< HEAD
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
         """Before `begin`: go on from the attempt that the agents of an earlier driver have in memory.
 
@@ -94,6 +96,16 @@ class Controller:
         row = self._chronicle.last_row
         if row is not None and row.time is not None:  # it went on training without a driver
             self._interruption = Interruption(self._clock.monotonic() + row.time - self._clock.time(), row.step)
+=======
+    def measure_memory(self, planned_bytes: int) -> str | None:
+        """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
+        found = self._fleet.memory()
+        if found is None:
+            return None
+        facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
+        self._chronicle.event("snapshot", self._number, self._last_step, is_told=False, **facts)
+        return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
+>>>>>>> main
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
