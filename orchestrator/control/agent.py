@@ -23,11 +23,8 @@ from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
-<<<<<<< HEAD
-from orchestrator.control.mailbox import Mailbox
-=======
 from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
->>>>>>> main
+from orchestrator.control.mailbox import Mailbox
 from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page

@@ -118,6 +118,12 @@ class Attempt:
         """The one that the others follow from; there must be one."""
         return first_failure(self.failures)
 
+    def too_late_digest(self, limit_s: float) -> str:
+        return (
+            f"attempt {self.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, or raise the "
+            "limit"
+        )
+
     def signature(self) -> str:
         """Equal for failures that would only happen again: the same error at the same step.
 

@@ -16,13 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ClusterConfig
-<<<<<<< HEAD
 from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
 from orchestrator.control.inheritance import Inherited
-=======
-from orchestrator.control.agent import NodeAgent
-from orchestrator.control.domains import domain_of
->>>>>>> main
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.renewals import Renewals
@@ -168,7 +163,7 @@ class RayCluster:
         driver has the run.
         """
         self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
-        estate = take_over(self.tenancy, self._layout)
+        estate = take_over(self.tenancy, self._layout, self._config)
         self.inherited = estate.inherited
         self._group, self._group_name = estate.group, estate.group_name
         self._group = self._group or self._reserve(placement)
@@ -257,27 +252,12 @@ class RayCluster:
             actors.append(options.remote(tenancy, name, self._group_name, self._layout, ahead))
         limit_s = self._config.start_timeout_s
         try:
-            return describe_all(actors, nodes, tenancy.generation, limit_s)
+            return describe_all(actors, nodes, tenancy.generation, self._config)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
             raise PlacementError(
                 f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
                 "see `ray status`"
             ) from error
-<<<<<<< HEAD
-=======
-        return [
-            AgentHandle(
-                actor,
-                node,
-                facts["host"],
-                facts["address"],
-                facts["interface"],
-                facts["port"],
-                domain_of(facts["host"], facts["labels"], facts["topology"], self._config),
-            )
-            for actor, node, facts in zip(actors, nodes, described, strict=True)
-        ]
->>>>>>> main
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
@@ -350,18 +330,5 @@ class RayCluster:
             self._temp_dir_lock = None
 
 
-<<<<<<< HEAD
-=======
-class _AgentActor(NodeAgent):
-    """The agent as a Ray actor: it learns its node's address from Ray."""
-
-    def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
-        super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "labels": import_ray().get_runtime_context().get_node_labels()}
-
-
->>>>>>> main
 def _resources(cpus: int, gpus: int) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

@@ -82,12 +82,8 @@ class Controller:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
 
-<<<<<<< HEAD
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
-        """Before `begin`: go on from the attempt that the agents of an earlier driver have in memory.
-
-        `committed_step` is the newest that the ledger knows of.
-        """
+        """Before `begin`: go on from what agents of an earlier driver have in memory. `committed_step`: the ledger's."""
         attempt = self._attempt = heritage.attempt
         self._is_memory_trusted = self._rollbacks.lineage.survives(attempt.number, sys.maxsize)
         if committed_step:
@@ -96,7 +92,7 @@ class Controller:
         row = self._chronicle.last_row
         if row is not None and row.time is not None:  # it went on training without a driver
             self._interruption = Interruption(self._clock.monotonic() + row.time - self._clock.time(), row.step)
-=======
+
     def measure_memory(self, planned_bytes: int) -> str | None:
         """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
         found = self._fleet.memory()
@@ -105,7 +101,6 @@ class Controller:
         facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
         self._chronicle.event("snapshot", self._number, self._last_step, is_told=False, **facts)
         return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
->>>>>>> main
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
@@ -232,10 +227,7 @@ class Controller:
         if self._clock.monotonic() - attempt.started_s > limit_s:
             dump_stacks(self._cluster, self._fleet.agents, "no step was done in worker.start_timeout_s")
             self._begin_interruption()
-            self.failure_digest = (
-                f"attempt {attempt.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, "
-                "or raise the limit"
-            )
+            self.failure_digest = attempt.too_late_digest(limit_s)
             self._tell(lifecycle.AttemptFailed("start timed out"))
 
     def _stop_ranks(self) -> None:

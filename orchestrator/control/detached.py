@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
+from orchestrator.control.domains import domain_of
 from orchestrator.control.inheritance import Inherited
 from orchestrator.control.leased import LeasedAgent
 from orchestrator.control.members import AgentHandle
@@ -39,9 +41,10 @@ class AgentActor(LeasedAgent):
     ) -> None:
         node = node_of(name)
         assert node is not None
-        address = import_ray().util.get_node_ip_address()
+        ray = import_ray()
+        address = ray.util.get_node_ip_address()
         agent = NodeAgent(node, address, layout["is_warm"], layout["threads"], zygote_ahead)
-        facts = {"group": group, "layout": layout}
+        facts = {"group": group, "layout": layout, "labels": ray.get_runtime_context().get_node_labels()}
         super().__init__(agent, tenancy.generation, tenancy.terms, facts, lambda: leave(tenancy.run, name))
 
 
@@ -65,7 +68,7 @@ class Estate:
     inherited: list[Inherited] = field(default_factory=list)
 
 
-def take_over(tenancy: Tenancy, layout: dict[str, Any]) -> Estate:
+def take_over(tenancy: Tenancy, layout: dict[str, Any], config: ClusterConfig) -> Estate:
     """Adopt the run's agents where they were made for this `layout`, their ranks stopped; end all that is left else.
 
     Raises SupersededError where a newer driver has them.
@@ -85,7 +88,7 @@ def take_over(tenancy: Tenancy, layout: dict[str, Any]) -> Estate:
         fitting, groups = {}, set()
     for node in sorted(actors):
         if node in fitting:
-            handle = _handle(actors[node], node, fitting[node])
+            handle = _handle(actors[node], node, fitting[node], config)
             estate.agents.append(handle)
             estate.inherited.append(_last_words(handle, tenancy, fitting[node]["attempt"]))
         else:
@@ -131,21 +134,32 @@ def _last_words(agent: AgentHandle, tenancy: Tenancy, attempt: dict[str, Any] | 
     return Inherited(agent.node, attempt, events)
 
 
-def _handle(actor: Any, node: int, facts: dict[str, Any]) -> AgentHandle:
-    return AgentHandle(actor, node, facts["host"], facts["address"], facts["interface"], facts["port"])
+def _handle(actor: Any, node: int, facts: dict[str, Any], config: ClusterConfig) -> AgentHandle:
+    return AgentHandle(
+        actor,
+        node,
+        facts["host"],
+        facts["address"],
+        facts["interface"],
+        facts["port"],
+        domain_of(facts["host"], facts["labels"], facts["topology"], config),
+    )
 
 
-def describe_all(actors: Sequence[Any], nodes: Sequence[int], generation: int, timeout_s: float) -> list[AgentHandle]:
+def describe_all(
+    actors: Sequence[Any], nodes: Sequence[int], generation: int, config: ClusterConfig
+) -> list[AgentHandle]:
     """Wait until all of these new agents answer. Raises Ray's errors where they don't, and ends them then."""
     ray = import_ray()
     try:
-        described = ray.get([actor.command.remote(generation, "describe") for actor in actors], timeout=timeout_s)
+        asked = [actor.describe.remote(generation) for actor in actors]
+        described = ray.get(asked, timeout=config.start_timeout_s)
     except ray.exceptions.RayError:
         for actor in actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
         raise
-    return [_handle(actor, node, facts) for actor, node, facts in zip(actors, nodes, described, strict=True)]
+    return [_handle(actor, node, facts, config) for actor, node, facts in zip(actors, nodes, described, strict=True)]
 
 
 def end_actor(actor: Any, generation: int, timeout_s: float = 5.0) -> None:

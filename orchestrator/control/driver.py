@@ -282,19 +282,18 @@ class _Session:
         )
 
 
-<<<<<<< HEAD
 def tenancy(run: OpenRun, claim: Claim) -> Tenancy:
     """Who this driver is to the agents of its run."""
     fault = run.config.fault
     terms = LeaseTerms(fault.lease_timeout_s, fault.driver_grace_s)
     return Tenancy(agents_name(run.folder), claim.attempt, terms)
-=======
+
+
 def node_memory_bytes(config: RunConfig, nodes: Sequence[NodeFacts]) -> int | None:
     """What a node has for ranks and snapshots: as configured, else what the smallest says; None: not known."""
     if config.cluster.memory_bytes_per_node is not None:
         return config.cluster.memory_bytes_per_node
     return min((node.memory_bytes for node in nodes if node.memory_bytes is not None), default=None)
->>>>>>> main
 
 
 def newest_committed(run: OpenRun) -> ResumePoint:

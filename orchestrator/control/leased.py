@@ -65,11 +65,11 @@ class LeasedAgent:
             self._lease.terms = terms
         self.renew(generation)
         self._agent.tell_again()
-        return {
-            **self._facts,
-            **self._agent.describe(),
-            "attempt": self._agent.attempt_facts,
-        }
+        return self.describe(generation)
+
+    def describe(self, generation: int) -> dict[str, Any]:
+        self.renew(generation)
+        return {**self._facts, **self._agent.describe(), "attempt": self._agent.attempt_facts}
 
     def close(self, generation: int) -> None:
         """End what the agent has started and hold no lease any more."""

@@ -1,10 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
-<<<<<<< HEAD
-from collections.abc import Iterable
-=======
-from collections.abc import Sequence
->>>>>>> main
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
