@@ -120,8 +120,8 @@ class Attempt:
 
     def too_late_digest(self, limit_s: float) -> str:
         return (
-            f"attempt {self.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, or raise the "
-            "limit"
+            f"attempt {self.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, or raise "
+            "the limit"
         )
 
     def signature(self) -> str:

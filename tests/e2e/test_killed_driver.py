@@ -62,6 +62,7 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
     words = [f"checkpoint.url={tmp_path / 'checkpoints'}", "fault.driver_grace_s=60"]
     older = typist.train(run, *words)
     older.wait_for_step(run, KILL_STEP)
+    os.kill(run.rank_pids()[1], signal.SIGSTOP)  # else they might reach the last step before the newer one is there
     older.process.send_signal(signal.SIGSTOP)
     copied = Run(tmp_path / "elsewhere")
     shutil.copytree(run.root, copied.root)
@@ -70,8 +71,9 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
     newer.wait_for("the newer driver's attempt", lambda: copied.newest_attempt() > 1)
     older.process.send_signal(signal.SIGCONT)
     assert older.wait() == EXIT_FAILED
-    assert "has taken the run over; nothing was damaged, and the run goes on there" in older.output
-    assert "Traceback" not in older.output + older.error_output
+    said = older.output + older.error_output
+    assert "has taken the run over; nothing was damaged, and the run goes on there" in said
+    assert "Traceback" not in said
     newer.finish()
 
     assert [event["source"] for event in copied.events("attempt_started")] == ["start", "memory"]
