@@ -65,6 +65,10 @@ class RunFolder:
         return self.path / "agents.json"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -83,7 +83,7 @@ class Controller:
         self._fleet.start(placement)
 
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
-        """Before `begin`: go on from what an earlier driver's agents have in memory. `committed_step`: the ledger's."""
+        """Before `begin`: go on from an earlier driver's agents' memory; `committed_step` is the ledger's newest."""
         attempt = self._attempt = heritage.attempt
         self._is_memory_trusted = self._rollbacks.lineage.survives(attempt.number, sys.maxsize)
         if committed_step:
