@@ -31,6 +31,7 @@ WORDS = [
     "cluster.device=cpu",
     "cluster.slurm.memory_per_node=2500M",
     "cluster.slurm.time_limit_min=30",
+    "cluster.start_timeout_s=600",
     "tracking.wandb.mode=disabled",
 ]
 SLOW = ["train.steps=100000", "optim.schedule_steps=40"]

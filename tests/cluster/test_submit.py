@@ -21,7 +21,7 @@ def site(can_be_virtual: None, unused_name: Callable[[], str]) -> Iterator[Virtu
     """Two nodes with room for two jobs each."""
     name = unused_name()
     closed = f"PartitionName=closed Nodes={name}[1-2] AllowQos=nobody AllowAccounts=nobody"
-    spec = VirtualSpec(name=name, nodes=2, gpus=2, slurm_lines=(closed,))
+    spec = VirtualSpec(name=name, nodes=2, gpus=2, slurm_lines=("KillWait=60", closed))
     cluster = VirtualCluster.up(spec)
     try:
         yield cluster
