@@ -2,13 +2,13 @@
 
 `srun` runs it once per node as `python -m launch.slurm.node [INTERFACE]`. It hears lines on stdin and answers on
 stdout, both through srun:
-    start {"token", "job"}   make the private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
+    start {"token", "job"}   make a private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
     join {"address"}         the other nodes start theirs -> up
     end                      the job is over: end every process that descends from here
     end of input             the job's program has died: the same
 It says `failed {"text"}` where Ray does not start and `died {"text"}` where it ends too early.
 
-A job with --no-kill whose first node dies stays RUNNING for SLURM until its time limit, with nothing in it. So whoever
+With --no-kill, a job whose first node dies stays RUNNING for SLURM until its time limit, with nothing in it. So who
 is left of it looks, and puts it back into the queue.
 
 SLURM sends SIGTERM to every process of a step as soon as a job is cancelled or preempted, long before the run has
