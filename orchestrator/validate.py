@@ -50,6 +50,12 @@ _AT_LEAST: dict[str, int] = {
     "cluster.workers_per_node": 1,
     "cluster.cpus_per_worker": 1,
     "cluster.memory_bytes_per_worker": 1,
+    "cluster.slurm.time_limit_min": 1,
+    "cluster.slurm.notice_s": 1,
+    "cluster.slurm.spare_nodes": 0,
+    "cluster.slurm.gpus_per_node": 0,
+    "cluster.slurm.cpus_per_node": 1,
+    "cluster.memory_bytes_per_node": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
     "snapshot.replicate_every_steps": 0,
@@ -64,6 +70,8 @@ _AT_LEAST: dict[str, int] = {
     "fault.max_identical_failures": 1,
     "fault.max_rollbacks": 0,
     "fault.spike_window": 8,
+    "fault.check_replicas_every_steps": 0,
+    "fault.recheck_every_steps": 0,
     "tracking.every_steps": 1,
     "tracking.console_every_steps": 1,
 }
@@ -110,6 +118,7 @@ def problems(config: RunConfig) -> list[str]:
         *_parallel(config),
         *_cluster(config),
         *_checkpoint(config),
+        *_fault(config),
     ]
 
 
@@ -329,6 +338,20 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
                 f"checkpoint.every_steps={checkpoint.every_steps} is not a multiple of "
                 f"train.eval_every_steps={config.train.eval_every_steps}; make it one"
             )
+
+
+def _fault(config: RunConfig) -> Iterator[str]:
+    fault = config.fault
+    if fault.check_replicas_every_steps > 0 and config.parallel.zero_stage == 3:
+        yield (
+            f"fault.check_replicas_every_steps={fault.check_replicas_every_steps} has nothing to compare with "
+            "parallel.zero_stage=3, where no parameter is held twice; use fault.recheck_every_steps"
+        )
+    if fault.recheck_every_steps > 0 and config.snapshot.every_steps != 1:
+        yield (
+            f"fault.recheck_every_steps={fault.recheck_every_steps} needs a snapshot of the step before, but "
+            f"snapshot.every_steps={config.snapshot.every_steps}; use snapshot.every_steps=1"
+        )
 
 
 def _value(config: RunConfig, key: str) -> Any:

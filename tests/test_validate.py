@@ -72,14 +72,15 @@ AT_LEAST_ONE = [
     "train__micro_batch_size", "train__seq_len", "train__eval_rows", "parallel__bucket_elements",
     "cluster__num_workers", "cluster__min_workers", "cluster__workers_per_node",
     "cluster__cpus_per_worker",
-    "cluster__memory_bytes_per_worker", "worker__threads", "fault__max_identical_failures",
+    "cluster__memory_bytes_per_worker", "cluster__memory_bytes_per_node", "worker__threads",
+    "fault__max_identical_failures",
     "tracking__every_steps", "tracking__console_every_steps", "checkpoint__local_every_steps",
     "checkpoint__local_keep_last",
 ]  # fmt: skip
 ZERO_IS_FINE = [
     "run__seed", "optim__warmup_steps", "train__eval_every_steps", "snapshot__every_steps",
     "snapshot__replicate_every_steps", "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
-    "fault__max_rollbacks",
+    "fault__max_rollbacks", "fault__check_replicas_every_steps", "fault__recheck_every_steps",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",

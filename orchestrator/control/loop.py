@@ -1,6 +1,5 @@
 """The training loop of one rank: batch, step, report; save and evaluate when due; leave when all agree to."""
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +8,15 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from model.engine import Engine
+from model.engine import Engine, StepResult
 from model.schedule import learning_rate
 from orchestrator.codec import encode
 from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
+from orchestrator.control.checks import Repetition, ReplicaCheck
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.progress import Progress
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.control.watchdog import Phase
@@ -43,11 +44,16 @@ class Loop:
         self._spec = spec
         self._engine = engine
         self._channel = channel
-        self._ballot = Ballot(Agreement(spec.world_size), inbox, snapshots, progress)
+        agreement = Agreement(spec.world_size)
+        self._ballot = Ballot(agreement, inbox, snapshots, progress)
         self._watch = LossWatch(
             spike_threshold=spec.fault.spike_threshold, spike_window=spec.fault.spike_window, recent=recent_losses
         )
         self._snapshots = snapshots
+        self._replicas = ReplicaCheck(spec, engine, agreement, progress)
+        self._repetition = Repetition(spec, engine, snapshots, agreement, progress)
+        self._recheck_s = 0.0
+        """What doing the step before once more took."""
         self._keep_s = 0.0
         """What the snapshot of the step before took of this thread."""
         self._progress = progress
@@ -105,8 +111,14 @@ class Loop:
         data_s = time.perf_counter() - started
         ballot = self._ballot
         lr = self._learning_rate(step)
-        result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
+
+        def before_update(loss_sum: float) -> None:
+            self._replicas.begin(step + 1)
+            ballot.cast(loss_sum)
+
+        result = self._engine.train_step(step, batch.micro, lr, before_update, self._enter_compute)
         vote = ballot.outcome()
+        replicas = self._replicas.verdict(step + 1)
         progress.end_step()
         self._snapshots.agreed(*vote.snapshots)
         loss = vote.loss_sum / self._spec.batch.tokens_per_step
@@ -121,6 +133,8 @@ class Loop:
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
+            "snapshots": self._snapshots.counts,
+            "recheck_s": self._recheck_s,
             "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
             "rng_digest": format_digest(sum_digests([result.rng_digest])),
@@ -132,7 +146,17 @@ class Loop:
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
         else:
             self._channel.send(report)
-        return _Outcome(report, vote.is_leaving, anomaly)
+        return _Outcome(report, vote.is_leaving, anomaly or replicas or self._recheck(step + 1, vote, batch, result))
+
+    def _recheck(self, done: int, vote: "Vote", batch: StepBatch, result: StepResult) -> Anomaly | None:
+        self._recheck_s = 0.0
+        if not self._repetition.is_due(done, vote.common_step):
+            return None
+        started = time.perf_counter()
+        lr = self._learning_rate(done - 1)
+        anomaly = self._repetition.verdict(done, batch, lr, result, self._enter_compute)
+        self._recheck_s = time.perf_counter() - started
+        return anomaly
 
     def _enter_compute(self, micro_step: int) -> None:
         self._progress.enter(Phase.compute, micro_step)
@@ -191,12 +215,6 @@ class Loop:
         return peak_resident_bytes()
 
 
-def peak_resident_bytes() -> int:
-    """The process's own high-water mark: the kernel counts anew in a forked child. Asked for at each step, so without
-    reading /proc, which takes a hundred times as long."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     """Of one step, on this rank."""
@@ -225,6 +243,13 @@ class Agreement:
         if self._group is None:
             return None
         return dist.all_reduce(values, group=self._group, async_op=True)
+
+    def gather(self, value: torch.Tensor) -> tuple[list[torch.Tensor], dist.Work]:
+        """Begin to gather every rank's `value`, in rank order; there must be more than one rank."""
+        values = [torch.empty_like(value) for _ in range(dist.get_world_size(self._group))]
+        work = dist.all_gather(values, value, group=self._group, async_op=True)
+        assert work is not None
+        return values, work
 
 
 @dataclass(frozen=True, slots=True)

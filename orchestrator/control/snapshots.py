@@ -26,6 +26,8 @@ class Snapshots:
         self._shape: SlotShape | None = None
         self._is_settled = False
         """This world has snapshots of its own: those of the former one may go."""
+        self.counts = [0, 0, 0]
+        """Snapshots that were due in this attempt, those taken, those copied to a peer."""
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
         self.recent_losses: list[float] = []
@@ -73,6 +75,12 @@ class Snapshots:
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
 
     def _restore_from(self, slot: Slot, step: int) -> None:
+        self._restore_state(slot, step)
+        small = slot.small()
+        self.restored_report = small["report"] or None
+        self.recent_losses = small.get("recent_losses", [])
+
+    def _restore_state(self, slot: Slot, step: int) -> None:
         engine = self._engine
         try:
             if slot.has_shape(slot_shape(engine.planned_parts())):
@@ -85,9 +93,14 @@ class Snapshots:
                 raise CheckpointError("it does not match its checksum")
         except CheckpointError as error:
             raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
-        small = slot.small()
-        self.restored_report = small["report"] or None
-        self.recent_losses = small.get("recent_losses", [])
+
+    def restore_again(self, step: int) -> None:
+        """Back to the snapshot of `step`, which every rank has sealed: as at the start of an attempt."""
+        snapshotter = self._snapshotter
+        slot = None if snapshotter is None else snapshotter.slot_of(step)
+        if slot is None:
+            raise SnapshotDamagedError(f"the snapshot of step {step} is gone")
+        self._restore_state(slot, step)
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -157,6 +170,7 @@ class Snapshots:
         while not is_taken and is_last:
             self._inbox.wait()
             is_taken = snapshotter.take(step, parts, small, **how)
+        self.counts = [self.counts[0] + 1, self.counts[1] + is_taken, self.counts[2] + (is_taken and is_replicated)]
         if has_backlog or (not is_taken and is_persisted):
             message = (
                 "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"

@@ -144,6 +144,14 @@ class Snapshotter:
                 return index
         return None
 
+    def slot_of(self, step: int) -> Slot | None:
+        """The slot that holds `step` whole."""
+        for slot in self._slots:
+            header = slot.header()
+            if header.state is SlotState.sealed and header.step == step:
+                return slot
+        return None
+
     @property
     def is_replicating(self) -> bool:
         """Whether this rank's last copy is still on its way."""
