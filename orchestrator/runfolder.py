@@ -60,6 +60,15 @@ class RunFolder:
         return self.path / "driver.lock"
 
     @property
+    def agents(self) -> Path:
+        """The name by which Ray knows this run's agents."""
+        return self.path / "agents.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

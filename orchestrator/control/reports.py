@@ -1,6 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -70,6 +70,7 @@ class Reports:
         if messages is None:
             return False
         row = step_row(self._run.plan, messages)
+        self._chronicle.ranks(messages)
         attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
@@ -101,6 +102,19 @@ class Reports:
                 self.hear_save_delayed(message)
             case "save_failed":
                 self.hear_save_failed(attempt, message)
+
+    def hear_unheard(self, attempt: Attempt, messages: Iterable[Message]) -> None:
+        """What the ranks of an earlier driver's attempt said that it may not have written down."""
+        for message in messages:
+            match message["kind"]:
+                case "output":
+                    self._chronicle.output(message)
+                case "step":
+                    self.hear_step(attempt, message)
+                case _:
+                    self.hear(attempt, message)
+        self.flush(attempt)
+        self._chronicle.end_attempt()
 
     def hear_step_again(self, attempt: Attempt, message: Message) -> None:
         """The step that the ranks were restored to: a lost agent may have taken its report along."""
@@ -224,6 +238,7 @@ class Reports:
                 self._disk_failed(outcome.step, str(outcome.error), fault)
             else:
                 facts = {"tier": "disk", "bytes": outcome.num_bytes, "seconds": outcome.seconds}
+                facts |= {"pruned": outcome.pruned} if outcome.pruned else {}
                 self._chronicle.event("snapshot", outcome.attempt, outcome.step, is_told=False, **facts)
                 if self._disk_health.worked(self._clock.monotonic()) is not None:
                     self._chronicle.console.note("checkpoints are written to the nodes' disks again")
