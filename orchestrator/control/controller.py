@@ -191,7 +191,8 @@ class Controller:
         if self._attempt is not None and self._is_memory_trusted and (limit is None or limit.is_memory_good):
             resume = self._fleet.memory_point(self._attempt.resume, self.reports.committed_step, max_step)
         if resume is None:
-            how = {"lineage": self._rollbacks.lineage, "max_step": max_step}
+            known = self._attempt and self.reports.committed_step
+            how = {"lineage": self._rollbacks.lineage, "max_step": max_step, "known_committed": known}
             point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint, **how)
             resume = point.resume
             if point.committed_step:
