@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from model.config import ModelConfig
+from orchestrator.slurm_config import SlurmConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -159,8 +160,15 @@ class ClusterConfig:
     """The accelerator's name in the hardware table (h100, a100, ...): memory and peak for `plan` and MFU."""
     memory_bytes_per_worker: int | None = None
     """What one rank may use, for `plan`; null takes the hardware table's figure."""
+    memory_bytes_per_node: int | None = None
+    """Host memory of a node, for ranks and snapshots; null: what Ray says of the nodes (not known to `plan`)."""
     address: str | None = None
     """An existing Ray cluster: `auto` or HOST:PORT; null joins $RAY_ADDRESS if set, else starts Ray here."""
+    failure_domains: dict[str, list[str]] = field(default_factory=dict)
+    """What is lost together (a rack, a switch) -> its host names, with `*` for any: copies of snapshots go to a node
+    of another domain. {}: by failure_domain_label, else by the switches that SLURM names (topology/tree)."""
+    failure_domain_label: str | None = None
+    """Ray node label that names a node's failure domain, as in ray.io/availability-zone."""
     network_interface: str | None = None
     """Interface for gloo and NCCL; null finds the one that holds the node's address."""
     start_timeout_s: float = 120.0
@@ -169,6 +177,8 @@ class ClusterConfig:
     """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
     grow_interval_s: float = 60.0
     """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """For `phalanx submit` only."""
 
 
 class WorkerStart(StrEnum):

@@ -105,6 +105,8 @@ class NodeFacts:
     name: str
     cpus: int
     gpus: int
+    memory_bytes: int | None = None
+    """Host memory for ranks and snapshots, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

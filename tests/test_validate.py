@@ -72,7 +72,8 @@ AT_LEAST_ONE = [
     "train__micro_batch_size", "train__seq_len", "train__eval_rows", "parallel__bucket_elements",
     "cluster__num_workers", "cluster__min_workers", "cluster__workers_per_node",
     "cluster__cpus_per_worker",
-    "cluster__memory_bytes_per_worker", "worker__threads", "fault__max_identical_failures",
+    "cluster__memory_bytes_per_worker", "cluster__memory_bytes_per_node", "worker__threads",
+    "fault__max_identical_failures",
     "tracking__every_steps", "tracking__console_every_steps", "checkpoint__local_every_steps",
     "checkpoint__local_keep_last",
 ]  # fmt: skip

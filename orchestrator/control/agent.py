@@ -24,10 +24,12 @@ from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
+from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
 from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.shares import WantedShares
 from orchestrator.control.slotkeeper import Peer, PersistJob
 from orchestrator.control.stacks import dump
@@ -71,6 +73,7 @@ class NodeAgent:
             "interface": interface_of(self._address),
             "port": self._memory.copies.port,
             "pid": os.getpid(),
+            "topology": {name: os.environ[name] for name in (SLURM_ADDRESS, SLURM_PATTERN) if name in os.environ},
         }
 
     # ---- the zygote
@@ -155,6 +158,10 @@ class NodeAgent:
         """Before an attempt of so many ranks that starts from `step`: the snapshots of other steps are not the run's
         any more."""
         self._memory.keep_only(step, world_size)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the snapshots and copies that it holds, and the peak of this process without them."""
+        return {"bytes": self._memory.num_bytes(), "agent_bytes": peak_resident_bytes()}
 
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
+from orchestrator.control.domains import domain_of
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.stream import EventStream
@@ -127,6 +128,7 @@ class RayCluster:
                     name=node["NodeManagerHostname"],
                     cpus=int(node["Resources"].get("CPU", 0)),
                     gpus=int(node["Resources"].get("GPU", 0)),
+                    memory_bytes=int(node["Resources"]["memory"]) if "memory" in node["Resources"] else None,
                 ),
             )
             for node in ray.nodes()
@@ -201,7 +203,15 @@ class RayCluster:
                 "see `ray status`"
             ) from error
         return [
-            AgentHandle(actor, node, facts["host"], facts["address"], facts["interface"], facts["port"])
+            AgentHandle(
+                actor,
+                node,
+                facts["host"],
+                facts["address"],
+                facts["interface"],
+                facts["port"],
+                domain_of(facts["host"], facts["labels"], facts["topology"], self._config),
+            )
             for actor, node, facts in zip(actors, nodes, described, strict=True)
         ]
 
@@ -264,6 +274,9 @@ class _AgentActor(NodeAgent):
 
     def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
         super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "labels": import_ray().get_runtime_context().get_node_labels()}
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:

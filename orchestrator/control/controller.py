@@ -22,6 +22,7 @@ from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
+from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt, stored_point
@@ -74,6 +75,15 @@ class Controller:
     def start_agents(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
+
+    def measure_memory(self, planned_bytes: int) -> str | None:
+        """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
+        found = self._fleet.memory()
+        if found is None:
+            return None
+        facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
+        self._chronicle.event("snapshot", self._number, self._last_step, is_told=False, **facts)
+        return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""

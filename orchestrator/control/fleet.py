@@ -10,6 +10,7 @@ from orchestrator.config import WorkerStart
 from orchestrator.control.attempt import Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.disktier import DiskTier
+from orchestrator.control.domains import domain_problems
 from orchestrator.control.members import AgentHandle, Cluster, Events
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.shares import WantedShares
@@ -73,6 +74,9 @@ class Fleet:
     def _introduce_peers(self) -> None:
         if has_peers(self._run.config, len(self.agents)):
             set_peers(self._cluster, self.agents, self._secret)
+            domains = [agent.domain for agent in self.agents]
+            for problem in domain_problems([a.host for a in self.agents], domains, self._run.config.cluster):
+                self._chronicle.console.warn(problem)
         if self._disks is not None:
             self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
 
@@ -103,6 +107,17 @@ class Fleet:
         for agent in self.agents:
             with contextlib.suppress(ConnectionError):  # its ranks ended with it
                 self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
+
+    def memory(self) -> dict[str, int] | None:
+        """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None
+        where an agent is gone."""
+        try:
+            found = self._cluster.call_all([(agent, ()) for agent in self.agents], "memory")
+        except ConnectionError:
+            return None
+        if not found:
+            return None
+        return {name: max(of_node[name] for of_node in found) for name in ("bytes", "agent_bytes")}
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary."""

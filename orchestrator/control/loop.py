@@ -1,10 +1,8 @@
 """The training loop of one rank: batch, step, report; save and evaluate when due; leave when all agree to."""
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -17,6 +15,7 @@ from orchestrator.control.channel import Channel, Message
 from orchestrator.control.checks import Repetition, ReplicaCheck
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.progress import Progress
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.control.watchdog import Phase
@@ -133,6 +132,7 @@ class Loop:
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
+            "snapshots": self._snapshots.counts,
             "recheck_s": self._recheck_s,
             "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
@@ -214,14 +214,6 @@ class Loop:
         return peak_resident_bytes()
 
 
-def peak_resident_bytes() -> int:
-    """The process's own high-water mark; getrusage would count the zygote it was forked from."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     """Of one step, on this rank."""
@@ -268,6 +260,11 @@ class Vote:
     """The minimum of every rank's `Snapshots.votes`."""
     loss_sum: float
     """Over the global batch."""
+
+    @property
+    def common_step(self) -> int:
+        """The newest step of which every rank has sealed its snapshot."""
+        return self.snapshots[0]
 
 
 class Ballot:

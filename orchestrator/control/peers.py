@@ -101,6 +101,10 @@ class PeerCopies:
                 for descriptor in self._copies.pop(share):
                     os.close(descriptor)
 
+    def num_bytes(self) -> int:
+        with self._lock:
+            return sum(os.fstat(descriptor).st_size for held in self._copies.values() for descriptor in held)
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -34,6 +35,8 @@ class Reports:
         self.committed_step = 0
         self.last_checkpoint: str | None = None
         self.last_save_failure: str | None = None
+        self.snapshot_counts: Sequence[int] = (0, 0, 0)
+        """Snapshots that were due on rank 0 in the newest attempt, those taken, those copied to a peer."""
         self.fenced_by: str | None = None
         """Why this driver may commit nothing more: another copy of the run has taken over."""
         self._claim: Claim | None = None
@@ -70,6 +73,7 @@ class Reports:
         attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
+        self.snapshot_counts = messages[0].get("snapshots", self.snapshot_counts)
         attempt.losses[row.step] = row.loss
         self._last_row_step = row.step
         if is_first:

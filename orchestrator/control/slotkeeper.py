@@ -245,6 +245,11 @@ class SlotKeeper:
                 self._stores[job.url] = Store(job.url, is_private=job.is_encrypted)
             return self._stores[job.url]
 
+    def num_bytes(self) -> int:
+        with self._lock:
+            held = [descriptor for slots in self._shares.values() for descriptor in slots.descriptors]
+            return sum(os.fstat(descriptor).st_size for descriptor in held)
+
     def close(self) -> None:
         """What is on its way to storage arrives first, but a store that fails is not waited for."""
         self._attempt_changed.set()

@@ -26,6 +26,8 @@ class Snapshots:
         self._shape: SlotShape | None = None
         self._is_settled = False
         """This world has snapshots of its own: those of the former one may go."""
+        self.counts = [0, 0, 0]
+        """Snapshots that were due in this attempt, those taken, those copied to a peer."""
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
         self.recent_losses: list[float] = []
@@ -167,6 +169,7 @@ class Snapshots:
         while not is_taken and is_last:
             self._inbox.wait()
             is_taken = snapshotter.take(step, parts, small, **how)
+        self.counts = [self.counts[0] + 1, self.counts[1] + is_taken, self.counts[2] + (is_taken and is_replicated)]
         if has_backlog or (not is_taken and is_persisted):
             message = (
                 "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"

@@ -78,7 +78,13 @@ def has_peers(config: RunConfig, num_nodes: int) -> bool:
 
 def num_slots(config: RunConfig, num_nodes: int) -> int:
     """Snapshot slots of each rank."""
-    return config.snapshot.slots or 1 + busy_slots(config, num_nodes)
+    return max(min_slots(config, num_nodes), config.snapshot.slots or 1 + busy_slots(config, num_nodes))
+
+
+def min_slots(config: RunConfig, num_nodes: int) -> int:
+    """With fewer slots of each rank no snapshot could be taken any more: the newest and the one being written, and
+    with peers the newest that all of them hold."""
+    return 2 + has_peers(config, num_nodes)
 
 
 def busy_slots(config: RunConfig, num_nodes: int) -> int:

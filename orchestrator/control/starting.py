@@ -13,6 +13,7 @@ from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.control.disktier import DiskTier, OnReject
+from orchestrator.control.domains import copy_holders
 from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
@@ -110,8 +111,9 @@ def memory_point(
 
 
 def set_peers(cluster: Cluster, agents: Sequence[AgentHandle], secret: str) -> None:
-    """Each node's snapshots are copied to the next node: a ring."""
-    peers = [(agent.address, agent.port) for agent in (*agents[1:], agents[0])]
+    """Each node's snapshots are copied to another one, in another failure domain where that can be."""
+    holders = [agents[holder] for holder in copy_holders([agent.domain for agent in agents])]
+    peers = [(agent.address, agent.port) for agent in holders]
     cluster.call_all([(agent, (secret, peer)) for agent, peer in zip(agents, peers, strict=True)], "set_peer")
 
 
