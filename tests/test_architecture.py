@@ -19,6 +19,8 @@ ONLY_IN = {
     "deepspeed": "model/engine.py",
     "wandb": "orchestrator/observe/wandb_process.py",
     "hydra": "launch/compose.py",
+    "prometheus_client": "orchestrator/observe/prometheus.py",
+    "tensorboardX": "orchestrator/observe/tensorboard.py",
     "optuna": "orchestrator/sweep/sampler.py",
 }
 NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "optuna", "subprocess")
