@@ -131,3 +131,9 @@ def test_nothing_unpickles_or_calls_a_shell() -> None:
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 wrong.append(f"{relative(file)}:{node.value.lineno}")
     assert wrong == []
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by name alone: two of one name can't be collected together."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

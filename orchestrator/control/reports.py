@@ -225,6 +225,7 @@ class Reports:
                 self._disk_failed(outcome.step, str(outcome.error), fault)
             else:
                 facts = {"tier": "disk", "bytes": outcome.num_bytes, "seconds": outcome.seconds}
+                facts |= {"pruned": outcome.pruned} if outcome.pruned else {}
                 self._chronicle.event("snapshot", outcome.attempt, outcome.step, is_told=False, **facts)
                 if self._disk_health.worked(self._clock.monotonic()) is not None:
                     self._chronicle.console.note("checkpoints are written to the nodes' disks again")
