@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
 
+from launch.slurm.record import newest_submission
 from launch.virtual.cluster import VirtualCluster
 
 pytestmark = pytest.mark.cluster
@@ -84,3 +85,22 @@ def test_a_real_time_limit(new_cluster: NewCluster, tmp_path: Path) -> None:
     assert "caught SIGUSR1, " in run.output()
     assert run.fields()["JobState"] != "TIMEOUT"
     run.wait_for_step(run.events("requeued")[0]["step"] + 1, attempt=2)
+
+
+@pytest.mark.soak
+def test_a_chain_of_jobs_where_requeueing_is_forbidden(new_cluster: NewCluster, tmp_path: Path) -> None:
+    site = new_cluster(nodes=1)
+    data = prepare_data(site)
+    reference = local_rows(data, tmp_path)
+    run = SubmittedRun(site, data, "chain", "cluster.slurm.requeue=chain", "cluster.workers_per_node=2")
+    first = run.submit()
+    run.wait_for_step(5)
+    site.run(site.head, "scancel", "--batch", "--signal=USR1", first)
+    ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0"), run.output()
+    newest = newest_submission(run.folder)
+    assert newest is not None and newest.follows
+    assert f"goes on in job {newest.job_id}" in run.output()
+    run.job = str(newest.job_id)
+    assert run.wait_for_state()["JobState"] == "COMPLETED", run.output()
+    assert learned(run.rows()) == learned(reference)
