@@ -19,7 +19,7 @@ WITH_SPARE = ["cluster.slurm.spare_nodes=1", "cluster.cpus_per_worker=2", "clust
 def test_a_spare_node_takes_the_place_of_one_that_dies(new_cluster: NewCluster, tmp_path: Path) -> None:
     site = new_cluster(nodes=3, cpus=2)
     data = prepare_data(site)
-    run = SubmittedRun(site, data, "lost", *WITH_SPARE, "train.steps=1500", "optim.schedule_steps=40")
+    run = SubmittedRun(site, data, "lost", *WITH_SPARE, "train.steps=300", "optim.schedule_steps=40")
     run.submit()
     run.wait_for_step(10)
     logs = [run.folder.rank_log(1, rank).read_text() for rank in (0, 1)]
