@@ -20,8 +20,9 @@ MODULE = "orchestrator.control.zygote"
 KEEP_FREED_MEMORY = (
     "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
 )
-"""A step frees what the next one needs again. By default glibc gives large blocks back to the kernel in between, which
-clears every page anew: tens of thousands of page faults a step with 10 M parameters, a fifth of its processor time."""
+"""A step frees what the next one needs again. By default glibc gives blocks of 32 MiB and more back to the kernel,
+which then clears every page anew: tens of thousands of page faults a step with 10 M parameters, a fifth of its time.
+"""
 
 
 class ZygoteHandle:
