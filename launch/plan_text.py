@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+<<<<<<< HEAD
 from orchestrator.config import Offload, RunConfig
 from orchestrator.control.snapshotmemory import fitting_snapshots
 from orchestrator.fit import Fit
+=======
+from orchestrator.config import RunConfig
+from orchestrator.control.snapshotmemory import disk_words, fitting_snapshots
+>>>>>>> main
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
@@ -209,6 +214,8 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
         + (f" of {gigabytes(limit)}" if limit is not None else ""),
         f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
     ]
+    if config.checkpoint.local_dir is not None:
+        lines.append(disk_words(config, memory))
     if fitting.note is not None:
         lines.append(fitting.note)
     if config.snapshot.every_steps == 0:

@@ -118,6 +118,12 @@ class Attempt:
         """The one that the others follow from; there must be one."""
         return first_failure(self.failures)
 
+    def too_late_digest(self, limit_s: float) -> str:
+        return (
+            f"attempt {self.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, or raise "
+            "the limit"
+        )
+
     def signature(self) -> str:
         """Equal for failures that would only happen again: the same error at the same step.
 
@@ -131,3 +137,13 @@ class Attempt:
         if first.is_hung:
             return f"step {self.last_step}: hang of rank {first.rank} in {self.hung_in}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"
+
+
+def death_fields(failure: RankFailure) -> dict[str, Any]:
+    """What `rank_died` says."""
+    return {name: getattr(failure, name) for name in ("rank", "node", "signal", "exit_code", "message")}
+
+
+def resume_fields(resume: ResumePoint) -> dict[str, Any]:
+    """What `attempt_started` says of where it starts."""
+    return {"resume_step": resume.step, "source": resume.source, "checkpoint": resume.checkpoint}

@@ -5,18 +5,22 @@ carries training traffic.
 """
 
 import contextlib
+import itertools
+import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ClusterConfig
-from orchestrator.control.agent import NodeAgent
-from orchestrator.control.domains import domain_of
+from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
+from orchestrator.control.inheritance import Inherited
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
+from orchestrator.control.renewals import Renewals
 from orchestrator.control.stream import EventStream
 from orchestrator.control.surroundings import (
     hand_on_token,
@@ -26,14 +30,17 @@ from orchestrator.control.surroundings import (
     locked_temp_dir,
     remove_stale_temp_dirs,
 )
+from orchestrator.control.tenancy import Tenancy
 from orchestrator.control.zygotehandle import ZygoteAhead
-from orchestrator.errors import ConfigError, PlacementError
+from orchestrator.errors import ConfigError, PlacementError, SupersededError
 from orchestrator.spec import NodeFacts, Placement
 
 NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
+SHORT_WAIT_S = 2.0
+LOOK_S = 1.0
 
 
 class RayCluster:
@@ -50,8 +57,15 @@ class RayCluster:
         self._zygote: ZygoteAhead | None = None
         self._temp_dir: str | None = None
         self._temp_dir_lock: int | None = None
+        self._tenancy: Tenancy | None = None
+        self._renewals: Renewals | None = None
+        self._layout: dict[str, Any] = {}
+        self._serials = itertools.count(1)
         self._group: Any = None
+        self._group_name = ""
         self._agents: list[AgentHandle] = []
+        self.inherited: list[Inherited] = []
+        """What the agents of an earlier driver said last."""
         self.is_ours = not is_joining(config)
         if self.is_ours:
             self._start_here(min_cpus, start_zygote)
@@ -136,18 +150,54 @@ class RayCluster:
         ]
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
+    def belong_to(self, tenancy: Tenancy) -> None:
+        """Before agents are started: whose they will be. Its lease is renewed from here on."""
+        self._tenancy = tenancy
+        self._renewals = Renewals(tenancy, lambda: self._agents)
+
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
         """Reserve the placement's bundles and start one agent in each; waits until all answer.
 
-        Raises PlacementError where the nodes don't come free in `cluster.start_timeout_s`.
+        Those that an earlier driver has left are taken over where they fit (`inherited`), else ended. Raises
+        PlacementError where the nodes don't come free in `cluster.start_timeout_s`, SupersededError where a newer
+        driver has the run.
         """
-        self._group = import_ray().util.placement_group(
-            [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles],
-            strategy="STRICT_SPREAD" if len(placement.bundles) > 1 else "STRICT_PACK",
-        )
-        self._wait_for_group(placement)
-        self._agents = self._start_actors(placement, list(range(len(placement.bundles))), is_warm, threads)
+        self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
+        estate = take_over(self.tenancy, self._layout, self._config)
+        self.inherited = estate.inherited
+        self._group, self._group_name = estate.group, estate.group_name
+        self._group = self._group or self._reserve(placement)
+        self._agents = estate.agents
+        found = {agent.node for agent in estate.agents}
+        self._fill(placement, [node for node in range(len(placement.bundles)) if node not in found])
         return self._agents
+
+    @property
+    def tenancy(self) -> Tenancy:
+        assert self._tenancy is not None
+        return self._tenancy
+
+    def _reserve(self, placement: Placement) -> Any:
+        """A reservation that outlives this process.
+
+        Where the nodes are not free, one that does not is waited for first: nobody would take back what is granted
+        after our death.
+        """
+        util = import_ray().util
+        bundles = [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles]
+        strategy = "STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK"
+        while True:
+            name = self.tenancy.group_name(next(self._serials))
+            group = util.placement_group(bundles, strategy=strategy, name=name, lifetime="detached")
+            self._group_name = name
+            if group.wait(timeout_seconds=SHORT_WAIT_S):
+                return group
+            util.remove_placement_group(group)
+            waiting = util.placement_group(bundles, strategy=strategy)
+            try:
+                self._wait_for(waiting, placement)
+            finally:
+                util.remove_placement_group(waiting)
 
     def replace_agents(
         self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
@@ -161,59 +211,53 @@ class RayCluster:
         for agent in lost:
             with contextlib.suppress(Exception):
                 ray.kill(agent.actor)
-        self._wait_for_group(placement)
         nodes = [agent.node for agent in lost]
-        others = [agent for agent in self._agents if agent.node not in nodes]
-        made = self._start_actors(placement, nodes, is_warm, threads)
-        self._agents = sorted([*others, *made], key=lambda agent: agent.node)
+        self._agents = [agent for agent in self._agents if agent.node not in nodes]
+        self._fill(placement, nodes)
         return self._agents
 
-    def _wait_for_group(self, placement: Placement) -> None:
+    def _fill(self, placement: Placement, nodes: Sequence[int]) -> None:
+        """A new agent in each of the bundles `nodes`."""
+        self._wait_for(self._group, placement)
+        made = self._start_actors(placement, nodes)
+        self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
+
+    def _wait_for(self, group: Any, placement: Placement) -> None:
         limit_s = self._config.start_timeout_s
-        if not self._group.wait(timeout_seconds=limit_s):
+        if not group.wait(timeout_seconds=limit_s):
             wanted = ", ".join(f"{bundle.cpus} CPUs and {bundle.gpus} GPUs" for bundle in placement.bundles)
             raise PlacementError(
                 f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={limit_s:g}; "
                 "wait for other jobs, ask for less, or raise the limit"
             )
 
-    def _start_actors(
-        self, placement: Placement, nodes: Sequence[int], is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
+    def _start_actors(self, placement: Placement, nodes: Sequence[int]) -> list[AgentHandle]:
         """One agent in each of the placement's bundles `nodes`; waits until all answer."""
         ray = import_ray()
         in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        actor_class = ray.remote(_AgentActor)
-        actors = [
-            actor_class.options(
+        actor_class, tenancy = ray.remote(AgentActor), self.tenancy
+        actors = []
+        for node in nodes:
+            name = tenancy.agent_name(node, next(self._serials))
+            options = actor_class.options(
+                name=name,
+                lifetime="detached",
                 num_cpus=placement.bundles[node].cpus,
                 num_gpus=placement.bundles[node].gpus,
-                max_concurrency=8,
+                max_concurrency=16,
                 max_restarts=0,
                 scheduling_strategy=in_bundle(self._group, node),
-            ).remote(node, is_warm, threads, self._zygote.path if self._zygote and node == 0 else None)
-            for node in nodes
-        ]
+            )
+            ahead = self._zygote.path if self._zygote and node == 0 else None
+            actors.append(options.remote(tenancy, name, self._group_name, self._layout, ahead))
         limit_s = self._config.start_timeout_s
         try:
-            described = ray.get([actor.describe.remote() for actor in actors], timeout=limit_s)
+            return describe_all(actors, nodes, tenancy.generation, self._config)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
             raise PlacementError(
                 f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
                 "see `ray status`"
             ) from error
-        return [
-            AgentHandle(
-                actor,
-                node,
-                facts["host"],
-                facts["address"],
-                facts["interface"],
-                facts["port"],
-                domain_of(facts["host"], facts["labels"], facts["topology"], self._config),
-            )
-            for actor, node, facts in zip(actors, nodes, described, strict=True)
-        ]
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
@@ -227,34 +271,51 @@ class RayCluster:
         *,
         timeout_s: float | None = None,
     ) -> list[Any]:
-        """The same method of several agents at once, each with its own arguments; results in order."""
+        """The same method of several agents at once, each with its own arguments; results in order.
+
+        Raises SupersededError where a newer driver has them.
+        """
         ray = import_ray()
-        references = [getattr(agent.actor, method).remote(*arguments) for agent, arguments in calls]
+        generation = self.tenancy.generation
+        asked = {agent.actor.command.remote(generation, method, *arguments): agent for agent, arguments in calls}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting = list(asked)
+        while waiting:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(left_s, LOOK_S))
+            if waiting and time.monotonic() >= deadline_s:
+                raise ConnectionError(f"an agent has not answered in {timeout_s:g} s")
+            if any(self._is_silent(asked[reference]) for reference in waiting):
+                raise ConnectionError("an agent has not answered in fault.lease_timeout_s")
         try:
-            return list(ray.get(references, timeout=timeout_s))
-        except ray.exceptions.GetTimeoutError:
-            raise ConnectionError(f"an agent has not answered in {timeout_s:g} s") from None
+            return list(ray.get(list(asked)))
         except ray.exceptions.RayActorError as error:
             raise ConnectionError(f"an agent is gone: {first_line(error)}") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
+    def _is_silent(self, agent: AgentHandle) -> bool:
+        return self._renewals is not None and self._renewals.is_silent(agent)
+
     def events(self) -> EventStream:
-        return EventStream(self._agents)
+        assert self._renewals is not None
+        return EventStream(self._agents, self.tenancy.generation, self._renewals)
 
     def release(self) -> None:
-        """End the agents and their ranks and give the reservation back."""
-        ray = import_ray()
-        for agent in self._agents:
+        """End the agents and their ranks and give the reservation back, where they are not a newer driver's."""
+        agents, self._agents = self._agents, []
+        group, self._group = self._group, None
+        renewals, self._renewals = self._renewals, None
+        if renewals is not None:
+            renewals.close()
+        try:
+            for agent in agents:
+                end_actor(agent.actor, self.tenancy.generation)
+        except SupersededError:
+            return
+        if group is not None:
             with contextlib.suppress(Exception):
-                ray.get(agent.actor.close.remote(), timeout=5)
-            with contextlib.suppress(Exception):
-                ray.kill(agent.actor)
-        self._agents = []
-        if self._group is not None:
-            with contextlib.suppress(Exception):
-                ray.util.remove_placement_group(self._group)
-            self._group = None
+                import_ray().util.remove_placement_group(group)
 
     def close(self) -> None:
         self.release()
@@ -267,16 +328,6 @@ class RayCluster:
         if self._temp_dir_lock is not None:
             os.close(self._temp_dir_lock)
             self._temp_dir_lock = None
-
-
-class _AgentActor(NodeAgent):
-    """The agent as a Ray actor: it learns its node's address from Ray."""
-
-    def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
-        super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "labels": import_ray().get_runtime_context().get_node_labels()}
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:
