@@ -104,9 +104,7 @@ class Fleet:
 
     def stop_ranks(self) -> None:
         """Stop every rank; what they said last is still to be heard."""
-        for agent in self.agents:
-            with contextlib.suppress(ConnectionError):  # its ranks ended with it
-                self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
+        self._cluster.call_living(self.agents, "stop_ranks", STOP_TIMEOUT_S)
 
     def memory(self) -> dict[str, int] | None:
         """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None
@@ -121,15 +119,13 @@ class Fleet:
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary."""
-        for agent in self.agents:
-            with contextlib.suppress(ConnectionError):
-                self._cluster.call(agent, "drain")
+        self._cluster.call_living(self.agents, "drain")
 
     def memory_point(
         self, previous: ResumePoint, committed_step: int, max_step: int | None = None
     ) -> ResumePoint | None:
         """The agents' snapshots (up to `max_step`), where they are not older than what is in storage; lost ones come
-        from peers."""
+        from peers. Raises ConnectionError where a node is gone."""
         self._shares = None
         try:
             point = memory_point(self._cluster, self.agents, self.placement, max_step)
@@ -139,7 +135,7 @@ class Fleet:
             self._cluster.call_all(
                 [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
             )
-        except (ConnectionError, CheckpointError):
+        except CheckpointError:
             return None
         if point.world_size != len(self.placement.ranks):
             holders = tuple(sorted(point.holders.items()))
