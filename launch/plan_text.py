@@ -5,14 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-<<<<<<< HEAD
 from orchestrator.config import Offload, RunConfig
-from orchestrator.control.snapshotmemory import fitting_snapshots
-from orchestrator.fit import Fit
-=======
-from orchestrator.config import RunConfig
 from orchestrator.control.snapshotmemory import disk_words, fitting_snapshots
->>>>>>> main
+from orchestrator.fit import Fit
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
