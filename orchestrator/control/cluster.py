@@ -307,6 +307,31 @@ class RayCluster:
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
+    def call_living(
+        self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        """The same method of several agents at once; the results of those that are there and answer in time.
+
+        Raises SupersededError where a newer driver has them.
+        """
+        ray = import_ray()
+        asked = {agent.actor.command.remote(self.tenancy.generation, method, *arguments): agent for agent in agents}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting, answered, results = list(asked), [], []
+        while waiting and time.monotonic() < deadline_s:
+            left_s = deadline_s - time.monotonic()
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left_s, LOOK_S)))
+            answered += ready
+            waiting = [reference for reference in waiting if not self._is_silent(asked[reference])]
+        for reference in answered:
+            try:
+                results.append(ray.get(reference))
+            except ray.exceptions.RayActorError:
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+        return results
+
     def _is_silent(self, agent: AgentHandle) -> bool:
         return self._renewals is not None and self._renewals.is_silent(agent)
 
