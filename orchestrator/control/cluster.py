@@ -217,9 +217,19 @@ class RayCluster:
         return self._agents
 
     def _fill(self, placement: Placement, nodes: Sequence[int]) -> None:
-        """A new agent in each of the bundles `nodes`."""
-        self._wait_for(self._group, placement)
-        made = self._start_actors(placement, nodes)
+        """A new agent in each of the bundles `nodes`.
+
+        Where an agent was lost with its node, Ray may take that node for alive some seconds longer and send the new
+        one there, too, where it never runs. Its death says that Ray knows by then: the bundle moves.
+        """
+        for tries_left in reversed(range(START_TRIES)):
+            self._wait_for(self._group, placement)
+            try:
+                made = self._start_actors(placement, nodes)
+                break
+            except PlacementError as error:
+                if not (tries_left and isinstance(error.__cause__, import_ray().exceptions.RayActorError)):
+                    raise
         self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
 
     def _wait_for(self, group: Any, placement: Placement) -> None:
@@ -254,6 +264,9 @@ class RayCluster:
         try:
             return describe_all(actors, nodes, tenancy.generation, self._config)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
+            for actor in actors:
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
             raise PlacementError(
                 f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
                 "see `ray status`"

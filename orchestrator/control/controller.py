@@ -359,8 +359,7 @@ class Controller:
     def _tell_stragglers(self, attempt: Attempt) -> None:
         found, attempt.stragglers = attempt.stragglers, []
         for straggler in found:
-            host = host_of(self._fleet.agents, self._fleet.placement.ranks[straggler.rank].node)
-            fields = straggler_fields(straggler, host)
+            fields = straggler_fields(straggler, self._fleet.host_of_rank(straggler.rank))
             self._chronicle.event("straggler", attempt.number, attempt.last_step, **fields)
 
     def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
@@ -369,7 +368,8 @@ class Controller:
         if len(attempt.left) < attempt.world_size or not self.state.is_training:
             return
         anomaly = decode(Anomaly, message["anomaly"])
-        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly))
+        hosts = [self._fleet.host_of_rank(rank) for rank in anomaly.ranks]
+        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly, hosts))
         self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
         self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
         self._begin_interruption()

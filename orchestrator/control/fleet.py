@@ -11,7 +11,7 @@ from orchestrator.control.attempt import Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.disktier import DiskTier
 from orchestrator.control.domains import domain_problems
-from orchestrator.control.members import AgentHandle, Cluster, Events
+from orchestrator.control.members import AgentHandle, Cluster, Events, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.shares import WantedShares
 from orchestrator.control.specs import agent_settings, has_peers
@@ -42,6 +42,9 @@ class Fleet:
     def placement(self) -> Placement:
         assert self._placement is not None
         return self._placement
+
+    def host_of_rank(self, rank: int) -> str:
+        return host_of(self.agents, self.placement.ranks[rank].node)
 
     def start(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
