@@ -19,7 +19,7 @@ from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import common_spec, hang_limits, own_parts
-from orchestrator.errors import StoreError
+from orchestrator.errors import FencedError, StoreError
 from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
 
@@ -152,10 +152,16 @@ def claim_attempt(run: OpenRun, store: Store, newest_on_disks: int = 0, previous
     `previous` is this driver's own last claim: FencedError where another driver has taken the run over since.
     Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
     """
+    taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
     if previous is not None:
         with contextlib.suppress(StoreError):
             refuse_if_fenced(store, previous.attempt, previous)
-    taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
+        newest = max(taken, default=0)
+        if newest > previous.attempt:  # the store may be silent, but the run folder is not
+            raise FencedError(
+                f"attempt {previous.attempt} may not be restarted: attempt {newest} in {run.folder.path} is another "
+                "driver's, which has taken the run over; nothing was damaged, and the run goes on there"
+            )
     number = max(newest_on_disks, *taken, 0) + 1
     with contextlib.suppress(StoreError):
         number = max(number, newest_attempt(store) + 1)

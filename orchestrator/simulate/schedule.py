@@ -122,8 +122,8 @@ class Schedule:
             self.invariants.violations.append(f"the run has not ended after {self.world.now_s / 3600:.0f} h")
         for driver in list(self.drivers):
             self._carefully(driver, driver.poll)
-        for driver in self.drivers:
-            self.invariants.violations += driver.violations()
+            if not driver.is_gone:
+                self.invariants.violations += driver.violations()
 
     def expect_end(self, driver: Driver, limit_s: float | None = None) -> None:
         """A driver that has got a notice is gone before long, in `limit_s`, whatever the store does."""
