@@ -20,8 +20,12 @@ class Invariants:
         self.committed: dict[int, int] = {}
         """Step -> the attempt whose marker stands, of those that nothing has damaged or rejected."""
         self.newest_claim = 0
+        self.newest_start = 0
+        """The newest attempt whose ranks were started."""
         self.furthest_step = 0
         """That any attempt has done."""
+        self._late: set[int] = set()
+        """Steps that an older driver has committed beside a newer one whose claim was not in the store yet."""
         self._max_restarts = max_restarts
         self._failures: dict[str, int] = {}
         """Driver -> failed attempts without a checkpoint in between."""
@@ -46,9 +50,18 @@ class Invariants:
             attempt == self.newest_claim,
             f"attempt {attempt} committed step {step} although attempt {self.newest_claim} had claimed the run",
         )
-        newest = max(self.committed, default=0)
+        if attempt < self.newest_start:
+            # The newer one could not put its claim, because the store did not answer: see `fencing`.
+            self._late.add(step)
+            self.committed[step] = attempt
+            return
+        newest = self._newest_in_time()
         self._require(step > newest, f"attempt {attempt} committed step {step} after step {newest}: not monotonic")
         self.committed[step] = attempt
+
+    def _newest_in_time(self) -> int:
+        """The newest commit that every driver must know of."""
+        return max((step for step in self.committed if step not in self._late), default=0)
 
     def damaged(self, step: int) -> None:
         """What was committed of `step` is not whole any more, or was set aside, or retention has deleted it."""
@@ -56,7 +69,8 @@ class Invariants:
 
     def started(self, attempt: int, resume_step: int, resumed: Trained) -> None:
         """Ranks are started from what was found."""
-        newest = max(self.committed, default=0)
+        newest = self._newest_in_time()
+        self.newest_start = max(attempt, self.newest_start)
         self._require(
             attempt == self.newest_claim or resume_step >= 0, f"attempt {attempt} started after {self.newest_claim}"
         )
@@ -83,7 +97,7 @@ class Invariants:
         if name in LOST_ATTEMPT and (driver, attempt) not in self._failed_attempts:
             self._failed_attempts.add((driver, attempt))
             self._failures[driver] = self._failures.get(driver, 0) + 1
-        elif name == "checkpoint_committed":
+        elif name == "checkpoint_committed" and (driver, attempt) not in self._failed_attempts:
             self._failures[driver] = 0
         elif name == "checkpoint_rejected":
             self.damaged(event["step"])

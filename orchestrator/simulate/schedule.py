@@ -144,6 +144,8 @@ class Schedule:
             driver.kill()
             return
         except Exception as error:
+            if driver.is_gone:  # it was killed amid what it did
+                return
             self.invariants.violations.append(f"{driver.name} raised {type(error).__name__}: {error}")
             return
         if driver.controller.state.is_end and not driver.is_gone:
