@@ -12,7 +12,7 @@ from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.simulate.costs import Costs
 from orchestrator.simulate.trained import Trained
 from orchestrator.simulate.training import Message, Training
-from orchestrator.simulate.world import World
+from orchestrator.simulate.world import Abandoned, World
 from orchestrator.spec import Placement
 
 Snapshots = dict[Share, dict[int, Trained]]
@@ -59,6 +59,7 @@ class FakeCluster:
         self._name = name
         self._start = start
         self._made = 0
+        self._is_over = False
         self._started: tuple[int, int] = (0, 0)
         """An attempt, and how many of its ranks are forked."""
         self._messages: list[Message] = []
@@ -69,7 +70,7 @@ class FakeCluster:
     # ---- what the driver calls (members.Cluster)
 
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
-        self._world.advance(self._costs.agent_s)
+        self._pass(self._costs.agent_s)
         self._agents = [self._new_agent(index) for index in placement.nodes]
         self.nodes = [agent.actor for agent in self._agents]
         return list(self._agents)
@@ -77,10 +78,10 @@ class FakeCluster:
     def replace_agents(
         self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
     ) -> list[AgentHandle]:
-        self._world.advance(self._costs.place_s)
+        self._pass(self._costs.place_s)
         if not self.has_spares:
             raise PlacementError("the cluster has not freed nodes in cluster.start_timeout_s")
-        self._world.advance(self._costs.agent_s)
+        self._pass(self._costs.agent_s)
         places = {agent.node for agent in lost}
         made = [self._new_agent(place) for place in sorted(places)]
         kept = [agent for agent in self._agents if agent.node not in places]
@@ -99,7 +100,7 @@ class FakeCluster:
         timeout_s: float | None = None,
     ) -> list[Any]:
         answer: Callable[..., Any] = getattr(self, f"_on_{method}")
-        self._world.advance(self._costs.call_s + self._takes_s(method, calls))
+        self._pass(self._costs.call_s + self._takes_s(method, calls))
         answers = [answer(agent.actor, *arguments) if agent.actor.is_alive else None for agent, arguments in calls]
         silent = self._wait_until_told([agent for agent, _ in calls])
         if silent:
@@ -110,7 +111,7 @@ class FakeCluster:
         self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
     ) -> list[Any]:
         answer: Callable[..., Any] = getattr(self, f"_on_{method}")
-        self._world.advance(self._costs.call_s + self._takes_s(method, agents))
+        self._pass(self._costs.call_s + self._takes_s(method, agents))
         answers = [answer(agent.actor, *arguments) for agent in agents if agent.actor.is_alive]
         self._wait_until_told(agents)
         return answers
@@ -119,7 +120,7 @@ class FakeCluster:
         """A call to a lost node returns when the cluster has noticed; the lost ones."""
         silent = [agent for agent in agents if not agent.actor.is_alive]
         while not all(agent.actor.is_told for agent in silent):
-            self._world.advance(self._costs.node_death_s)
+            self._pass(self._costs.node_death_s)
         return silent
 
     def events(self) -> "FakeEvents":
@@ -247,8 +248,15 @@ class FakeCluster:
         if self.training is not None:
             self.training.halt()
             self.training = None
+        self._is_over = True
         for node in self.nodes:
             node.is_alive = False
+
+    def _pass(self, seconds: float) -> None:
+        """The driver waits; where it is killed meanwhile, it does nothing more."""
+        self._world.advance(seconds)
+        if self._is_over:
+            raise Abandoned
 
     def _new_agent(self, place: int) -> AgentHandle:
         self._made += 1

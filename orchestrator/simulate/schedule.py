@@ -27,7 +27,7 @@ from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads, Saves
 from orchestrator.simulate.trained import Trained, digest_of
 from orchestrator.simulate.training import Message, Training, batch_digest, step_report
-from orchestrator.simulate.world import EPOCH_S, World
+from orchestrator.simulate.world import EPOCH_S, Abandoned, World
 from orchestrator.spec import Placement
 
 TICK_S = 60.0
@@ -143,9 +143,9 @@ class Schedule:
             self._gone(driver)
             driver.kill()
             return
+        except Abandoned:
+            return
         except Exception as error:
-            if driver.is_gone:  # it was killed amid what it did
-                return
             self.invariants.violations.append(f"{driver.name} raised {type(error).__name__}: {error}")
             return
         if driver.controller.state.is_end and not driver.is_gone:

@@ -47,7 +47,7 @@ class World:
 
 
 class Abandoned(BaseException):
-    """The process of a background thread was killed. Not an Exception: nothing catches it."""
+    """The process was killed amid what it did. Not an Exception: the code under test does not catch it."""
 
 
 class Background(Executor):
