@@ -29,6 +29,7 @@ class Invariants:
         self._max_restarts = max_restarts
         self._failures: dict[str, int] = {}
         """Driver -> failed attempts without a checkpoint in between."""
+        self._last_attempt: dict[str, int] = {}
         self._failed_attempts: set[tuple[str, int]] = set()
 
     def put(self, path: str, data: bytes) -> None:
@@ -94,14 +95,16 @@ class Invariants:
     def recorded(self, driver: str, event: Mapping[str, Any]) -> None:
         """A driver has written an event."""
         name, attempt = event["event"], event["attempt"]
-        if name in LOST_ATTEMPT and (driver, attempt) not in self._failed_attempts:
-            self._failed_attempts.add((driver, attempt))
-            self._failures[driver] = self._failures.get(driver, 0) + 1
+        if name in LOST_ATTEMPT:
+            self._failed(driver, attempt)
         elif name == "checkpoint_committed" and (driver, attempt) not in self._failed_attempts:
             self._failures[driver] = 0
         elif name == "checkpoint_rejected":
             self.damaged(event["step"])
         elif name == "attempt_started":
+            if driver in self._last_attempt:  # a start that has timed out leaves no event of its own
+                self._failed(driver, self._last_attempt[driver])
+            self._last_attempt[driver] = attempt
             failures = self._failures.get(driver, 0)
             self._require(
                 failures <= self._max_restarts,
@@ -110,10 +113,17 @@ class Invariants:
         for step in event.get("pruned") or ():
             self.damaged(step)
 
+    def _failed(self, driver: str, attempt: int) -> None:
+        """Once for each attempt."""
+        if (driver, attempt) not in self._failed_attempts:
+            self._failed_attempts.add((driver, attempt))
+            self._failures[driver] = self._failures.get(driver, 0) + 1
+
     def gave_up(self, driver: str, digest: str) -> None:
         """A driver has ended as failed; `digest` is what it says of it."""
         if "fault.* is used up" in digest:
-            failures = self._failures.get(driver, 0)
+            self._failed(driver, self._last_attempt[driver])
+            failures = self._failures[driver]
             is_spent = failures > self._max_restarts or "identical" in digest
             self._require(is_spent, f"it gave up after {failures} failures, fault.max_restarts={self._max_restarts}")
 

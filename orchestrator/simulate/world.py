@@ -64,7 +64,7 @@ class Background(Executor):
         self._queue: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._waited_for: threading.Event | None = None
         self._is_busy = False
-        self._is_abandoned = False
+        self.is_abandoned = False
         self._is_ending = False
         self._number = 0
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
@@ -85,7 +85,7 @@ class Background(Executor):
             self._wake_after(timeout_s)
             self._hand_over()
             self._waited_for = None
-        if self._is_abandoned:
+        if self.is_abandoned:
             raise Abandoned
         return event.is_set()
 
@@ -97,7 +97,7 @@ class Background(Executor):
     def abandon(self) -> None:
         """The process is killed: nothing more is done."""
         self._queue.clear()
-        self._is_abandoned = True
+        self.is_abandoned = True
         if self._waited_for is not None:
             self._resume()
         self._end_thread()
@@ -111,7 +111,7 @@ class Background(Executor):
         number = self._number
 
         def act() -> None:
-            if number == self._number and self._is_busy and not self._is_abandoned:
+            if number == self._number and self._is_busy and not self.is_abandoned:
                 self._resume()
 
         self._world.after(seconds, act)
@@ -190,6 +190,8 @@ class DriverClock:
 
     def sleep(self, seconds: float) -> None:
         self._world.advance(seconds)
+        if self._background.is_abandoned:
+            raise Abandoned
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         return self._background.wait(event, timeout_s)
