@@ -249,12 +249,17 @@ class NodeAgent:
             return  # the zygote is gone, and its children with it
 
     def drain(self) -> None:
-        """Ask every rank to leave at a step boundary; they agree among themselves on which."""
+        """Ask every rank to leave at a step boundary, saved; they agree among themselves on which."""
+        self._ask_ranks("drain")
+
+    def pause(self) -> None:
+        """Ask every rank to leave at a step boundary, with a snapshot in memory."""
+        self._ask_ranks("pause")
+
+    def _ask_ranks(self, kind: str) -> None:
         for rank in list(self._ranks.values()):
-            try:
-                rank.channel.send({"kind": "drain"})
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):
+                rank.channel.send({"kind": kind})
 
     def next_events(self, timeout_s: float) -> list[Event]:
         """Everything since the last call; waits for the first event, and briefly for company where that may wait."""

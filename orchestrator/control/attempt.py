@@ -69,6 +69,10 @@ class Attempt:
     def is_drained(self) -> bool:
         return any(done["is_drained"] for done in self.dones.values())
 
+    @property
+    def is_paused(self) -> bool:
+        return any(done.get("is_paused") for done in self.dones.values())
+
     def ended_well(self, message: Message) -> bool:
         """Whether a rank's `exited` is the end that was expected."""
         is_expected = message["rank"] in self.dones or message["rank"] in self.left

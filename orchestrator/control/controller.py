@@ -101,6 +101,8 @@ class Controller:
                 self._place_again()
             case Action.drain:
                 self._fleet.drain()
+            case Action.pause:
+                self._fleet.pause()
             case Action.fail:
                 self._record_failure()
             case Action.finish | Action.leave | Action.none:

@@ -14,7 +14,7 @@ from model.schedule import learning_rate
 from orchestrator.codec import encode
 from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
-from orchestrator.control.inbox import Inbox
+from orchestrator.control.inbox import Asked, Inbox
 from orchestrator.control.progress import Progress
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
@@ -89,6 +89,9 @@ class Loop:
                 self._keep_s = time.perf_counter() - kept
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
+                if outcome.is_pausing and done < spec.steps:
+                    self._pause(done, report)
+                    return
                 if is_leaving and done < spec.steps:
                     self._progress.enter(Phase.done)
                     self._channel.send({"kind": "done", "step": done, "is_drained": True})
@@ -133,7 +136,7 @@ class Loop:
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
         else:
             self._channel.send(report)
-        return _Outcome(report, vote.is_leaving, anomaly)
+        return _Outcome(report, vote.is_leaving, vote.is_pausing, anomaly)
 
     def _enter_compute(self, micro_step: int) -> None:
         self._progress.enter(Phase.compute, micro_step)
@@ -165,8 +168,18 @@ class Loop:
         if is_persisted or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
-            facts = {"report": report, "recent_losses": self._watch.recent}
-            self._snapshots.take(done, facts, is_persisted=is_persisted, is_last=is_last)
+            self._snapshots.take(done, self._facts(report), is_persisted=is_persisted, is_last=is_last)
+
+    def _pause(self, done: int, report: Message) -> None:
+        """Leave with a snapshot in memory, from which another attempt goes on."""
+        self._progress.enter(Phase.saving)
+        self._snapshots.secure(done, self._facts(report))
+        self._progress.enter(Phase.done)
+        self._channel.send({"kind": "done", "step": done, "is_drained": False, "is_paused": True})
+
+    def _facts(self, report: Message) -> Message:
+        """What is kept with a snapshot."""
+        return {"report": report, "recent_losses": self._watch.recent}
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec
@@ -235,6 +248,9 @@ class Vote:
     """What all ranks know after a step."""
 
     is_leaving: bool
+    """Somebody was asked to drain."""
+    is_pausing: bool
+    """Somebody was asked to leave, but nobody to drain."""
     common_step: int
     """The newest step that is sealed on every rank."""
     common_replicated_step: int
@@ -262,7 +278,7 @@ class Ballot:
         self._progress.enter(Phase.snapshot)
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
-        self._values[0] = -int(self._inbox.is_drain_asked)
+        self._values[0] = -int(self._inbox.asked)
         self._values[1] = self._snapshots.sealed_step
         self._values[2] = self._snapshots.replicated_step
         self._loss_sum[0] = loss_sum
@@ -276,5 +292,6 @@ class Ballot:
             if work is not None:
                 with self._progress.collective():
                     work.wait()
-        drain, common_step, common_replicated_step = (int(value) for value in self._values)
-        return Vote(drain < 0, common_step, common_replicated_step, float(self._loss_sum[0]))
+        asked, common_step, common_replicated_step = (int(value) for value in self._values)
+        is_leaving, is_pausing = asked == -Asked.drain, asked == -Asked.pause
+        return Vote(is_leaving, is_pausing, common_step, common_replicated_step, float(self._loss_sum[0]))

@@ -38,8 +38,15 @@ class Cluster(Protocol):
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]: ...
 
     def replace_agents(
+        self, placement: Placement, lost: Sequence[AgentHandle], *, wait_s: float, is_warm: bool, threads: int
+    ) -> list[AgentHandle]:
+        """New agents in place of `lost`; returns all. Raises PlacementError where nodes don't come in `wait_s`."""
+
+    def has_replacements(
         self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
-    ) -> list[AgentHandle]: ...
+    ) -> bool:
+        """Whether `replace_agents` would not have to wait: nodes have come, and agents are up on them. Begins to start
+        them; returns at once."""
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any: ...
 
