@@ -254,6 +254,9 @@ class FaultConfig:
     10 finds what is plainly out of line. 0 looks for none: most spikes heal, and skipping data is yours to decide."""
     spike_window: int = 64
     """Steps that say what loss is normal; no spike is found before there are so many."""
+    straggler_factor: float = 1.5
+    """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
+    for none."""
 
 
 class WandbMode(StrEnum):

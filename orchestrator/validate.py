@@ -82,6 +82,7 @@ _ZERO_OR_MORE = (
     "optim.grad_clip",
     "fault.hang_timeout_factor",
     "fault.spike_threshold",
+    "fault.straggler_factor",
     "cluster.grow_interval_s",
 )
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")

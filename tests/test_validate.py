@@ -87,6 +87,7 @@ ABOVE_ZERO = [
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim__weight_decay", "optim__grad_clip", "cluster__grow_interval_s", "fault__spike_threshold",
+    "fault__straggler_factor",
 ]  # fmt: skip
 BELOW_ONE = ["model__dropout", "data__validation_fraction", "optim__momentum"]
 UP_TO_ONE = ["optim__min_lr_ratio", "optim__decay_fraction"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.control.collect import Gathering
+from orchestrator.control.stragglers import Straggler, StragglerWatch
 from orchestrator.control.watchdog import PHASE_WORDS, Hang
 from orchestrator.observe.failure import RankFailure, classify, end_in_words, first_failure
 from orchestrator.observe.metrics import StepRow
@@ -29,6 +30,7 @@ class Attempt:
     world_size: int
     started_s: float
     """Monotonic."""
+    straggler_watch: StragglerWatch
     steps: Gathering = field(init=False)
     saves: Gathering = field(init=False)
     evaluations: Gathering = field(init=False)
@@ -49,6 +51,8 @@ class Attempt:
     losses: dict[int, float] = field(default_factory=dict)
     left: set[int] = field(default_factory=set)
     """Ranks that have left because of an anomaly."""
+    stragglers: list[Straggler] = field(default_factory=list)
+    """To be told of."""
     hung_in: str | None = None
     """The phase in which the attempt hung."""
 

@@ -17,6 +17,7 @@ TOLD_AS_ALERT = {
     "hang_detected": "ranks hang",
     "node_lost": "a node was lost",
     "anomaly": "the numbers are bad",
+    "straggler": "a rank is slow",
     "run_failed": "the run failed",
 }
 

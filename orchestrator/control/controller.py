@@ -24,6 +24,7 @@ from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fie
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import claim_attempt, resume_point
+from orchestrator.control.stragglers import StragglerWatch, straggler_fields
 from orchestrator.errors import CheckpointError, PlacementError, StoreError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
@@ -144,7 +145,8 @@ class Controller:
         claim = claim_attempt(self._run, self._store)
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
-        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic())
+        watch = StragglerWatch(self._run.config.fault.straggler_factor)
+        self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
         self._chronicle.event(
             "attempt_started",
@@ -251,6 +253,7 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
+                self._tell_stragglers(attempt)
             case "done":
                 self._on_done(attempt, message)
             case "snapshot_rejected":
@@ -339,6 +342,13 @@ class Controller:
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
+
+    def _tell_stragglers(self, attempt: Attempt) -> None:
+        found, attempt.stragglers = attempt.stragglers, []
+        for straggler in found:
+            host = host_of(self._fleet.agents, self._fleet.placement.ranks[straggler.rank].node)
+            fields = straggler_fields(straggler, host)
+            self._chronicle.event("straggler", attempt.number, attempt.last_step, **fields)
 
     def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
         """Every rank says the same, after what it has to report of the step, and leaves."""

@@ -55,6 +55,7 @@ class Reports:
         if messages is None:
             return False
         row = step_row(self._run.plan, messages)
+        attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
         attempt.losses[row.step] = row.loss

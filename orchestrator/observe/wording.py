@@ -213,6 +213,9 @@ _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     ),
     "anomaly": lambda record: f"step {record['step']}: {record.get('message', 'its numbers are bad')}",
     "rollback": _rollback,
+    "straggler": lambda record: (
+        f"rank {record.get('rank', '?')} on {record.get('node', '?')} is slow: it {record.get('message', '')}"
+    ),
     "preemption_notice": lambda record: "the machine is to be taken away: saving and stopping",
     "requeued": lambda record: "put back into the queue",
     "resized": lambda record: f"going on with {plural(record.get('world_size', 0), 'worker')}",

@@ -133,6 +133,10 @@ def test_the_evaluation_line():
             {"event": "hang_detected", "rank": 3, "node": "b", "message": "no progress for 9.0 s in the update"},
             "rank 3 on b hangs: no progress for 9.0 s in the update",
         ),
+        (
+            {"event": "straggler", "rank": 3, "node": "b", "message": "takes 2 times as long"},
+            "rank 3 on b is slow: it takes 2 times as long",
+        ),
         ({"event": "anomaly", "message": "the loss is nan"}, "step 57: the loss is nan"),
         (
             {"event": "rollback", "to_step": 40, "windows": [40], "branch": 1},
