@@ -74,6 +74,7 @@ class NodeAgent:
     # ---- the zygote
 
     def _start_zygote(self, ahead: str | None = None) -> None:
+        self._is_zygote_ready = threading.Event()
         taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
         self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
         self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote,), daemon=True)
@@ -91,7 +92,9 @@ class NodeAgent:
                 answer = zygote.hear()
             except (EOFError, OSError):
                 break
-            if answer["op"] == "forked" and answer["label"] in self._ranks:
+            if answer["op"] == "pong":
+                self._is_zygote_ready.set()
+            elif answer["op"] == "forked" and answer["label"] in self._ranks:
                 self._ranks[answer["label"]].pid = answer["pid"]
             elif answer["op"] == "exited" and answer["label"] in self._ranks:
                 self._rank_exited(self._ranks[answer["label"]], answer)
@@ -122,6 +125,12 @@ class NodeAgent:
                 raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
             self._store = channel, channel.receive()["port"]
         return self._store[1]
+
+    def warm_up(self) -> None:
+        """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
+        self._need_zygote()
+        self._zygote.send({"op": "ping"})
+        self._is_zygote_ready.wait(STORE_TIMEOUT_S)
 
     def check_cuda_fork(self) -> str | None:
         """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on.

@@ -22,6 +22,10 @@ class Interruption:
     """Monotonic."""
     at_step: int
 
+    def steps_lost(self, resume: ResumePoint) -> int:
+        """Steps that are done again by an attempt that starts there."""
+        return max(0, self.at_step - resume.step)
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -132,3 +136,30 @@ class Attempt:
         if first.is_hung:
             return f"step {self.last_step}: hang of rank {first.rank} in {self.hung_in}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"
+
+
+def resized_fields(before: int, after: int) -> dict[str, Any]:
+    """What `resized` tells, in workers."""
+    why = "there are nodes again" if after > before else "a node was lost and no other took its place"
+    return {"from": before, "to": after, "why": why}
+
+
+def started_fields(resume: ResumePoint, world_size: int, zero_stage: int) -> dict[str, Any]:
+    """What `attempt_started` tells."""
+    return {
+        "resume_step": resume.step,
+        "source": resume.source,
+        "checkpoint": resume.checkpoint,
+        "world_size": world_size,
+        "zero_stage": zero_stage,
+    }
+
+
+def recovered_fields(interruption: Interruption, resume: ResumePoint, now_s: float) -> dict[str, Any]:
+    """What `recovered` tells; `now_s` is monotonic."""
+    return {
+        "downtime_s": now_s - interruption.since_s,
+        "steps_lost": interruption.steps_lost(resume),
+        "source": resume.source,
+        "resume_step": resume.step,
+    }

@@ -8,12 +8,14 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
+from orchestrator.control.coming import ComingAgents
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.stream import EventStream
@@ -33,6 +35,8 @@ NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
+LOOK_S = 0.5
+"""Between two looks at agents that are being started."""
 
 
 class RayCluster:
@@ -51,6 +55,8 @@ class RayCluster:
         self._temp_dir_lock: int | None = None
         self._group: Any = None
         self._agents: list[AgentHandle] = []
+        self._coming: ComingAgents | None = None
+        """For the bundles of lost agents, on nodes that have come."""
         self.is_ours = not is_joining(config)
         if self.is_ours:
             self._start_here(min_cpus, start_zygote)
@@ -143,46 +149,97 @@ class RayCluster:
             [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles],
             strategy="STRICT_SPREAD" if len(placement.bundles) > 1 else "STRICT_PACK",
         )
-        self._wait_for_group(placement)
-        self._agents = self._start_actors(placement, list(range(len(placement.bundles))), is_warm, threads)
+        limit_s, nodes = self._config.start_timeout_s, range(len(placement.bundles))
+        self._agents = self._described(
+            self._start_actors(placement, nodes, limit_s, is_warm=is_warm, threads=threads)
+        )
         return self._agents
 
     def replace_agents(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
+        self, placement: Placement, lost: Sequence[AgentHandle], *, wait_s: float, is_warm: bool, threads: int
     ) -> list[AgentHandle]:
         """New agents for the bundles of lost ones: Ray moves a dead node's bundle to where there is room.
 
         The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
-        PlacementError where no node takes the bundles in `cluster.start_timeout_s`.
+        PlacementError where no node takes the bundles in `wait_s`, or their agents don't start.
         """
-        ray = import_ray()
-        for agent in lost:
-            with contextlib.suppress(Exception):
-                ray.kill(agent.actor)
-        self._wait_for_group(placement)
         nodes = [agent.node for agent in lost]
+        coming, self._coming = self._coming, None
+        if coming is not None and (coming.nodes != nodes or not _are_up(coming)):
+            coming.end()
+            coming = None
+        if coming is None:
+            for agent in lost:
+                with contextlib.suppress(Exception):
+                    import_ray().kill(agent.actor)
+            coming = self._start_actors(placement, nodes, wait_s, is_warm=is_warm, threads=threads)
         others = [agent for agent in self._agents if agent.node not in nodes]
-        made = self._start_actors(placement, nodes, is_warm, threads)
-        self._agents = sorted([*others, *made], key=lambda agent: agent.node)
+        self._agents = sorted([*others, *self._described(coming)], key=lambda agent: agent.node)
         return self._agents
 
-    def _wait_for_group(self, placement: Placement) -> None:
-        limit_s = self._config.start_timeout_s
-        if not self._group.wait(timeout_seconds=limit_s):
+    def has_replacements(
+        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
+    ) -> bool:
+        """Whether the reservation is whole again, and agents are up and warm in the bundles of lost ones."""
+        nodes = [agent.node for agent in lost]
+        if self._coming is None and self._is_whole():
+            actors = self._actors(placement, nodes, is_warm, threads)
+            self._coming = ComingAgents(actors, nodes, [actor.warm_up.remote() for actor in actors])
+        if self._coming is None:
+            return False
+        try:
+            return self._coming.are_up(0.0)
+        except PlacementError:  # that node is gone, too
+            self._coming.end()
+            self._coming = None
+            return False
+
+    def _start_actors(
+        self, placement: Placement, nodes: Sequence[int], wait_s: float, *, is_warm: bool, threads: int
+    ) -> ComingAgents:
+        """One agent in each of the placement's bundles `nodes`, which are reserved within `wait_s`; all answer.
+
+        Where the reservation breaks meanwhile, because Ray has not known yet that a node is gone, it is waited for
+        again.
+        """
+        reserved_by_s, limit_s = time.monotonic() + wait_s, self._config.start_timeout_s
+        while True:
+            self._wait_for_group(placement, wait_s, max(0.0, reserved_by_s - time.monotonic()))
+            up_by_s = time.monotonic() + limit_s
+            actors = self._actors(placement, nodes, is_warm, threads)
+            coming = ComingAgents(actors, nodes, [actor.describe.remote() for actor in actors])
+            try:
+                while not coming.are_up(LOOK_S):
+                    if not self._is_whole():
+                        break
+                    if time.monotonic() > up_by_s:
+                        raise PlacementError(
+                            f"the agents did not start in cluster.start_timeout_s={limit_s:g}; see `ray status`"
+                        )
+                else:
+                    return coming
+            except PlacementError:
+                coming.end()
+                raise
+            coming.end()
+
+    def _is_whole(self) -> bool:
+        """Whether every bundle of the reservation has a node that lives, as far as Ray knows."""
+        return bool(import_ray().util.placement_group_table(self._group)["state"] == "CREATED")
+
+    def _wait_for_group(self, placement: Placement, wait_s: float, left_s: float) -> None:
+        if not self._group.wait(timeout_seconds=left_s):
             wanted = ", ".join(f"{bundle.cpus} CPUs and {bundle.gpus} GPUs" for bundle in placement.bundles)
             raise PlacementError(
-                f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={limit_s:g}; "
+                f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={wait_s:g}; "
                 "wait for other jobs, ask for less, or raise the limit"
             )
 
-    def _start_actors(
-        self, placement: Placement, nodes: Sequence[int], is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
-        """One agent in each of the placement's bundles `nodes`; waits until all answer."""
+    def _actors(self, placement: Placement, nodes: Sequence[int], is_warm: bool, threads: int) -> list[Any]:
         ray = import_ray()
         in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
         actor_class = ray.remote(_AgentActor)
-        actors = [
+        return [
             actor_class.options(
                 num_cpus=placement.bundles[node].cpus,
                 num_gpus=placement.bundles[node].gpus,
@@ -192,17 +249,16 @@ class RayCluster:
             ).remote(node, is_warm, threads, self._zygote.path if self._zygote and node == 0 else None)
             for node in nodes
         ]
-        limit_s = self._config.start_timeout_s
+
+    def _described(self, coming: ComingAgents) -> list[AgentHandle]:
+        ray = import_ray()
         try:
-            described = ray.get([actor.describe.remote() for actor in actors], timeout=limit_s)
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
-            raise PlacementError(
-                f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
-                "see `ray status`"
-            ) from error
+            described = ray.get([actor.describe.remote() for actor in coming.actors])
+        except ray.exceptions.RayError as error:
+            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         return [
             AgentHandle(actor, node, facts["host"], facts["address"], facts["interface"], facts["port"])
-            for actor, node, facts in zip(actors, nodes, described, strict=True)
+            for actor, node, facts in zip(coming.actors, coming.nodes, described, strict=True)
         ]
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
@@ -241,6 +297,9 @@ class RayCluster:
             with contextlib.suppress(Exception):
                 ray.kill(agent.actor)
         self._agents = []
+        if self._coming is not None:
+            self._coming.end()
+            self._coming = None
         if self._group is not None:
             with contextlib.suppress(Exception):
                 ray.util.remove_placement_group(self._group)
@@ -264,6 +323,13 @@ class _AgentActor(NodeAgent):
 
     def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
         super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
+
+
+def _are_up(coming: ComingAgents) -> bool:
+    try:
+        return coming.are_up(0.0)
+    except PlacementError:
+        return False
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:

@@ -12,7 +12,14 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
 from orchestrator.control import lifecycle
 from orchestrator.control.anomalies import Anomaly
-from orchestrator.control.attempt import Attempt, Interruption, Message
+from orchestrator.control.attempt import (
+    Attempt,
+    Interruption,
+    Message,
+    recovered_fields,
+    resized_fields,
+    started_fields,
+)
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.fleet import Fleet
@@ -30,6 +37,7 @@ from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
+LOOK_FOR_NODES_S = 2.0
 
 
 class Controller:
@@ -68,6 +76,8 @@ class Controller:
         self._interruption = interruption
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
+        self._look_for_nodes_s = 0.0
+        """Monotonic: not before."""
 
     def start_agents(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
@@ -96,6 +106,10 @@ class Controller:
             case Action.start:
                 self._start_attempt()
             case Action.stop:
+                is_failure = self.state in (State.stopping, State.replacing) and not isinstance(
+                    event, lifecycle.Paused
+                )
+                self.restarts += is_failure
                 self._stop_ranks()
                 self._tell(lifecycle.Stopped())
             case Action.place:
@@ -123,6 +137,7 @@ class Controller:
             self._chronicle.event("preemption_notice", self._number, self._last_step)
             self._tell(lifecycle.PreemptionNotice())
         self._check_start_timeout()
+        self._grow_if_possible()
 
     @property
     def _number(self) -> int:
@@ -146,19 +161,13 @@ class Controller:
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
+        previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
-        lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
-        self._chronicle.event(
-            "attempt_started",
-            number,
-            resume.step,
-            resume_step=resume.step,
-            source=resume.source,
-            checkpoint=resume.checkpoint,
-            world_size=world_size,
-            zero_stage=self._run.plan.zero_stage,
-            steps_lost=lost,
-        )
+        if previous is not None and previous.world_size != world_size:
+            self._chronicle.event("resized", number, resume.step, **resized_fields(previous.world_size, world_size))
+        lost = self._interruption.steps_lost(resume) if self._interruption else 0
+        fields = started_fields(resume, world_size, self._run.plan.zero_stage)
+        self._chronicle.event("attempt_started", number, resume.step, **fields, steps_lost=lost)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -187,14 +196,22 @@ class Controller:
         self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
 
     def _place_again(self) -> None:
-        """After a node was lost: another takes its place; the others keep their agents, and so their snapshots."""
+        """After a node was lost, or came back: others keep their agents, and so their snapshots."""
         try:
             self._fleet.replace_lost()
-        except (PlacementError, ConnectionError) as error:
+        except PlacementError as error:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
         self._tell(lifecycle.Placed())
+
+    def _grow_if_possible(self) -> None:
+        """Where the run goes on without lost nodes: look now and then whether others have come."""
+        now_s = self._clock.monotonic()
+        if self.state is State.running and self._fleet.is_short and now_s >= self._look_for_nodes_s:
+            self._look_for_nodes_s = now_s + LOOK_FOR_NODES_S
+            if self._fleet.has_replacements():
+                self._tell(lifecycle.NodesBack())
 
     def _check_start_timeout(self) -> None:
         limit_s = self._run.config.worker.start_timeout_s
@@ -217,7 +234,6 @@ class Controller:
             self.reports.flush(self._attempt)
         self.reports.settle()
         self._chronicle.end_attempt()
-        self.restarts += self.state in (State.stopping, State.replacing)
 
     def _record_failure(self) -> None:
         if self.reports.fenced_by is not None:
@@ -277,19 +293,12 @@ class Controller:
         if not self.state.is_training:  # the last words of ranks that are being stopped
             return
         self._is_memory_trusted = True
+        self._look_for_nodes_s = self._clock.monotonic() + self._run.config.cluster.grow_interval_s
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            downtime_s = self._clock.monotonic() - interruption.since_s
-            self.downtime_s += downtime_s
-            self._chronicle.event(
-                "recovered",
-                attempt.number,
-                attempt.last_step,
-                downtime_s=downtime_s,
-                steps_lost=max(0, interruption.at_step - attempt.resume.step),
-                source=attempt.resume.source,
-                resume_step=attempt.resume.step,
-            )
+            fields = recovered_fields(interruption, attempt.resume, self._clock.monotonic())
+            self.downtime_s += fields["downtime_s"]
+            self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
 
@@ -301,6 +310,10 @@ class Controller:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
         attempt = self._attempt
         if attempt is None or not attempt.is_done or not self.state.is_training:
+            return
+        if attempt.is_paused:
+            self._begin_interruption()
+            self._tell(lifecycle.Paused())
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):

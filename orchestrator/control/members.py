@@ -45,8 +45,8 @@ class Cluster(Protocol):
     def has_replacements(
         self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
     ) -> bool:
-        """Whether `replace_agents` would not have to wait: nodes have come, and agents are up on them. Begins to start
-        them; returns at once."""
+        """Whether `replace_agents` would not have to wait: nodes have come, and agents are up on them. Begins to
+        start them; returns at once."""
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any: ...
 

@@ -1,5 +1,7 @@
 """A Ray cluster of several one-CPU nodes on this host, for runs that join: prints its address, ends with its stdin.
 
+Each line of its stdin adds a node, and is answered by one.
+
 python fake_nodes.py NUM_NODES; the token is in $RAY_AUTH_TOKEN_PATH, everything Ray writes in $RAY_TMPDIR, whose path
 must be short: sockets.
 """
@@ -28,7 +30,10 @@ def main(num_nodes: int) -> None:
             for _ in range(num_nodes - 1):
                 cluster.add_node(**NODE)
         print(cluster.address, flush=True)
-        sys.stdin.read()
+        for _ in sys.stdin:
+            with contextlib.redirect_stdout(sys.stderr):
+                cluster.add_node(**NODE)
+            print("added", flush=True)
     finally:
         with contextlib.redirect_stdout(sys.stderr):
             cluster.shutdown()

@@ -1,0 +1,31 @@
+"""Agents that are being started on nodes that have come: up once they answer and could fork ranks at once."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.control.raylib import import_ray
+from orchestrator.errors import PlacementError
+
+
+class ComingAgents:
+    def __init__(self, actors: Sequence[Any], nodes: Sequence[int], calls: Sequence[Any]) -> None:
+        """One actor in each of the bundles `nodes`; `calls` are the references of what must have returned."""
+        self.actors = list(actors)
+        self.nodes = list(nodes)
+        self._waiting = list(calls)
+
+    def are_up(self, timeout_s: float) -> bool:
+        """Whether all have answered, within `timeout_s`. Raises PlacementError where one has died instead."""
+        ray = import_ray()
+        done, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=timeout_s)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayError as error:
+            raise PlacementError(f"an agent did not start ({error})") from error
+        return not self._waiting
+
+    def end(self) -> None:
+        for actor in self.actors:
+            with contextlib.suppress(Exception):
+                import_ray().kill(actor)
