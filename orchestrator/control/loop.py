@@ -219,7 +219,9 @@ class _Outcome:
 
     report: Message
     is_leaving: bool
-    """The ranks agreed to leave after it."""
+    """The ranks agreed to leave after it, saved."""
+    is_pausing: bool
+    """They agreed to leave after it, with a snapshot in memory."""
     anomaly: Anomaly | None
     """Every rank has the same one."""
 
