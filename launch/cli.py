@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "logs": Verb("launch.logs", "what a rank printed"),
     "report": Verb("launch.report", "loss, speed, failures and their cost as one page"),
     "rerun": Verb("launch.rerun", "a run again from its start, as a new run"),
+    "sync": Verb("launch.sync", "send W&B what it lacks of a run"),
     "ckpt": Verb("launch.ckpt", "ls, verify, prune, export, import checkpoints"),
     "generate": Verb("launch.generate", "text from a run or a checkpoint"),
     "evaluate": Verb("launch.evaluate", "loss, perplexity and bits per byte on the validation split"),

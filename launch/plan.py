@@ -19,6 +19,7 @@ from launch.plan_text import (
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig
 from orchestrator.control.opening import find_folder, plan_for
+from orchestrator.control.snapshotmemory import fitting_snapshots, snapshot_memory
 from orchestrator.data import files
 from orchestrator.data.manifest import FILE_NAME, Manifest
 from orchestrator.data.shards import read_manifest
@@ -55,6 +56,9 @@ def run(argv: list[str]) -> int:
         nodes=planned_nodes(config.cluster, device=device),
     )
     refusal = memory_refusal(config, plan)
+    snapshots = fitting_snapshots(config, plan, placement, config.cluster.memory_bytes_per_node)
+    if refusal is None and not snapshots.is_enough:
+        refusal = snapshots.note
     if options.json:
         print(json.dumps(_as_json(plan, placement, config, notes, refusal), indent=2))
     else:
@@ -123,6 +127,7 @@ def _as_json(
         "assumed_utilisation": ASSUMED_UTILISATION,
         "training_time_s": seconds_at_assumed_utilisation(plan),
         "memory_bytes": held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device),
+        "snapshots": encode(snapshot_memory(config, plan, placement)),
         "memory_limit_bytes": memory_limit_bytes(config, device=plan.device),
         "notes": notes,
         "problems": [] if refusal is None else [refusal],

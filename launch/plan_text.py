@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.config import RunConfig
-from orchestrator.control.specs import COPIES_OF_RANK, has_peers, num_slots
+from orchestrator.control.snapshotmemory import fitting_snapshots
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
@@ -156,17 +156,19 @@ def _memory_section(plan: RunPlan, config: RunConfig) -> Section:
 
 def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> list[str]:
     """What the agents hold in host memory, and what a checkpoint takes in storage."""
-    state_bytes = plan.parameters * FP32_BYTES * (1 + num_moments(config.optim))
-    share_bytes = state_bytes if plan.zero_stage == 0 else -(-state_bytes // plan.batch.world_size)
-    num_nodes, workers = len(placement.bundles), max(bundle.workers for bundle in placement.bundles)
-    slots = num_slots(config, num_nodes)
-    copies = COPIES_OF_RANK if has_peers(config, num_nodes) else 0
+    limit = config.cluster.memory_bytes_per_node
+    fitting = fitting_snapshots(config, plan, placement, limit)
+    memory = fitting.memory
+    held = f"with its ranks {gigabytes(memory.node_bytes)}"
     lines = [
-        f"{slots} slots of {gigabytes(share_bytes)} for each rank"
-        + (f" and {copies} copies for each of a peer node's" if copies else "")
-        + f": {gigabytes((slots + copies) * share_bytes * workers)} of a node's memory",
-        f"a checkpoint takes {gigabytes(state_bytes)}",
+        f"{memory.slots} slots of {gigabytes(memory.slot_bytes)} for each rank"
+        + (f" and {memory.copies} copies for each of a peer node's" if memory.copies else "")
+        + f": {gigabytes(memory.snapshot_bytes)} of a node's memory, {held}"
+        + (f" of {gigabytes(limit)}" if limit is not None else ""),
+        f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
     ]
+    if fitting.note is not None:
+        lines.append(fitting.note)
     if config.snapshot.every_steps == 0:
         lines.append("taken only where a checkpoint is due: a lost rank costs the steps since then")
     return lines

@@ -163,7 +163,6 @@ class Engine:
             dist_init_required=False,
         )[0]
         self._micro_steps: int = self._engine.gradient_accumulation_steps()
-        self._steps_done = 0
 
     def _build_model(self, is_restored: bool) -> Transformer:
         settings = self.settings
@@ -226,7 +225,6 @@ class Engine:
             engine.step()
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
-        self._steps_done += 1
         return StepResult(
             loss_sum=float(loss_sum),
             grad_norm=float(grad_norm),
@@ -283,6 +281,14 @@ class Engine:
     @functools.cached_property
     def _leaves(self) -> list[tuple[torch.Tensor, tuple[Fragment, ...]]]:
         return partition.fragments_by_leaf(self._engine)
+
+    def state_checksum(self) -> int:
+        """64 bits over every bit of `state_parts`; ranks hold different parts."""
+        return checksum([part.values for part in self.state_parts()])
+
+    def replica_checksum(self) -> int:
+        """64 bits over what the model computes with, which every rank holds alike; not at stage 3."""
+        return checksum([parameter.data for parameter in self._engine.module.parameters()])
 
     @property
     def is_replicated(self) -> bool:
@@ -351,6 +357,25 @@ class Engine:
         for key, value in counters.get("loss_scaler", {}).items():
             if scaler is not None and key in vars(scaler):
                 setattr(scaler, key, value)
+
+
+def checksum(tensors: Sequence[torch.Tensor]) -> int:
+    """xxh3_64 of the tensors' bytes; on a GPU, of the sums of their words, so that they need not be copied.
+
+    A sum changes with any one word of a tensor.
+    """
+    digest = xxhash.xxh3_64()
+    for tensor in tensors:
+        words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
+        if tensor.device.type == "cpu":
+            digest.update(words.numpy())
+        else:
+            digest.update(words.sum(dtype=torch.int64).cpu().numpy())
+    return digest.intdigest()
+
+
+_WORDS = {2: torch.int16, 4: torch.int32}
+"""Bytes of an element -> integers of that size."""
 
 
 def _stream_seed(seed: int, step: int, place: int) -> int:

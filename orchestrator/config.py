@@ -159,8 +159,15 @@ class ClusterConfig:
     """The accelerator's name in the hardware table (h100, a100, ...): memory and peak for `plan` and MFU."""
     memory_bytes_per_worker: int | None = None
     """What one rank may use, for `plan`; null takes the hardware table's figure."""
+    memory_bytes_per_node: int | None = None
+    """Host memory of a node, for ranks and snapshots; null: what Ray says of the nodes (not known to `plan`)."""
     address: str | None = None
     """An existing Ray cluster: `auto` or HOST:PORT; null joins $RAY_ADDRESS if set, else starts Ray here."""
+    failure_domains: dict[str, list[str]] = field(default_factory=dict)
+    """What is lost together (a rack, a switch) -> its host names, with `*` for any: copies of snapshots go to a node
+    of another domain. {}: by failure_domain_label, else by the switches that SLURM names (topology/tree)."""
+    failure_domain_label: str | None = None
+    """Ray node label that names a node's failure domain, as in ray.io/availability-zone."""
     network_interface: str | None = None
     """Interface for gloo and NCCL; null finds the one that holds the node's address."""
     start_timeout_s: float = 120.0
@@ -196,8 +203,8 @@ class SnapshotConfig:
     """With several nodes: a copy in a peer node's memory every so many steps, or as often as the network bears;
     0 never: a lost node then costs the steps since the last checkpoint."""
     slots: int | None = None
-    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), and 5
-    where peers hold copies (being copied, newest that all peers hold)."""
+    """Snapshots that each rank's agent has room for; null: 3 (newest, being written, on its way to storage), 2 more
+    where peers hold copies (being copied, newest that all peers hold), 1 more with checkpoint.local_dir."""
 
 
 class BestMetric(StrEnum):
@@ -213,6 +220,13 @@ class CheckpointConfig:
     """A checkpoint every so many steps, and always one at the end; 0: only at the end."""
     url: str | None = None
     """Folder or fsspec URL; null: `checkpoints` in the run folder. Every node must reach it."""
+    local_dir: str | None = None
+    """Folder on each node's own disk for checkpoints beside `url`, written more often and kept shortly: the death of
+    everything but the disks then costs the steps since the last one. null: none."""
+    local_every_steps: int = 10
+    """With local_dir: a checkpoint on the nodes' disks every so many steps, or as often as the slowest disk bears."""
+    local_keep_last: int = 2
+    """With local_dir: newest checkpoints to keep on each node's disk; all go when the run has finished."""
     keep_last: int = 3
     """Newest committed checkpoints to keep; 0 keeps all."""
     keep_every_steps: int = 0
@@ -254,6 +268,12 @@ class FaultConfig:
     10 finds what is plainly out of line. 0 looks for none: most spikes heal, and skipping data is yours to decide."""
     spike_window: int = 64
     """Steps that say what loss is normal; no spike is found before there are so many."""
+    check_replicas_every_steps: int = 0
+    """Every so many steps, compare the ranks' checksums of the parameters, which all hold alike (ZeRO stages 0 to 2):
+    a bit that changed without an error shows. 0 never."""
+    recheck_every_steps: int = 0
+    """Every so many steps, do a step again from the snapshot before it and compare every bit; costs that step's time.
+    0 never."""
     straggler_factor: float = 1.5
     """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
     for none."""
@@ -275,6 +295,8 @@ class WandbConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     notes: str | None = None
+    job_type: str | None = None
+    """`train` or so: W&B groups runs by it within a group."""
     start_timeout_s: float = 20.0
     """How long W&B may take to answer at the start, in the background; then the run is recorded offline."""
     close_timeout_s: float = 45.0

@@ -4,7 +4,7 @@ Chosen by a person: `...Config`. Derived and frozen: everything here. All of it 
 `plan.json` and a worker's spec can be read by people.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import ModelConfig
@@ -105,6 +105,8 @@ class NodeFacts:
     name: str
     cpus: int
     gpus: int
+    memory_bytes: int | None = None
+    """Host memory for ranks and snapshots, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +158,8 @@ class ResumePoint:
     """How many rollbacks led here."""
     is_initial: bool = False
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
+    is_spread: bool = False
+    """The checkpoint is on the nodes' own disks: files that this node lacks are read through other agents."""
 
     @property
     def is_in_memory(self) -> bool:
@@ -188,8 +192,14 @@ class WorkerSpec:
     checkpoint: CheckpointConfig
     checkpoint_url: str
     """Resolved: never None."""
+    disk_folder: str | None
+    """Of this run's checkpoints on each node's own disk; None: there are none."""
+    peer_secret: str = field(repr=False)
+    """By which the run's agents and ranks know each other."""
     num_slots: int
     """Snapshot slots of each rank."""
+    num_busy_slots: int
+    """Of them, what may be in use without a checkpoint on its way to storage."""
     has_peer: bool
     """Another node holds copies of this one's snapshots."""
     batch: BatchShape

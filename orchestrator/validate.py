@@ -50,16 +50,23 @@ _AT_LEAST: dict[str, int] = {
     "cluster.workers_per_node": 1,
     "cluster.cpus_per_worker": 1,
     "cluster.memory_bytes_per_worker": 1,
+    "cluster.memory_bytes_per_node": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
+    "snapshot.replicate_every_steps": 0,
+    "snapshot.slots": 2,
     "checkpoint.every_steps": 0,
     "checkpoint.keep_last": 0,
+    "checkpoint.local_every_steps": 1,
+    "checkpoint.local_keep_last": 1,
     "checkpoint.keep_every_steps": 0,
     "checkpoint.keep_best": 0,
     "fault.max_restarts": 0,
     "fault.max_identical_failures": 1,
     "fault.max_rollbacks": 0,
     "fault.spike_window": 8,
+    "fault.check_replicas_every_steps": 0,
+    "fault.recheck_every_steps": 0,
     "tracking.every_steps": 1,
     "tracking.console_every_steps": 1,
 }
@@ -106,6 +113,7 @@ def problems(config: RunConfig) -> list[str]:
         *_parallel(config),
         *_cluster(config),
         *_checkpoint(config),
+        *_fault(config),
     ]
 
 
@@ -302,6 +310,17 @@ def _cluster(config: RunConfig) -> Iterator[str]:
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
+    local_dir = checkpoint.local_dir
+    if local_dir is not None and not local_dir.startswith(("/", "~/")):
+        yield (
+            f"checkpoint.local_dir={local_dir} is not a folder that every node finds on its own disk; use an "
+            "absolute path, as in checkpoint.local_dir=/scratch/phalanx (a URL belongs in checkpoint.url)"
+        )
+    if local_dir is not None and checkpoint.url is not None and local_dir.rstrip("/") == checkpoint.url.rstrip("/"):
+        yield (
+            f"checkpoint.local_dir={local_dir} is checkpoint.url, too; checkpoints there would delete each other: "
+            "use another folder"
+        )
     if checkpoint.keep_best > 0 and checkpoint.best_metric is BestMetric.eval_loss:
         if config.train.eval_every_steps == 0:
             yield (
@@ -314,6 +333,20 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
                 f"checkpoint.every_steps={checkpoint.every_steps} is not a multiple of "
                 f"train.eval_every_steps={config.train.eval_every_steps}; make it one"
             )
+
+
+def _fault(config: RunConfig) -> Iterator[str]:
+    fault = config.fault
+    if fault.check_replicas_every_steps > 0 and config.parallel.zero_stage == 3:
+        yield (
+            f"fault.check_replicas_every_steps={fault.check_replicas_every_steps} has nothing to compare with "
+            "parallel.zero_stage=3, where no parameter is held twice; use fault.recheck_every_steps"
+        )
+    if fault.recheck_every_steps > 0 and config.snapshot.every_steps != 1:
+        yield (
+            f"fault.recheck_every_steps={fault.recheck_every_steps} needs a snapshot of the step before, but "
+            f"snapshot.every_steps={config.snapshot.every_steps}; use snapshot.every_steps=1"
+        )
 
 
 def _value(config: RunConfig, key: str) -> Any:

@@ -72,13 +72,15 @@ AT_LEAST_ONE = [
     "train__micro_batch_size", "train__seq_len", "train__eval_rows", "parallel__bucket_elements",
     "cluster__num_workers", "cluster__min_workers", "cluster__workers_per_node",
     "cluster__cpus_per_worker",
-    "cluster__memory_bytes_per_worker", "worker__threads", "fault__max_identical_failures",
-    "tracking__every_steps", "tracking__console_every_steps",
+    "cluster__memory_bytes_per_worker", "cluster__memory_bytes_per_node", "worker__threads",
+    "fault__max_identical_failures",
+    "tracking__every_steps", "tracking__console_every_steps", "checkpoint__local_every_steps",
+    "checkpoint__local_keep_last",
 ]  # fmt: skip
 ZERO_IS_FINE = [
     "run__seed", "optim__warmup_steps", "train__eval_every_steps", "snapshot__every_steps",
-    "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
-    "fault__max_rollbacks",
+    "snapshot__replicate_every_steps", "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
+    "fault__max_rollbacks", "fault__check_replicas_every_steps", "fault__recheck_every_steps",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",
@@ -293,3 +295,20 @@ def test_every_batch_size_that_is_suggested_divides(batch: int, micro: int, work
         suggested = [int(word) for word in sentence.rpartition("; use ")[2].split(" or ")]
         assert suggested
         assert all(size > 0 and not found(size) for size in suggested)
+
+
+@pytest.mark.parametrize("folder", ["scratch", "s3://bucket/x", "./here", ""])
+def test_a_disk_tier_needs_a_folder_that_every_node_finds(folder):
+    (problem,) = problems(sound(checkpoint__local_dir=folder))
+    assert problem.startswith(f"checkpoint.local_dir={folder} is not a folder that every node finds on its own disk")
+
+
+def test_the_disk_tier_and_the_storage_are_two_places():
+    (problem,) = problems(sound(checkpoint__local_dir="/data/run/", checkpoint__url="/data/run"))
+    assert "is checkpoint.url, too" in problem
+    assert problems(sound(checkpoint__local_dir="/scratch/x", checkpoint__url="/data/run")) == []
+
+
+def test_a_snapshot_is_never_the_only_slot():
+    (problem,) = problems(sound(snapshot__slots=1))
+    assert problem == "snapshot.slots=1 is too small; use 2 or more"

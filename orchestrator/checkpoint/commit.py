@@ -95,15 +95,19 @@ def newest_valid(
     identity: Mapping[str, Any] | None = None,
     *,
     lineage: Lineage = WHOLE,
+    above: int = -1,
     max_step: int | None = None,
 ) -> Marker | None:
-    """The newest committed checkpoint (up to `max_step`) of which every byte verifies, None where there is none.
+    """The newest committed checkpoint (beyond `above`, up to `max_step`) of which every byte verifies, None where
+    there is none.
 
     A bad one is set aside for good and told to `on_reject(step, reason)`, and the next older one is taken.
     `fingerprint=None` takes any run's; another fingerprint raises CheckpointMismatchError, with both values
     of each key of `identity` that differs. StoreError where the store does not answer: nothing is set aside.
     """
     for step in reversed(committed_steps(store, lineage)):
+        if step <= above:
+            return None
         if max_step is not None and step > max_step:
             continue
         try:

@@ -24,9 +24,12 @@ from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
+from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
+from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page
 from orchestrator.control.rankhandle import KILLED, RankHandle
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.shares import WantedShares
 from orchestrator.control.slotkeeper import Peer, PersistJob
 from orchestrator.control.stacks import dump
@@ -58,6 +61,7 @@ class NodeAgent:
         self._store: tuple[Channel, int] | None = None
         self._memory = AgentMemory(address)
         self._peer: Peer | None = None
+        self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
         self._start_zygote(zygote_ahead)
@@ -69,6 +73,7 @@ class NodeAgent:
             "interface": interface_of(self._address),
             "port": self._memory.copies.port,
             "pid": os.getpid(),
+            "topology": {name: os.environ[name] for name in (SLURM_ADDRESS, SLURM_PATTERN) if name in os.environ},
         }
 
     # ---- the zygote
@@ -163,10 +168,24 @@ class NodeAgent:
         any more."""
         self._memory.keep_only(step, world_size)
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of the snapshots and copies that it holds, and the peak of this process without them."""
+        return {"bytes": self._memory.num_bytes(), "agent_bytes": peak_resident_bytes()}
+
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
         self._memory.copies.trust(secret)
         self._peer = None if peer is None else Peer(*peer, secret)
+
+    def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
+        """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
+        self._disk = NodeDisk(folder, is_private)
+        self._memory.copies.trust(secret)
+        self._memory.copies.serve_files(self._disk.folder)
+
+    def on_disk(self, operation: str, *arguments: Any) -> Any:
+        """One of NodeDisk's methods. Raises CheckpointError."""
+        return getattr(self._disk, operation)(*arguments)
 
     def adopt_copies(self, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:
         """Fetch each (share, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
@@ -332,6 +351,7 @@ class NodeAgent:
             slot=message["slot"],
             step=message["step"],
             url=message["url"],
+            is_disk=message["is_disk"],
             is_last=message["is_last"],
             is_encrypted=message["is_encrypted"],
             key_file=message["key_file"],
@@ -342,8 +362,9 @@ class NodeAgent:
             self._emit(rank, event)
             for living in list(self._ranks.values()):
                 if living.rank == rank.rank:
+                    done = {"slot": job.slot, "step": job.step if living is rank else None, "is_disk": job.is_disk}
                     with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "persisted", "slot": job.slot})
+                        living.channel.send({"kind": "persisted", **done})
 
         self._memory.slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
 

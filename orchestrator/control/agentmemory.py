@@ -80,6 +80,10 @@ class AgentMemory:
         descriptor = self.slots.find(share, step)
         return self.copies.find(share, step) if descriptor is None else descriptor
 
+    def num_bytes(self) -> int:
+        """Of all slots and copies: their pages exist from the beginning."""
+        return self.slots.num_bytes() + self.copies.num_bytes()
+
     def close(self) -> None:
         self.slots.close()
         self.copies.close()

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.control.collect import Gathering
 from orchestrator.control.stragglers import Straggler, StragglerWatch
 from orchestrator.control.watchdog import PHASE_WORDS, Hang
-from orchestrator.observe.failure import RankFailure, classify, end_in_words, first_failure
+from orchestrator.observe.failure import RankFailure, classify, digest, end_in_words, first_failure
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import ResumePoint
 
@@ -38,6 +39,8 @@ class Attempt:
     steps: Gathering = field(init=False)
     saves: Gathering = field(init=False)
     evaluations: Gathering = field(init=False)
+    disk_saves: Gathering = field(init=False)
+    """What the ranks' agents have written to their nodes' own disks."""
     repeats: Gathering = field(init=False)
     """Reports of the step that the ranks were restored to."""
     dones: dict[int, Message] = field(default_factory=dict)
@@ -61,7 +64,8 @@ class Attempt:
     """The phase in which the attempt hung."""
 
     def __post_init__(self) -> None:
-        self.steps, self.saves, self.evaluations = (Gathering(self.world_size) for _ in range(3))
+        self.steps, self.saves, self.disk_saves = (Gathering(self.world_size) for _ in range(3))
+        self.evaluations = Gathering(self.world_size)
         self.repeats = Gathering(self.resume.world_size or self.world_size)
         self.last_step = self.resume.step
 
@@ -163,3 +167,10 @@ def recovered_fields(interruption: Interruption, resume: ResumePoint, now_s: flo
         "source": resume.source,
         "resume_step": resume.step,
     }
+
+
+def failure_words(attempt: Attempt, restarts: int, folder: Path) -> tuple[int, str]:
+    """(the rank that failed first, the digest) of the last attempt of a run that has failed."""
+    rank = attempt.first_failure.rank
+    done = f"restarted {restarts} times, then stopped: the budget in fault.* is used up"
+    return rank, digest(attempt.failures, done=done, next_steps=[f"phalanx logs {folder} --rank {rank}"])

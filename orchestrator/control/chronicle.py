@@ -10,16 +10,19 @@ from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
 from orchestrator.observe.tracking import Tracker, summary_values
+from orchestrator.observe.wording import event_line
 from orchestrator.runfolder import RunFolder
 
 TOLD_AS_ALERT = {
-    "rank_died": "a rank died",
-    "hang_detected": "ranks hang",
-    "node_lost": "a node was lost",
-    "anomaly": "the numbers are bad",
-    "straggler": "a rank is slow",
-    "run_failed": "the run failed",
+    "rank_died": ("a rank died", "WARN"),
+    "hang_detected": ("ranks hang", "WARN"),
+    "node_lost": ("a node was lost", "WARN"),
+    "anomaly": ("the numbers are bad", "WARN"),
+    "straggler": ("a rank is slow", "WARN"),
+    "preemption_notice": ("the run was told to stop", "INFO"),
+    "run_failed": ("the run failed", "ERROR"),
 }
+"""Event -> title and W&B's level."""
 
 
 class Chronicle:
@@ -57,7 +60,8 @@ class Chronicle:
             self.console.event(record)
         self.tracker.event(record)
         if name in TOLD_AS_ALERT:
-            self.tracker.alert(TOLD_AS_ALERT[name], str(fields.get("message") or fields.get("digest") or fields))
+            title, level = TOLD_AS_ALERT[name]
+            self.tracker.alert(title, str(fields.get("digest") or event_line(record) or title), level)
         for notice in self.tracker.take_notices():
             self.console.note(notice)
 

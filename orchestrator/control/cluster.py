@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.config import ClusterConfig
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.coming import ComingAgents
+from orchestrator.control.domains import domain_of
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.stream import EventStream
@@ -133,6 +134,7 @@ class RayCluster:
                     name=node["NodeManagerHostname"],
                     cpus=int(node["Resources"].get("CPU", 0)),
                     gpus=int(node["Resources"].get("GPU", 0)),
+                    memory_bytes=int(node["Resources"]["memory"]) if "memory" in node["Resources"] else None,
                 ),
             )
             for node in ray.nodes()
@@ -257,7 +259,15 @@ class RayCluster:
         except ray.exceptions.RayError as error:
             raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         return [
-            AgentHandle(actor, node, facts["host"], facts["address"], facts["interface"], facts["port"])
+            AgentHandle(
+                actor,
+                node,
+                facts["host"],
+                facts["address"],
+                facts["interface"],
+                facts["port"],
+                domain_of(facts["host"], facts["labels"], facts["topology"], self._config),
+            )
             for actor, node, facts in zip(coming.actors, coming.nodes, described, strict=True)
         ]
 
@@ -323,6 +333,9 @@ class _AgentActor(NodeAgent):
 
     def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
         super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "labels": import_ray().get_runtime_context().get_node_labels()}
 
 
 def _are_up(coming: ComingAgents) -> bool:

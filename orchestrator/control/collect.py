@@ -53,6 +53,7 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
         data_s=max(m["data_s"] for m in messages),
         snapshot_s=max(m["snapshot_s"] for m in messages),
         keep_s=max(m["keep_s"] for m in messages),
+        recheck_s=max(m.get("recheck_s", 0.0) for m in messages) or None,
         batch_digest=_digest(messages, "digest"),
         rng_digest=_digest(messages, "rng_digest"),
         world_size=len(messages),

@@ -16,28 +16,30 @@ from orchestrator.control.attempt import (
     Attempt,
     Interruption,
     Message,
+    failure_words,
     recovered_fields,
     resized_fields,
     started_fields,
 )
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
+from orchestrator.control.disktier import disk_tier
 from orchestrator.control.fleet import Fleet
+from orchestrator.control.growth import Growth
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
+from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import claim_attempt, resume_point
+from orchestrator.control.starting import claim_attempt, stored_point
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
 from orchestrator.errors import CheckpointError, PlacementError, StoreError
-from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
-LOOK_FOR_NODES_S = 2.0
 
 
 class Controller:
@@ -60,7 +62,8 @@ class Controller:
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
         store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
-        self.reports = Reports(run, store, chronicle, clock, background)
+        self._disks = disk_tier(run.config, run.plan.run_id, cluster)
+        self.reports = Reports(run, store, chronicle, clock, background, disks=self._disks)
         self._run = run
         self._clock = clock
         self._decide = decide
@@ -70,18 +73,26 @@ class Controller:
         self._count_notices = count_notices
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
-        self._fleet = Fleet(run, cluster, chronicle)
+        self._fleet = Fleet(run, cluster, chronicle, self._disks)
+        self._growth = Growth(self._fleet, clock, run.config.cluster.grow_interval_s)
         self._rollbacks = Rollbacks(run.folder.branches, clock)
         self._attempt: Attempt | None = None
         self._interruption = interruption
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
-        self._look_for_nodes_s = 0.0
-        """Monotonic: not before."""
 
     def start_agents(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
+
+    def measure_memory(self, planned_bytes: int) -> str | None:
+        """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
+        found = self._fleet.memory()
+        if found is None:
+            return None
+        facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
+        self._chronicle.event("snapshot", self._number, self._last_step, is_told=False, **facts)
+        return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
@@ -94,7 +105,7 @@ class Controller:
             while not self.state.is_end:
                 self.poll(POLL_S)
         finally:
-            self.reports.close()
+            self.reports.close(is_finished=self.state is State.finished)
         return self.state
 
     # ---- deciding and carrying out
@@ -137,7 +148,8 @@ class Controller:
             self._chronicle.event("preemption_notice", self._number, self._last_step)
             self._tell(lifecycle.PreemptionNotice())
         self._check_start_timeout()
-        self._grow_if_possible()
+        if self.state is State.running and self._growth.is_possible():
+            self._tell(lifecycle.NodesBack())
 
     @property
     def _number(self) -> int:
@@ -155,9 +167,7 @@ class Controller:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
-        if resume.checkpoint is not None and not resume.is_initial:
-            self.reports.restored(resume.step)
-        claim = claim_attempt(self._run, self._store)
+        claim = claim_attempt(self._run, self._store, self._disks.newest_attempt if self._disks else 0)
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
@@ -181,18 +191,21 @@ class Controller:
             resume = self._fleet.memory_point(self._attempt.resume, self.reports.committed_step, max_step)
         if resume is None:
             how = {"lineage": self._rollbacks.lineage, "max_step": max_step}
-            resume = resume_point(self._run, self._store, self._reject_checkpoint, **how)
+            point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint, **how)
+            resume = point.resume
+            if point.committed_step:
+                self.reports.restored(point.committed_step)
         branch = self._rollbacks.branch_off(resume)
         if branch is not None:
             self._chronicle.event("rollback", self._number, self._last_step, **branch_fields(branch))
             self.reports.leave_behind(branch.at_step)
             with contextlib.suppress(StoreError):  # what is left behind is never chosen, marked or not
                 for step in self._rollbacks.set_aside(self._store):
-                    self._reject_checkpoint(step, f"left behind: the run went back to step {branch.at_step}")
+                    reason = f"left behind: the run went back to step {branch.at_step}"
+                    self._reject_checkpoint(step, reason, self._store.where(step_folder(step)))
         return self._rollbacks.on_newest_branch(resume)
 
-    def _reject_checkpoint(self, step: int, reason: str) -> None:
-        path = self._store.where(step_folder(step))
+    def _reject_checkpoint(self, step: int, reason: str, path: str) -> None:
         self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
 
     def _place_again(self) -> None:
@@ -204,14 +217,6 @@ class Controller:
             self._tell(lifecycle.GaveUp())
             return
         self._tell(lifecycle.Placed())
-
-    def _grow_if_possible(self) -> None:
-        """Where the run goes on without lost nodes: look now and then whether others have come."""
-        now_s = self._clock.monotonic()
-        if self.state is State.running and self._fleet.is_short and now_s >= self._look_for_nodes_s:
-            self._look_for_nodes_s = now_s + LOOK_FOR_NODES_S
-            if self._fleet.has_replacements():
-                self._tell(lifecycle.NodesBack())
 
     def _check_start_timeout(self) -> None:
         limit_s = self._run.config.worker.start_timeout_s
@@ -242,10 +247,7 @@ class Controller:
         attempt = self._attempt
         rank = None
         if attempt is not None and attempt.failures:
-            rank = attempt.first_failure.rank
-            done = f"restarted {self.restarts} times, then stopped: the budget in fault.* is used up"
-            next_steps = [f"phalanx logs {self._run.folder.path} --rank {rank}"]
-            self.failure_digest = digest(attempt.failures, done=done, next_steps=next_steps)
+            rank, self.failure_digest = failure_words(attempt, self.restarts, self._run.folder.path)
         self.failure_digest = self.failure_digest or "no rank could be started"
         self._chronicle.event("run_failed", self._number, self._last_step, rank=rank, digest=self.failure_digest)
 
@@ -293,7 +295,7 @@ class Controller:
         if not self.state.is_training:  # the last words of ranks that are being stopped
             return
         self._is_memory_trusted = True
-        self._look_for_nodes_s = self._clock.monotonic() + self._run.config.cluster.grow_interval_s
+        self._growth.on_first_step()
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
             fields = recovered_fields(interruption, attempt.resume, self._clock.monotonic())

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.checkpoint.commit import committed_steps
@@ -30,6 +31,7 @@ from orchestrator.control.opening import (
     read_data,
 )
 from orchestrator.control.rollback import lineage_in
+from orchestrator.control.snapshotmemory import FittingSnapshots, fitting_snapshots, interval_words, snapshot_words
 from orchestrator.control.specs import worker_threads
 from orchestrator.control.surroundings import here, is_joining
 from orchestrator.control.zygotehandle import ZygoteAhead
@@ -43,7 +45,7 @@ from orchestrator.placement import place_workers, wanted_device
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.report.writing import write_report
 from orchestrator.runfolder import RunFolder
-from orchestrator.spec import Placement, ResumePoint
+from orchestrator.spec import NodeFacts, Placement, ResumePoint
 
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """The first one drains the run (save at a step boundary, exit 75), a second one ends it at once."""
@@ -100,8 +102,10 @@ def drive(config: RunConfig, typed: Typed) -> int:
         device = wanted_device(config.cluster, nodes)
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
+        snapshots = fitting_snapshots(config, plan, placement, node_memory_bytes(config, nodes))
+        config = replace(config, snapshot=snapshots.config)
         run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml, recipe_yaml=typed.recipe_yaml)
-        return _Session(run, cluster, placement, typed, started_s).run(notices)
+        return _Session(run, cluster, placement, snapshots, typed, started_s=started_s).run(notices)
 
 
 class Notices:
@@ -135,9 +139,17 @@ class _Session:
     """From an open run to its exit code."""
 
     def __init__(
-        self, run: OpenRun, cluster: RayCluster, placement: Placement, typed: Typed, started_s: float
+        self,
+        run: OpenRun,
+        cluster: RayCluster,
+        placement: Placement,
+        snapshots: FittingSnapshots,
+        typed: Typed,
+        *,
+        started_s: float,
     ) -> None:
         """`started_s`: of the driver, in unix seconds."""
+        self._snapshots = snapshots
         self._run = run
         self._cluster = cluster
         self._placement = placement
@@ -169,8 +181,9 @@ class _Session:
             controller.start_agents(self._placement)
             self._tell_start()  # while the zygotes import
             exit_code = EXIT_CODES[controller.run()]
+            memory = controller.measure_memory(self._snapshots.memory.snapshot_bytes)
             self._cluster.release()
-            self._tell_end(controller)
+            self._tell_end(controller, memory)
         finally:
             chronicle.close(exit_code)
             if exit_code != EXIT_PREEMPTED:  # then there is no time left, and it is not the end
@@ -196,7 +209,11 @@ class _Session:
             nodes=dict(zip(names, workers, strict=False)),
             resume=newest_committed(run),
             tracking=self._chronicle.tracker.wait_until_known(TRACKER_WAIT_S),
-            warnings=degraded(config, plan.device, self._cluster),
+            snapshots=snapshot_words(config, self._snapshots.memory),
+            warnings=[
+                *degraded(config, plan.device, self._cluster),
+                *([self._snapshots.note] if self._snapshots.note is not None else []),
+            ],
         )
         limit = memory_limit_bytes(config, device=plan.device)
         self._chronicle.console.start(plan, facts, memory_limit_bytes=limit)
@@ -210,7 +227,7 @@ class _Session:
             change = {"from": previous[-1], "to": size, "why": f"started with cluster.num_workers={size}"}
             self._chronicle.event("resized", 0, facts.resume.step, **change)
 
-    def _tell_end(self, controller: Controller) -> None:
+    def _tell_end(self, controller: Controller, memory: str | None) -> None:
         console, plan = self._chronicle.console, self._run.plan
         if controller.state is State.failed:
             console.failure(controller.failure_digest or "no rank could be started")
@@ -229,10 +246,19 @@ class _Session:
                 restarts=controller.restarts,
                 downtime_s=controller.downtime_s,
                 checkpoint=controller.reports.last_checkpoint,
+                memory=memory,
+                snapshots=interval_words(self._run.config, controller.reports.snapshot_counts),
                 goodput=self._chronicle.goodput.closed(),
                 resume_command=self._typed.command,
             )
         )
+
+
+def node_memory_bytes(config: RunConfig, nodes: Sequence[NodeFacts]) -> int | None:
+    """What a node has for ranks and snapshots: as configured, else what the smallest says; None: not known."""
+    if config.cluster.memory_bytes_per_node is not None:
+        return config.cluster.memory_bytes_per_node
+    return min((node.memory_bytes for node in nodes if node.memory_bytes is not None), default=None)
 
 
 def newest_committed(run: OpenRun) -> ResumePoint:

@@ -9,6 +9,8 @@ import secrets
 from orchestrator.config import WorkerStart
 from orchestrator.control.attempt import Message
 from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.disktier import DiskTier
+from orchestrator.control.domains import domain_problems
 from orchestrator.control.members import AgentHandle, Cluster, Events
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.shares import WantedShares
@@ -22,7 +24,7 @@ STOP_TIMEOUT_S = 60.0
 
 
 class Fleet:
-    def __init__(self, run: OpenRun, cluster: Cluster, chronicle: Chronicle) -> None:
+    def __init__(self, run: OpenRun, cluster: Cluster, chronicle: Chronicle, disks: DiskTier | None = None) -> None:
         self.agents: list[AgentHandle] = []
         """In the placement's order, without those that are lost."""
         self._missing: list[AgentHandle] = []
@@ -30,6 +32,7 @@ class Fleet:
         self._run = run
         self._cluster = cluster
         self._chronicle = chronicle
+        self._disks = disks
         self._secret = secrets.token_hex(32)
         """By which the agents know each other."""
         self._whole: Placement | None = None
@@ -99,6 +102,11 @@ class Fleet:
     def _introduce_peers(self) -> None:
         if has_peers(self._run.config, len(self.agents)):
             set_peers(self._cluster, self.agents, self._secret)
+            domains = [agent.domain for agent in self.agents]
+            for problem in domain_problems([a.host for a in self.agents], domains, self._run.config.cluster):
+                self._chronicle.console.warn(problem)
+        if self._disks is not None:
+            self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
 
     def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
         """(events, agents found dead) within `timeout_s`."""
@@ -119,13 +127,25 @@ class Fleet:
             self._cluster.call_all([(agent, (kept, world_size)) for agent in self.agents], "keep_snapshots")
             if self._shares is not None and resume.is_in_memory:
                 self._cluster.call_all([(agent, (self._shares,)) for agent in self.agents], "show_shares")
-            start_ranks(self._run, self._cluster, self.agents, self.placement, number=number, resume=resume)
+            how = {"number": number, "resume": resume, "secret": self._secret}
+            start_ranks(self._run, self._cluster, self.agents, self.placement, **how)
 
     def stop_ranks(self) -> None:
         """Stop every rank; what they said last is still to be heard."""
         for agent in self.agents:
             with contextlib.suppress(ConnectionError):  # its ranks ended with it
                 self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
+
+    def memory(self) -> dict[str, int] | None:
+        """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None
+        where an agent is gone."""
+        try:
+            found = self._cluster.call_all([(agent, ()) for agent in self.agents], "memory")
+        except ConnectionError:
+            return None
+        if not found:
+            return None
+        return {name: max(of_node[name] for of_node in found) for name in ("bytes", "agent_bytes")}
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary, with a checkpoint in storage."""

@@ -23,7 +23,7 @@ class Inbox:
 
     def __init__(self, channel: Channel) -> None:
         self.asked = Asked.nothing
-        self._on_persisted: Callable[[int], None] | None = None
+        self._on_persisted: Callable[[int, int | None, bool], None] | None = None
         self._on_replicated: Callable[[int, int | None], None] | None = None
         self._early: list[Message] = []
         """Ends of transfers that came before anybody listened."""
@@ -32,7 +32,11 @@ class Inbox:
         self._shares: tuple[Message, list[int]] | None = None
         self._channel = channel
 
-    def listen(self, on_persisted: Callable[[int], None], on_replicated: Callable[[int, int | None], None]) -> None:
+    def listen(
+        self,
+        on_persisted: Callable[[int, int | None, bool], None],
+        on_replicated: Callable[[int, int | None], None],
+    ) -> None:
         """From here on, and for what has come already."""
         self._on_persisted, self._on_replicated = on_persisted, on_replicated
         early, self._early = self._early, []
@@ -82,6 +86,6 @@ class Inbox:
             case "persisted" | "replicated" if self._on_persisted is None or self._on_replicated is None:
                 self._early.append(message)
             case "persisted":
-                self._on_persisted(message["slot"])
+                self._on_persisted(message["slot"], message["step"], message["is_disk"])
             case "replicated":
                 self._on_replicated(message["slot"], message["step"])

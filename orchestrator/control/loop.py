@@ -1,21 +1,21 @@
 """The training loop of one rank: batch, step, report; save and evaluate when due; leave when all agree to."""
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
 
-from model.engine import Engine
+from model.engine import Engine, StepResult
 from model.schedule import learning_rate
 from orchestrator.codec import encode
 from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
+from orchestrator.control.checks import Repetition, ReplicaCheck
 from orchestrator.control.inbox import Asked, Inbox
 from orchestrator.control.progress import Progress
+from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.control.watchdog import Phase
@@ -49,6 +49,10 @@ class Loop:
         )
         self._inbox = inbox
         self._snapshots = snapshots
+        self._replicas = ReplicaCheck(spec, engine, self._agreement, progress)
+        self._repetition = Repetition(spec, engine, snapshots, self._agreement, progress)
+        self._recheck_s = 0.0
+        """What doing the step before once more took."""
         self._keep_s = 0.0
         """What the snapshot of the step before took of this thread."""
         self._progress = progress
@@ -109,10 +113,16 @@ class Loop:
         data_s = time.perf_counter() - started
         ballot = Ballot(self._agreement, self._inbox, self._snapshots, progress)
         lr = self._learning_rate(step)
-        result = self._engine.train_step(step, batch.micro, lr, ballot.cast, self._enter_compute)
+
+        def before_update(loss_sum: float) -> None:
+            self._replicas.begin(step + 1)
+            ballot.cast(loss_sum)
+
+        result = self._engine.train_step(step, batch.micro, lr, before_update, self._enter_compute)
         vote = ballot.outcome()
+        replicas = self._replicas.verdict(step + 1)
         progress.end_step()
-        self._snapshots.agreed(vote.common_step, vote.common_replicated_step)
+        self._snapshots.agreed(*vote.snapshots)
         loss = vote.loss_sum / self._spec.batch.tokens_per_step
         anomaly = self._watch.look(step + 1, loss, result.grad_norm, is_scaled_down=result.is_scaled_down)
         report: Message = {
@@ -125,6 +135,8 @@ class Loop:
             "data_s": data_s,
             "snapshot_s": ballot.stall_s,
             "keep_s": self._keep_s,
+            "snapshots": self._snapshots.counts,
+            "recheck_s": self._recheck_s,
             "wait_s": (progress.waited_ns - waited_ns) / 1e9,
             "digest": format_digest(batch.digest),
             "rng_digest": format_digest(sum_digests([result.rng_digest])),
@@ -136,7 +148,18 @@ class Loop:
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
         else:
             self._channel.send(report)
+        anomaly = anomaly or replicas or self._recheck(step + 1, vote, batch, result)
         return _Outcome(report, vote.is_leaving, vote.is_pausing, anomaly)
+
+    def _recheck(self, done: int, vote: "Vote", batch: StepBatch, result: StepResult) -> Anomaly | None:
+        self._recheck_s = 0.0
+        if not self._repetition.is_due(done, vote.common_step):
+            return None
+        started = time.perf_counter()
+        lr = self._learning_rate(done - 1)
+        anomaly = self._repetition.verdict(done, batch, lr, result, self._enter_compute)
+        self._recheck_s = time.perf_counter() - started
+        return anomaly
 
     def _enter_compute(self, micro_step: int) -> None:
         self._progress.enter(Phase.compute, micro_step)
@@ -165,7 +188,7 @@ class Loop:
         """A snapshot where one is due, on its way to storage where a checkpoint is due."""
         every = self._spec.snapshot.every_steps
         is_persisted = self._is_save_due(done) or is_leaving
-        if is_persisted or (every > 0 and done % every == 0):
+        if is_persisted or self._snapshots.is_due_on_disk(done) or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
             self._snapshots.take(done, self._facts(report), is_persisted=is_persisted, is_last=is_last)
@@ -205,14 +228,6 @@ class Loop:
         return peak_resident_bytes()
 
 
-def peak_resident_bytes() -> int:
-    """The process's own high-water mark; getrusage would count the zygote it was forked from."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     """Of one step, on this rank."""
@@ -244,6 +259,13 @@ class Agreement:
             return None
         return dist.all_reduce(values, group=self._group, async_op=True)
 
+    def gather(self, value: torch.Tensor) -> tuple[list[torch.Tensor], dist.Work]:
+        """Begin to gather every rank's `value`, in rank order; there must be more than one rank."""
+        values = [torch.empty_like(value) for _ in range(dist.get_world_size(self._group))]
+        work = dist.all_gather(values, value, group=self._group, async_op=True)
+        assert work is not None
+        return values, work
+
 
 @dataclass(frozen=True, slots=True)
 class Vote:
@@ -253,10 +275,8 @@ class Vote:
     """Somebody was asked to drain."""
     is_pausing: bool
     """Somebody was asked to leave, but nobody to drain."""
-    common_step: int
-    """The newest step that is sealed on every rank."""
-    common_replicated_step: int
-    """The newest step of which every rank has a copy in a peer's memory."""
+    snapshots: tuple[int, ...]
+    """The minimum of every rank's `Snapshots.votes`."""
     loss_sum: float
     """Over the global batch."""
 
@@ -271,7 +291,7 @@ class Ballot:
         self._inbox = inbox
         self._snapshots = snapshots
         self._progress = progress
-        self._values = torch.zeros(3, dtype=torch.int64)
+        self._values = torch.zeros(5, dtype=torch.int64)
         self._loss_sum = torch.zeros(1, dtype=torch.float64)
         self._works: list[dist.Work | None] = []
 
@@ -281,8 +301,7 @@ class Ballot:
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
         self._values[0] = -int(self._inbox.asked)
-        self._values[1] = self._snapshots.sealed_step
-        self._values[2] = self._snapshots.replicated_step
+        self._values[1:] = torch.tensor(self._snapshots.votes())
         self._loss_sum[0] = loss_sum
         self._works = [self._agreement.minimum(self._values), self._agreement.sum(self._loss_sum)]
         self._progress.enter(Phase.update)
@@ -294,6 +313,5 @@ class Ballot:
             if work is not None:
                 with self._progress.collective():
                     work.wait()
-        asked, common_step, common_replicated_step = (int(value) for value in self._values)
-        is_leaving, is_pausing = asked == -Asked.drain, asked == -Asked.pause
-        return Vote(is_leaving, is_pausing, common_step, common_replicated_step, float(self._loss_sum[0]))
+        asked, *snapshots = (int(value) for value in self._values)
+        return Vote(asked == -Asked.drain, asked == -Asked.pause, tuple(snapshots), float(self._loss_sum[0]))

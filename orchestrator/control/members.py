@@ -18,6 +18,8 @@ class AgentHandle:
     interface: str | None
     port: int
     """Where it takes and gives copies of snapshots."""
+    domain: str | None = None
+    """Its failure domain, where that is known."""
 
 
 def host_of(agents: Sequence[AgentHandle], node: int) -> str:

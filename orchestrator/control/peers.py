@@ -10,35 +10,37 @@ One request a connection, as a JSON frame, about the `share` [world size, rank] 
     {"op": "read", "share", "step"}      -> {"problem"}; from then on, as often as wanted:
         {"is_sound": None}               -> {"is_sound": bool}
         {"offset", "count"}              -> bytes of the slot + their xxh3_64
+and, about a checkpoint on the node's own disk (rangereads.py):
+    {"op": "file", "step", "file"}       -> {"problem"}; from then on ranges of the file
 """
 
 import contextlib
-import hmac
-import json
 import os
-import secrets
 import socket
-import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from orchestrator.checkpoint.slots import Share, Slot, SlotState, create_slot, sealed_step
+from orchestrator.control.rangereads import serve_ranges
 from orchestrator.control.specs import COPIES_OF_RANK
+from orchestrator.control.wire import (
+    TRANSFER_TIMEOUT_S,
+    asked,
+    is_trusted,
+    receive_exactly,
+    receive_frame,
+    send_frame,
+)
 from orchestrator.errors import CheckpointError
 
-CONNECT_TIMEOUT_S = 5.0
-TRANSFER_TIMEOUT_S = 60.0
-"""Without a byte for so long a transfer has failed."""
-CHALLENGE_BYTES = 32
-MAX_FRAME_BYTES = 4096
 CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 4 << 20
 """Most that is asked for at once where a slot is read by ranges."""
 DIGEST_BYTES = 8
-_LENGTH = struct.Struct("<I")
 
 
 class PeerCopies:
@@ -47,6 +49,8 @@ class PeerCopies:
     def __init__(self, address: str, find_own: Callable[[Share, int], int | None] = lambda share, step: None) -> None:
         """`find_own`: a descriptor, for the caller to close, of the node's own slot of a share at a step."""
         self._secret = b""
+        self._files: Path | None = None
+        """Folder of checkpoints that others may read."""
         self._find_own = find_own
         self._copies: dict[Share, list[int]] = {}
         """Descriptors of each share's copies."""
@@ -59,6 +63,9 @@ class PeerCopies:
     def trust(self, secret: str) -> None:
         """From here on whoever knows `secret` may store and fetch; nobody before."""
         self._secret = secret.encode()
+
+    def serve_files(self, folder: Path) -> None:
+        self._files = folder
 
     def sealed_steps(self) -> dict[Share, list[int]]:
         """Steps of which this node holds a whole copy."""
@@ -94,6 +101,10 @@ class PeerCopies:
                 for descriptor in self._copies.pop(share):
                     os.close(descriptor)
 
+    def num_bytes(self) -> int:
+        with self._lock:
+            return sum(os.fstat(descriptor).st_size for held in self._copies.values() for descriptor in held)
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
@@ -115,12 +126,13 @@ class PeerCopies:
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):
             connection.settimeout(TRANSFER_TIMEOUT_S)
-            challenge = secrets.token_bytes(CHALLENGE_BYTES)
-            connection.sendall(challenge)
-            proof = receive_exactly(connection, CHALLENGE_BYTES)
-            if not self._secret or not hmac.compare_digest(proof, _proof(self._secret, challenge)):
+            if not is_trusted(connection, self._secret):
                 return
             request = receive_frame(connection)
+            if request["op"] == "file":
+                if self._files is not None:
+                    serve_ranges(connection, self._files, request["step"], request["file"])
+                return
             share = Share(*request["share"])
             if request["op"] == "store":
                 with self._receiving:  # two for one rank at once would share a copy
@@ -223,19 +235,6 @@ def fetch_copy(peer: tuple[str, int], secret: str, share: Share, step: int) -> i
     return descriptor
 
 
-@contextlib.contextmanager
-def asked(peer: tuple[str, int], secret: str, request: dict[str, Any]) -> Any:
-    """A connection on which `request` was sent. Network errors become CheckpointError."""
-    try:
-        with socket.create_connection(peer, timeout=CONNECT_TIMEOUT_S) as connection:
-            connection.settimeout(TRANSFER_TIMEOUT_S)
-            connection.sendall(_proof(secret.encode(), receive_exactly(connection, CHALLENGE_BYTES)))
-            send_frame(connection, request)
-            yield connection
-    except (OSError, EOFError) as error:
-        raise CheckpointError(f"peer {peer[0]}:{peer[1]} can't be reached ({error or 'it closed'})") from error
-
-
 def send_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> None:
     """Straight from the slot's pages into the socket."""
     sent = 0
@@ -259,30 +258,3 @@ def receive_slot(connection: socket.socket, descriptor: int, slot_bytes: int) ->
         os.pwrite(descriptor, memoryview(buffer)[:count], received)
         received += count
     os.pwrite(descriptor, first, 0)
-
-
-def _proof(secret: bytes, challenge: bytes) -> bytes:
-    return hmac.digest(secret, challenge, "sha256")
-
-
-def send_frame(connection: socket.socket, message: dict[str, Any]) -> None:
-    data = json.dumps(message).encode()
-    connection.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def receive_frame(connection: socket.socket) -> dict[str, Any]:
-    (count,) = _LENGTH.unpack(receive_exactly(connection, _LENGTH.size))
-    if count > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {count} bytes")
-    message: dict[str, Any] = json.loads(receive_exactly(connection, count))
-    return message
-
-
-def receive_exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(count - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)

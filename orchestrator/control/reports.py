@@ -1,5 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -12,8 +13,9 @@ from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import Clock
 from orchestrator.control.collect import slowest_phases, step_row, with_evaluation
 from orchestrator.control.commits import Commits, Outcome, patience_for
+from orchestrator.control.disktier import DiskTier
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.persist import Committed, Saved, save_checkpoint
+from orchestrator.control.persist import Committed, Saved, marker_of, save_checkpoint
 from orchestrator.control.storehealth import Say, StoreHealth
 from orchestrator.errors import FencedError, StoreError
 from orchestrator.observe.units import duration_text, plural
@@ -21,11 +23,20 @@ from orchestrator.observe.units import duration_text, plural
 
 class Reports:
     def __init__(
-        self, run: OpenRun, store: Store, chronicle: Chronicle, clock: Clock, background: Executor | None = None
+        self,
+        run: OpenRun,
+        store: Store,
+        chronicle: Chronicle,
+        clock: Clock,
+        background: Executor | None = None,
+        *,
+        disks: DiskTier | None = None,
     ) -> None:
         self.committed_step = 0
         self.last_checkpoint: str | None = None
         self.last_save_failure: str | None = None
+        self.snapshot_counts: Sequence[int] = (0, 0, 0)
+        """Snapshots that were due on rank 0 in the newest attempt, those taken, those copied to a peer."""
         self.fenced_by: str | None = None
         """Why this driver may commit nothing more: another copy of the run has taken over."""
         self._claim: Claim | None = None
@@ -38,11 +49,15 @@ class Reports:
         self._commits = Commits(store, clock, background)
         self._health = StoreHealth()
         self._slowness = StoreHealth()
+        self._disks = disks
+        self._disk_health = StoreHealth()
         self._last_waiting_step: int | None = None
 
     def begin(self, claim: Claim, lineage: Lineage) -> None:
         """An attempt starts: it commits under `claim`, and retention leaves out what `lineage` has left behind."""
         self._claim, self._lineage = claim, lineage
+        if self._disks is not None:
+            self._disks.claim(claim)
 
     def leave_behind(self, at_step: int) -> None:
         """Checkpoints after `at_step` are not the run's any more."""
@@ -58,6 +73,7 @@ class Reports:
         attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
+        self.snapshot_counts = messages[0].get("snapshots", self.snapshot_counts)
         attempt.losses[row.step] = row.loss
         self._last_row_step = row.step
         if is_first:
@@ -73,6 +89,8 @@ class Reports:
     def hear(self, attempt: Attempt, message: Message) -> None:
         """What calls for no decision."""
         match message["kind"]:
+            case "saved" | "save_failed" if message.get("is_disk"):
+                self._hear_disk(attempt, message)
             case "step_again":
                 self.hear_step_again(attempt, message)
             case "evaluated":
@@ -157,7 +175,17 @@ class Reports:
         if step in attempt.failed_saves:
             self._commits.discard(step, [m["payload"]["file"] for m in messages if m["kind"] == "saved"])
             return
-        saved = Saved(
+        saved = self._saved(attempt, step)
+        config = self._run.config.checkpoint
+        patience = patience_for(
+            is_last=any(m["is_last"] for m in messages),
+            retry_timeout_s=config.retry_timeout_s,
+            final_timeout_s=config.final_timeout_s,
+        )
+        self._commits.begin(attempt, step, messages, lambda: save_checkpoint(self._store, saved, messages), patience)
+
+    def _saved(self, attempt: Attempt, step: int) -> Saved:
+        return Saved(
             run=self._run,
             attempt=attempt.number,
             claim=self._claim,
@@ -169,16 +197,40 @@ class Reports:
             loss=attempt.losses.get(step),
             wandb_run_id=self._chronicle.tracker.wandb_run_id,
         )
-        config = self._run.config.checkpoint
-        patience = patience_for(
-            is_last=any(m["is_last"] for m in messages),
-            retry_timeout_s=config.retry_timeout_s,
-            final_timeout_s=config.final_timeout_s,
-        )
-        self._commits.begin(attempt, step, messages, lambda: save_checkpoint(self._store, saved, messages), patience)
+
+    def _hear_disk(self, attempt: Attempt, message: Message) -> None:
+        """A rank's part is on its node's disk, or could not be written; the last one begins the commit there."""
+        messages, step = attempt.disk_saves.add(message), message["step"]
+        if messages is None or self._disks is None:
+            return
+        failed = [m for m in messages if m["kind"] == "save_failed"]
+        if failed:
+            self._disk_failed(step, failed[0]["message"], failed[0]["fault"])
+            return
+        saved = self._saved(attempt, step)
+        self._disks.begin_commit(attempt, step, messages, lambda: marker_of(saved, messages))
+
+    def _disk_failed(self, step: int, message: str, fault: str | None) -> None:
+        """The next one is soon: nothing is tried again."""
+        text = f"the checkpoint of step {step} on the nodes' disks failed, training goes on: {message}"
+        self._say(self._disk_health.failed(fault, self._clock.monotonic()), text)
+
+    def _hear_disk_commits(self) -> None:
+        for outcome in self._disks.finished() if self._disks is not None else ():
+            if isinstance(outcome.error, FencedError):
+                self.fenced_by = str(outcome.error)
+            elif outcome.error is not None:
+                fault = outcome.error.fault if isinstance(outcome.error, StoreError) else None
+                self._disk_failed(outcome.step, str(outcome.error), fault)
+            else:
+                facts = {"tier": "disk", "bytes": outcome.num_bytes, "seconds": outcome.seconds}
+                self._chronicle.event("snapshot", outcome.attempt, outcome.step, is_told=False, **facts)
+                if self._disk_health.worked(self._clock.monotonic()) is not None:
+                    self._chronicle.console.note("checkpoints are written to the nodes' disks again")
 
     def hear_commits(self) -> bool:
-        """Record what became of the commits under way; True where a checkpoint was committed."""
+        """Record what became of the commits under way; True where one at checkpoint.url was made."""
+        self._hear_disk_commits()
         has_committed = False
         for outcome in self._commits.finished():
             if outcome.committed is not None:
@@ -252,10 +304,14 @@ class Reports:
     def settle(self) -> None:
         """Until no commit is under way, so that a restart knows what it can start from."""
         self._commits.settle()
+        if self._disks is not None:
+            self._disks.settle()
         self.hear_commits()
 
-    def close(self) -> None:
+    def close(self, *, is_finished: bool = False) -> None:
         self._commits.close()
+        if self._disks is not None:
+            self._disks.close(is_finished=is_finished)
         self.hear_commits()
 
     def restored(self, step: int) -> None:

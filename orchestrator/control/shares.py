@@ -29,7 +29,8 @@ from orchestrator.checkpoint.slots import (
     parse_header,
     parse_index,
 )
-from orchestrator.control.peers import DIGEST_BYTES, RANGE_BYTES, asked, receive_exactly, receive_frame, send_frame
+from orchestrator.control.peers import DIGEST_BYTES, RANGE_BYTES
+from orchestrator.control.wire import asked, receive_exactly, receive_frame, send_frame
 from orchestrator.errors import CheckpointError
 
 

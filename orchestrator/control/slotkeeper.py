@@ -66,6 +66,8 @@ class PersistJob:
     step: int
     url: str
     """The checkpoint store's."""
+    is_disk: bool
+    """To this node's own disk, not to checkpoint.url."""
     is_last: bool
     """The run's last checkpoint, for which it waits."""
     is_encrypted: bool
@@ -85,6 +87,8 @@ class SlotKeeper:
         self._shares: dict[Share, _RankSlots] = {}
         self._lock = threading.Lock()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="persist")
+        self._disk_writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="to-disk")
+        """Of their own: a store that does not answer must not hold up the disk."""
         self._senders = ThreadPoolExecutor(WRITERS, thread_name_prefix="replicate")
         self._stores: dict[str, Store] = {}
         """Kept, because a store knows what was mounted when it was first used."""
@@ -199,9 +203,9 @@ class SlotKeeper:
                 event = failure_event("save_failed", job.step, error)
             finally:
                 self._release(slots, job.slot, descriptor)
-            on_done(event)
+            on_done(event | {"is_disk": job.is_disk})
 
-        self._writers.submit(work)
+        (self._disk_writers if job.is_disk else self._writers).submit(work)
 
     def replicate(self, share: Share, slot: int, peer: Peer, on_done: Callable[[bool], None]) -> None:
         """Copy a sealed slot into a peer's memory, in the background, trying again until it is there or the attempt
@@ -241,6 +245,11 @@ class SlotKeeper:
                 self._stores[job.url] = Store(job.url, is_private=job.is_encrypted)
             return self._stores[job.url]
 
+    def num_bytes(self) -> int:
+        with self._lock:
+            held = [descriptor for slots in self._shares.values() for descriptor in slots.descriptors]
+            return sum(os.fstat(descriptor).st_size for descriptor in held)
+
     def close(self) -> None:
         """What is on its way to storage arrives first, but a store that fails is not waited for."""
         self._attempt_changed.set()
@@ -248,6 +257,7 @@ class SlotKeeper:
         self._is_hurried.set()
         self._senders.shutdown(wait=True)
         self._writers.shutdown(wait=True)
+        self._disk_writers.shutdown(wait=True)
         with self._lock:
             for slots in self._shares.values():
                 _close(slots)

@@ -26,6 +26,8 @@ class Snapshots:
         self._shape: SlotShape | None = None
         self._is_settled = False
         """This world has snapshots of its own: those of the former one may go."""
+        self.counts = [0, 0, 0]
+        """Snapshots that were due in this attempt, those taken, those copied to a peer."""
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
         self.recent_losses: list[float] = []
@@ -73,6 +75,12 @@ class Snapshots:
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
 
     def _restore_from(self, slot: Slot, step: int) -> None:
+        self._restore_state(slot, step)
+        small = slot.small()
+        self.restored_report = small["report"] or None
+        self.recent_losses = small.get("recent_losses", [])
+
+    def _restore_state(self, slot: Slot, step: int) -> None:
         engine = self._engine
         try:
             if slot.has_shape(slot_shape(engine.planned_parts())):
@@ -85,9 +93,14 @@ class Snapshots:
                 raise CheckpointError("it does not match its checksum")
         except CheckpointError as error:
             raise SnapshotDamagedError(f"the snapshot of step {step} can't be restored: {error}") from error
-        small = slot.small()
-        self.restored_report = small["report"] or None
-        self.recent_losses = small.get("recent_losses", [])
+
+    def restore_again(self, step: int) -> None:
+        """Back to the snapshot of `step`, which every rank has sealed: as at the start of an attempt."""
+        snapshotter = self._snapshotter
+        slot = None if snapshotter is None else snapshotter.slot_of(step)
+        if slot is None:
+            raise SnapshotDamagedError(f"the snapshot of step {step} is gone")
+        self._restore_state(slot, step)
 
     def prepare(self) -> None:
         """Before the first step: the agent makes the slots' pages meanwhile, so that the first snapshot costs no more
@@ -95,20 +108,34 @@ class Snapshots:
         self._shape = slot_shape(self._engine.planned_parts())
         self._inbox.ask_for_slots(self._shape.slot_bytes, self._spec.num_slots)
 
-    @property
-    def sealed_step(self) -> int:
-        return self._snapshotter.sealed_step if self._snapshotter else NO_STEP
+    def votes(self) -> tuple[int, int, int, int]:
+        """What the ranks must know of each other, as numbers whose minimum counts: the newest step that this rank has
+        sealed; the newest of which a peer has a copy; whether no copy, and nothing for the disk, is on its way."""
+        snapshotter = self._snapshotter
+        if snapshotter is None:
+            return NO_STEP, NO_STEP, True, True
+        return (
+            snapshotter.sealed_step,
+            snapshotter.replicated_step,
+            not snapshotter.is_replicating,
+            not snapshotter.is_going_to_disk,
+        )
 
-    @property
-    def replicated_step(self) -> int:
-        return self._snapshotter.replicated_step if self._snapshotter else NO_STEP
+    def is_due_on_disk(self, step: int) -> bool:
+        """Whether the checkpoint of `step` goes to the nodes' own disks: all ranks say the same."""
+        is_due = self._spec.disk_folder is not None and step % self._spec.checkpoint.local_every_steps == 0
+        return is_due and (self._snapshotter is None or self._snapshotter.may_go_to_disk)
 
-    def agreed(self, common_step: int, common_replicated_step: int) -> None:
-        """Every rank has sealed the one, and has a copy of the other in a peer's memory: older ones may go."""
+    def agreed(
+        self, common_step: int, common_replicated_step: int, are_copies_there: int, are_disks_idle: int
+    ) -> None:
+        """The minimum of every rank's `votes`: older snapshots may go, and the next may be copied and written."""
         snapshotter = self._snapshotter
         if snapshotter is not None:
             snapshotter.common_step = max(snapshotter.common_step, common_step)
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
+            snapshotter.may_replicate = bool(are_copies_there)
+            snapshotter.may_go_to_disk = bool(are_disks_idle)
             safe_step = common_replicated_step if self._spec.has_peer else common_step
             if self._is_from_other_world and not self._is_settled and safe_step > self._spec.resume.step:
                 self._is_settled = True
@@ -135,12 +162,14 @@ class Snapshots:
         how = {
             "is_persisted": is_persisted and not has_backlog,
             "is_replicated": is_replicated,
+            "is_on_disk": self.is_due_on_disk(step) and not is_last,
             "is_last": is_last,
         }
         is_taken = snapshotter.take(step, parts, small, **how)
         while not is_taken and is_last:
             self._inbox.wait()
             is_taken = snapshotter.take(step, parts, small, **how)
+        self.counts = [self.counts[0] + 1, self.counts[1] + is_taken, self.counts[2] + (is_taken and is_replicated)]
         if has_backlog or (not is_taken and is_persisted):
             message = (
                 "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"
@@ -157,15 +186,16 @@ class Snapshots:
         snapshotter.wait()
         if snapshotter.sealed_step == step:
             return
-        parts, small = self._engine.state_parts(), self._small(facts)
-        while not snapshotter.take(step, parts, small, is_persisted=False, is_replicated=False):
+        parts, small = self._engine.state_parts(), {**self._small(), **facts}
+        how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
+        while not snapshotter.take(step, parts, small, **how):
             self._inbox.wait()
         snapshotter.wait()
 
     @property
     def _max_backlog(self) -> int:
         """Checkpoints that may be on their way to storage at a time."""
-        return max(1, self._spec.num_slots - (4 if self._spec.has_peer else 2))
+        return max(1, self._spec.num_slots - self._spec.num_busy_slots)
 
     def _open(self) -> Snapshotter:
         spec, shape = self._spec, self._shape
@@ -183,6 +213,7 @@ class Snapshots:
             attempt=spec.attempt,
             world_size=spec.world_size,
             url=spec.checkpoint_url,
+            disk_folder=spec.disk_folder,
             config=spec.checkpoint,
         )
         if spec.resume.is_in_memory and not self._is_from_other_world:

@@ -45,6 +45,7 @@ class _Copy:
     step: int
     is_persisted: bool
     is_replicated: bool
+    is_on_disk: bool
     is_last: bool
 
 
@@ -59,9 +60,10 @@ class Snapshotter:
         attempt: int,
         world_size: int,
         url: str,
+        disk_folder: str | None,
         config: CheckpointConfig,
     ) -> None:
-        """`slots` are formatted; the agent still writes those in `held` to storage, at `url`."""
+        """`slots` are formatted; the agent still writes those in `held` to storage, at `url` or to its own disk."""
         self.common_step = NO_STEP
         """Newest step that is sealed on every rank."""
         self.sealed_step = NO_STEP
@@ -70,17 +72,25 @@ class Snapshotter:
         """Newest step of which every rank has a copy in a peer's memory: losing a node goes back to it."""
         self.replicated_step = NO_STEP
         """Newest step of which this rank has a copy in its peer's memory."""
+        self.may_replicate = True
+        """Whether every rank's last copy has arrived: all ranks say the same, so they copy the same steps."""
+        self.may_go_to_disk = True
+        """Whether no rank's disk is still busy: all ranks say the same, so they write the same steps."""
         self._channel = channel
         self._slots = list(slots)
         self._staging = staging
         self._held: Counter[int] = Counter(held)
         self._replicating_step = NO_STEP
+        self._writing_step = NO_STEP
+        self._written_step = NO_STEP
+        """Newest steps whose way to this node's disk has begun, and has ended: there, or given up."""
         self._attempt = attempt
+        self._disk_folder = disk_folder
         self._config = config
+        self._url = url
         self._persisting = {
             "kind": "persist",
             "world_size": world_size,
-            "url": url,
             "is_encrypted": config.encrypt,
             "key_file": config.key_file,
         }
@@ -105,6 +115,7 @@ class Snapshotter:
         *,
         is_persisted: bool,
         is_replicated: bool,
+        is_on_disk: bool = False,
         is_last: bool = False,
     ) -> bool:
         """Begin the snapshot of `step`, at once; False where no slot is free. `wait` before the next update."""
@@ -114,12 +125,14 @@ class Snapshotter:
         self._slots[slot].begin(step, self._attempt, small)
         with self._changed:
             self._parts = parts
-            self._held[slot] += is_persisted + is_replicated
+            self._held[slot] += is_persisted + is_replicated + is_on_disk
             if is_persisted:
                 self._persisting_slots.add(slot)
             if is_replicated:
                 self._replicating_step = step
-            self._copy = _Copy(slot, step, is_persisted, is_replicated, is_last)
+            if is_on_disk:
+                self._writing_step = step
+            self._copy = _Copy(slot, step, is_persisted, is_replicated, is_on_disk, is_last)
             self._changed.notify_all()
         return True
 
@@ -131,10 +144,22 @@ class Snapshotter:
                 return index
         return None
 
+    def slot_of(self, step: int) -> Slot | None:
+        """The slot that holds `step` whole."""
+        for slot in self._slots:
+            header = slot.header()
+            if header.state is SlotState.sealed and header.step == step:
+                return slot
+        return None
+
     @property
-    def may_replicate(self) -> bool:
-        """Whether every rank's last copy has arrived: all ranks say the same, so they copy the same steps."""
-        return self.common_replicated_step == self._replicating_step
+    def is_replicating(self) -> bool:
+        """Whether this rank's last copy is still on its way."""
+        return self.replicated_step != self._replicating_step
+
+    @property
+    def is_going_to_disk(self) -> bool:
+        return self._written_step != self._writing_step
 
     def wait(self) -> float:
         """Until the snapshot under way is sealed; returns the seconds that took. Raises what stopped the copy."""
@@ -145,10 +170,13 @@ class Snapshotter:
                 raise self._error
         return time.perf_counter() - started
 
-    def persisted(self, slot: int) -> None:
-        """The agent has written the slot to storage, or has given up."""
+    def persisted(self, slot: int, step: int | None, is_disk: bool) -> None:
+        """The agent has written the slot, which holds `step`, or has given up; None: it was an earlier attempt's."""
         self._release(slot)
-        self._persisting_slots.discard(slot)
+        if not is_disk:
+            self._persisting_slots.discard(slot)
+        elif step is not None:
+            self._written_step = step
 
     def replicated(self, slot: int, step: int | None) -> None:
         """A peer has a copy of the slot, which holds `step`; None where that was an earlier attempt's, or failed."""
@@ -191,7 +219,11 @@ class Snapshotter:
         with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
             if copy.is_replicated:
                 self._channel.send({"kind": "replicate", "step": copy.step, "slot": copy.slot})
+            what = {**self._persisting, "step": copy.step, "slot": copy.slot}
+            if copy.is_on_disk:  # one try: the next interval is soon
+                how = {"url": self._disk_folder, "is_disk": True, "is_last": False, "timeout_s": 0.0}
+                self._channel.send({**what, **how})
             if copy.is_persisted:
                 timeout_s = self._config.final_timeout_s if copy.is_last else self._config.retry_timeout_s
-                how = {"is_last": copy.is_last, "timeout_s": timeout_s}
-                self._channel.send({**self._persisting, **how, "step": copy.step, "slot": copy.slot})
+                how = {"url": self._url, "is_disk": False, "is_last": copy.is_last, "timeout_s": timeout_s}
+                self._channel.send({**what, **how})

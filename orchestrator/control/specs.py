@@ -25,6 +25,7 @@ def worker_specs(
     store_host: str,
     store_port: int,
     interfaces: Mapping[int, str | None],
+    peer_secret: str = "",
 ) -> list[WorkerSpec]:
     """In rank order. `interfaces` has the network interface of each node that has ranks."""
     num_nodes = len(placement.nodes)
@@ -51,7 +52,10 @@ def worker_specs(
             snapshot=config.snapshot,
             checkpoint=config.checkpoint,
             checkpoint_url=checkpoint_url,
+            disk_folder=disk_folder(config, plan.run_id),
+            peer_secret=peer_secret,
             num_slots=num_slots(config, num_nodes),
+            num_busy_slots=busy_slots(config, num_nodes),
             has_peer=has_peers(config, num_nodes),
             batch=plan.batch,
             zero_stage=plan.zero_stage,
@@ -74,7 +78,25 @@ def has_peers(config: RunConfig, num_nodes: int) -> bool:
 
 def num_slots(config: RunConfig, num_nodes: int) -> int:
     """Snapshot slots of each rank."""
-    return config.snapshot.slots or (5 if has_peers(config, num_nodes) else 3)
+    return max(min_slots(config, num_nodes), config.snapshot.slots or 1 + busy_slots(config, num_nodes))
+
+
+def min_slots(config: RunConfig, num_nodes: int) -> int:
+    """With fewer slots of each rank no snapshot could be taken any more: the newest and the one being written, and
+    with peers the newest that all of them hold."""
+    return 2 + has_peers(config, num_nodes)
+
+
+def busy_slots(config: RunConfig, num_nodes: int) -> int:
+    """Slots of each rank that may be in use while training goes on: the newest, the one being written; with peers the
+    one being copied and the newest that all peers hold; with a disk tier the one being written there."""
+    return 2 + 2 * has_peers(config, num_nodes) + (config.checkpoint.local_dir is not None)
+
+
+def disk_folder(config: RunConfig, run_id: str) -> str | None:
+    """Of the run's checkpoints on each node's own disk."""
+    local_dir = config.checkpoint.local_dir
+    return None if local_dir is None else f"{local_dir.rstrip('/')}/{run_id}"
 
 
 def agent_settings(config: RunConfig) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.checkpoint.commit import newest_valid
+from orchestrator.checkpoint.commit import committed_steps, newest_valid
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.lineage import WHOLE, Lineage
+from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
+from orchestrator.control.disktier import DiskTier, OnReject
+from orchestrator.control.domains import copy_holders
 from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
@@ -37,8 +41,52 @@ def resume_point(
     marker = newest_valid(
         store, run.plan.fingerprint, on_reject, run.plan.identity, lineage=lineage, max_step=max_step
     )
-    if marker is None:
-        return initial_point(run.config.checkpoint, run.plan.model)
+    return initial_point(run.config.checkpoint, run.plan.model) if marker is None else _committed_point(store, marker)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPoint:
+    resume: ResumePoint
+    committed_step: int
+    """Of the newest checkpoint at checkpoint.url; 0 where there is none."""
+
+
+def stored_point(
+    run: OpenRun,
+    store: Store,
+    disks: DiskTier | None,
+    on_reject: OnReject,
+    *,
+    lineage: Lineage = WHOLE,
+    max_step: int | None = None,
+) -> StoredPoint:
+    """The newest point that verifies, on the nodes' own disks or at checkpoint.url; of equal ones that on the disks.
+
+    What `lineage` has left behind, or lies after `max_step`, is not looked at. A damaged one is set aside and told to
+    `on_reject(step, reason, where)`. Raises CheckpointError as `resume_point`.
+    """
+
+    def reject_stored(step: int, reason: str) -> None:
+        on_reject(step, reason, store.where(step_folder(step)))
+
+    fingerprint, identity = run.plan.fingerprint, run.plan.identity
+    for point in disks.points() if disks is not None else ():
+        if not lineage.survives(point.attempt, point.step) or (max_step is not None and point.step > max_step):
+            continue
+        how = {"lineage": lineage, "above": point.step, "max_step": max_step}
+        newer = newest_valid(store, fingerprint, reject_stored, identity, **how)
+        if newer is not None:
+            return StoredPoint(_committed_point(store, newer), newer.step)
+        resume = disks.restorable(point, fingerprint, on_reject)
+        if resume is not None:
+            committed = max((s for s in committed_steps(store, lineage) if s <= resume.step), default=0)
+            return StoredPoint(replace(resume, is_durable=committed == resume.step), committed)
+    resume = resume_point(run, store, reject_stored, lineage=lineage, max_step=max_step)
+    has_own = resume.checkpoint is not None and not resume.is_initial
+    return StoredPoint(resume, resume.step if has_own else 0)
+
+
+def _committed_point(store: Store, marker: Marker) -> ResumePoint:
     return ResumePoint(
         step=marker.step,
         source="disk" if store.is_local else "remote",
@@ -63,8 +111,9 @@ def memory_point(
 
 
 def set_peers(cluster: Cluster, agents: Sequence[AgentHandle], secret: str) -> None:
-    """Each node's snapshots are copied to the next node: a ring."""
-    peers = [(agent.address, agent.port) for agent in (*agents[1:], agents[0])]
+    """Each node's snapshots are copied to another one, in another failure domain where that can be."""
+    holders = [agents[holder] for holder in copy_holders([agent.domain for agent in agents])]
+    peers = [(agent.address, agent.port) for agent in holders]
     cluster.call_all([(agent, (secret, peer)) for agent, peer in zip(agents, peers, strict=True)], "set_peer")
 
 
@@ -79,14 +128,14 @@ def cuda_fork_problems(cluster: Cluster, agents: Sequence[AgentHandle]) -> list[
     ]
 
 
-def claim_attempt(run: OpenRun, store: Store) -> Claim:
+def claim_attempt(run: OpenRun, store: Store, newest_on_disks: int = 0) -> Claim:
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.
 
     Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
     """
     taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
-    number = max(taken, default=0) + 1
+    number = max(newest_on_disks, *taken, 0) + 1
     with contextlib.suppress(StoreError):
         number = max(number, newest_attempt(store) + 1)
     while True:
@@ -110,6 +159,7 @@ def start_ranks(
     *,
     number: int,
     resume: ResumePoint,
+    secret: str = "",
 ) -> None:
     """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
     specs = worker_specs(
@@ -123,6 +173,7 @@ def start_ranks(
         store_host=agents[0].address,
         store_port=cluster.call(agents[0], "start_store"),
         interfaces={agent.node: run.config.cluster.network_interface or agent.interface for agent in agents},
+        peer_secret=secret,
     )
     by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}
     for spec in specs:

@@ -24,6 +24,7 @@ from orchestrator.control.channel import Channel
 from orchestrator.control.inbox import Inbox
 from orchestrator.control.loop import Loop
 from orchestrator.control.progress import Progress
+from orchestrator.control.rangereads import open_spread
 from orchestrator.control.snapshots import Snapshots
 from orchestrator.control.stopwatch import Stopwatch
 from orchestrator.spec import WorkerSpec
@@ -143,13 +144,19 @@ def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> Sequence[
         snapshots.restore()
         return snapshots.recent_losses
     if spec.resume.checkpoint is not None:
-        reader = CheckpointReader.open(spec.resume.checkpoint, spec.checkpoint.key_file)
+        reader = open_checkpoint(spec, spec.resume.checkpoint)
         if spec.resume.is_initial:
             engine.restore(zeros_where_absent(reader), spec.resume.step, {})
         else:
             engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
             return reader.marker.recent_losses
     return ()
+
+
+def open_checkpoint(spec: WorkerSpec, folder_url: str) -> CheckpointReader:
+    if spec.resume.is_spread and spec.disk_folder is not None:
+        return open_spread(spec.resume, spec.disk_folder, spec.peer_secret, spec.checkpoint.key_file)
+    return CheckpointReader.open(folder_url, spec.checkpoint.key_file)
 
 
 def zeros_where_absent(reader: CheckpointReader) -> Fetch:

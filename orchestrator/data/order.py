@@ -48,7 +48,13 @@ class GlobalOrder:
 
     def rows_of_positions(self, positions: Rows) -> Rows:
         """Row ids at positions of the run (0, 1, 2, ... over all epochs): int64, same shape."""
-        epochs, indices = np.divmod(positions, np.int64(self.num_rows))
+        if not positions.size:
+            return positions
+        epochs = positions // np.int64(self.num_rows)
+        indices = positions - epochs * np.int64(self.num_rows)
+        first, last = int(epochs.min()), int(epochs.max())
+        if first == last:
+            return self._permute(indices.reshape(-1), first).reshape(positions.shape)
         rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
@@ -102,11 +108,21 @@ def rows_of_steps(
     """`rows_at` of consecutive steps: int64[len(steps), micro_steps, micro_batch_size]."""
     in_batch = _positions_of_rank(rank, batch.micro_steps, batch)
     is_sample = in_batch < batch.global_batch_size
-    windows = np.array([window_of_step(step, skipped) for step in steps], dtype=np.int64)
+    windows = _windows_of_steps(steps, skipped)
     positions = windows[:, None] * batch.global_batch_size + in_batch[is_sample]
+    if is_sample.all():
+        return order.rows_of_positions(positions).reshape(len(steps), *in_batch.shape)
     rows = np.full((len(steps), *in_batch.shape), PADDING_ROW, dtype=np.int64)
     rows[:, is_sample] = order.rows_of_positions(positions)
     return rows
+
+
+def _windows_of_steps(steps: range, skipped: Iterable[int]) -> Rows:
+    """`window_of_step` of each."""
+    windows = np.arange(steps.start, steps.stop, dtype=np.int64)
+    for skipped_window in sorted(set(skipped)):
+        windows += windows >= skipped_window
+    return windows
 
 
 def eval_rows_at(rank: int, num_rows: int, batch: BatchShape) -> Rows:
@@ -134,19 +150,32 @@ def _round_keys(seed: int, epoch: int) -> _Words:
 
 def _shuffle(values: _Words, high_size: int, low_size: int, keys: _Words) -> _Words:
     """One pass of the network: a permutation of 0..high_size*low_size-1."""
-    high, low = np.divmod(values, np.uint64(low_size))
+    high = values // np.uint64(low_size)
+    low = values - high * np.uint64(low_size)
+    hashed, spare = np.empty_like(values), np.empty_like(values)
     for round_of_pass in range(0, _ROUNDS, 2):
-        high = (high + _hash(low, keys[round_of_pass])) % np.uint64(high_size)
-        low = (low + _hash(high, keys[round_of_pass + 1])) % np.uint64(low_size)
-    return high * np.uint64(low_size) + low
+        high += _hash(low, keys[round_of_pass], hashed, spare)
+        _reduce(high, np.uint64(high_size), spare)
+        low += _hash(high, keys[round_of_pass + 1], hashed, spare)
+        _reduce(low, np.uint64(low_size), spare)
+    high *= np.uint64(low_size)
+    high += low
+    return high
 
 
-def _hash(values: _Words, key: np.uint64) -> _Words:
+def _hash(values: _Words, key: np.uint64, out: _Words, spare: _Words) -> _Words:
     """63 mixed bits of each value and the key (after SplitMix64's finaliser): so that sums don't overflow."""
-    mixed = values ^ key
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    mixed >>= np.uint64(1)
-    return mixed
+    np.bitwise_xor(values, key, out=out)
+    out *= np.uint64(0xBF58476D1CE4E5B9)
+    out ^= np.right_shift(out, np.uint64(27), out=spare)
+    out *= np.uint64(0x94D049BB133111EB)
+    out ^= np.right_shift(out, np.uint64(31), out=spare)
+    out >>= np.uint64(1)
+    return out
+
+
+def _reduce(values: _Words, size: np.uint64, spare: _Words) -> None:
+    """values %= size; numpy's division by a scalar is vectorised, its remainder is not (7 times slower)."""
+    np.floor_divide(values, size, out=spare)
+    spare *= size
+    values -= spare

@@ -104,6 +104,8 @@ class _OpenShard:
     """The whole file, mapped."""
     windows: NDArray
     """[tokens - seq_len, seq_len + 1]: the row at every offset; a view that copies nothing."""
+    blocks: NDArray
+    """[tokens // seq_len, seq_len]: the file cut up; a view that copies nothing."""
 
 
 class TokenReader:
@@ -126,14 +128,25 @@ class TokenReader:
 
     def rows(self, row_ids: NDArray[np.int64]) -> NDArray:
         """Tokens of rows: [n, seq_len + 1] of the manifest's dtype. Raises IndexError, DataError."""
+        rows = np.empty((row_ids.size, self.row_tokens), dtype=self.dtype)
+        self.read_into(rows, row_ids)
+        return rows
+
+    def read_into(self, rows: NDArray, row_ids: NDArray[np.int64]) -> None:
+        """Write the tokens of rows into `rows`, [n, seq_len + 1] of a type that holds them. Raises as `rows` does."""
         if row_ids.size and row_ids.view(np.uint64).max() >= self.num_rows:  # a negative one is huge
             raise IndexError(f"rows {row_ids.min()}..{row_ids.max()} of a split of {self.num_rows} rows")
         first_tokens = row_ids * self._seq_len
         if not self._is_local:
-            return self._fetch(first_tokens)
-        if len(self._shards) == 1:
-            return self._open_shard(0).windows[first_tokens]
-        rows = np.empty((row_ids.size, self.row_tokens), dtype=self.dtype)
+            rows[:] = self._fetch(first_tokens)
+        elif len(self._shards) == 1:
+            shard = self._open_shard(0)
+            rows[:, -1] = shard.tokens.take(first_tokens + self._seq_len)
+            rows[:, :-1] = shard.blocks.take(row_ids, axis=0, mode="clip")  # twice as fast as any other gather
+        else:
+            self._read_from_shards(rows, first_tokens)
+
+    def _read_from_shards(self, rows: NDArray, first_tokens: NDArray[np.int64]) -> None:
         shards = np.searchsorted(self._starts, first_tokens, side="right") - 1
         offsets = first_tokens - self._starts[shards]
         for shard in np.unique(shards).tolist():
@@ -145,7 +158,6 @@ class TokenReader:
                 start = self._open_shard(shard).tokens[offsets[i] :]
                 rows[i, : start.size] = start
                 self._read_rest(rows[i], start.size, shard + 1)
-        return rows
 
     def _read_rest(self, row: NDArray, filled: int, shard: int) -> None:
         """Fill what is left of a row that runs past the end of a shard from the shards after it."""
@@ -184,7 +196,9 @@ class TokenReader:
         except (OSError, ValueError) as error:
             raise DataError(f"{path} can't be read: {error}") from error
         shape = max(0, tokens.size - self._seq_len), self.row_tokens
-        return _OpenShard(tokens, as_strided(tokens, shape, tokens.strides * 2, writeable=False))
+        windows = as_strided(tokens, shape, tokens.strides * 2, writeable=False)
+        num_blocks = tokens.size // self._seq_len
+        return _OpenShard(tokens, windows, tokens[: num_blocks * self._seq_len].reshape(num_blocks, self._seq_len))
 
     def _fetch(self, first_tokens: NDArray[np.int64]) -> NDArray:
         """Rows of remote shards, all byte ranges asked for at once."""

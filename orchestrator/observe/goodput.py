@@ -21,7 +21,7 @@ class Spent(StrEnum):
     productive = "productive"
     """Steps that were done for the first time."""
     recomputed = "recomputed"
-    """Steps that had been done before: a failure or a rollback had lost them."""
+    """Steps that had been done before: a failure or a rollback had lost them, or they were checked."""
     data_wait = "data_wait"
     """Of either, the part in which the slowest rank waited for its batch."""
     snapshot_stall = "snapshot_stall"
@@ -125,7 +125,7 @@ class GoodputLedger:
         passed_us = self._pass(self._end_of(row, step_us))
         is_one = count == 1 or not self._is_training
         worked_us = min(passed_us, count * step_us) if is_one else passed_us
-        self._book_before_step(passed_us - worked_us, row.keep_s or 0.0)
+        self._book_before_step(passed_us - worked_us, row.keep_s or 0.0, row.recheck_s or 0.0)
         self._book_steps(worked_us, step_us, row, count)
         self._attempt, self._step, self._step_us = row.attempt, row.step, step_us
         self._newest_step = max(self._newest_step, row.step)
@@ -207,13 +207,15 @@ class GoodputLedger:
             return _microseconds(row.time)
         return (self._cursor_us or 0) + step_us
 
-    def _book_before_step(self, us: int, keep_s: float) -> None:
+    def _book_before_step(self, us: int, keep_s: float, recheck_s: float) -> None:
         if not self._is_training:
             self._spent_us[self._waiting] += us
             return
         keep_us = min(us, max(0, _microseconds(keep_s)))
+        again_us = min(us - keep_us, max(0, _microseconds(recheck_s)))
         self._spent_us[Spent.snapshot_stall] += keep_us
-        self._spent_us[Spent.idle] += us - keep_us
+        self._spent_us[Spent.recomputed] += again_us
+        self._spent_us[Spent.idle] += us - keep_us - again_us
 
     def _book_steps(self, worked_us: int, step_us: int, row: StepRow, count: int) -> None:
         """Data wait and snapshot stall by their share of the row's step; the rest by which steps are new."""

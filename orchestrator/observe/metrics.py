@@ -39,6 +39,8 @@ class StepRow:
     """The part of step_s that the slowest rank's update waited for the snapshot of the step before."""
     keep_s: float | None = None
     """Before step_s: what the slowest rank's training thread itself did for the snapshot of the step before."""
+    recheck_s: float | None = None
+    """Before step_s: what it took the slowest rank to do the step before once more (fault.recheck_every_steps)."""
     world_size: int | None = None
     mfu: float | None = None
     """Model FLOPs utilisation, 0 to 1; None where the peak of the hardware is not known."""

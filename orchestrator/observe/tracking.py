@@ -3,27 +3,30 @@
 W&B's client lives in a process of its own (wandb_process.py): its import takes half a second of the
 interpreter, it installs exit hooks, and an answer that it does not expect kills its service. Here is only a
 bounded queue, a thread that writes it to a pipe and one that reads what the client says. metrics.jsonl has
-everything anyway.
+everything anyway, and what W&B lacks of it is sent when it can next be reached.
 """
 
 import contextlib
 import json
+import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator.config import WandbConfig, WandbMode
-from orchestrator.observe.goodput import Goodput
-from orchestrator.observe.metrics import StepRow
+from orchestrator.observe.goodput import Goodput, in_order
+from orchestrator.observe.ledger import read_events
+from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
 from orchestrator.runfolder import RunFolder
 
 QUEUE_ITEMS = 10_000
@@ -36,6 +39,7 @@ _EXPORTED = {
     "group": "WANDB_RUN_GROUP",
     "name": "WANDB_NAME",
     "notes": "WANDB_NOTES",
+    "job_type": "WANDB_JOB_TYPE",
     "tags": "WANDB_TAGS",
     "resume": "WANDB_RESUME",
     "dir": "WANDB_DIR",
@@ -58,7 +62,7 @@ class NullTracker:
 
     def log(self, row: StepRow) -> None: ...
     def event(self, record: Mapping[str, Any]) -> None: ...
-    def alert(self, title: str, text: str) -> None: ...
+    def alert(self, title: str, text: str, level: str = "WARN") -> None: ...
     def summarise(self, values: Mapping[str, Any]) -> None: ...
     def close(self, exit_code: int) -> None: ...
 
@@ -70,12 +74,14 @@ class NullTracker:
 class WandbTracker:
     """One W&B run. Every method returns at once, but for `close`, which is bounded; none raises."""
 
-    def __init__(self, start: dict[str, Any], *, log: Path, close_timeout_s: float) -> None:
+    def __init__(self, start: dict[str, Any], run_folder: RunFolder, *, close_timeout_s: float) -> None:
         self.wandb_run_id: str = start["init"]["id"]
+        self._start = start
+        self._folder = run_folder
         self.where: str | None = None
         """URL of the run, or the folder that `wandb sync` uploads; None until the client has said."""
         self._close_timeout_s = close_timeout_s
-        self._queue: deque[dict[str, Any]] = deque([{"start": start}])
+        self._queue: deque[dict[str, Any]] = deque()
         self._dropped = 0
         self._changed = threading.Condition()
         self._closing = False
@@ -83,9 +89,12 @@ class WandbTracker:
         self._is_late = False
         self._notices: list[str] = []
         self._known = threading.Event()
+        self._has: dict[str, int] | None = None
+        """What W&B's server says it has of the run, once it has said."""
+        log = str(run_folder.wandb / "client.log")
         self._process = subprocess.Popen(
             # -P: neither our folder nor the working directory may shadow what wandb imports.
-            [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(log)],
+            [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), log],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C on the terminal is the driver's to handle
@@ -100,14 +109,20 @@ class WandbTracker:
         return self.where
 
     def log(self, row: StepRow) -> None:
-        self._put({"log": row_values(row)})
+        self._put(_item(row))
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """`record` as the ledger returned it: its name is counted, its numbers are drawn over the steps."""
-        self._put({"event": event_values(record), "name": record["event"]})
+        """`record` as the ledger returned it: its name is counted, its numbers are drawn over the steps.
 
-    def alert(self, title: str, text: str) -> None:
-        self._put({"alert": {"title": title[:63], "text": text}})
+        A rollback takes back what W&B has of the branch that was left.
+        """
+        self._put(_item(record))
+        if record["event"] == "rollback":
+            self._put({"rewind": record["to_step"]})
+
+    def alert(self, title: str, text: str, level: str = "WARN") -> None:
+        """`level`: INFO, WARN or ERROR."""
+        self._put({"alert": {"title": title[:63], "text": text, "level": level}})
 
     def summarise(self, values: Mapping[str, Any]) -> None:
         """What the run's summary shows beside the last row."""
@@ -133,13 +148,15 @@ class WandbTracker:
             self._is_late = True
             self._notices.append(
                 f"W&B did not finish within tracking.wandb.close_timeout_s={self._close_timeout_s:g}"
-                " and was stopped; metrics.jsonl has every row"
+                f" and was stopped; to send what it lacks: {self._start['sync_command']}"
             )
         self._end_processes()
         for thread in self._threads:
             thread.join(max(1.0, deadline - time.monotonic()))
         if self._dropped:
-            self._notices.append(f"W&B was too slow: it misses {self._dropped} rows; metrics.jsonl has every row")
+            self._notices.append(
+                f"W&B was too slow: it lacks {self._dropped} rows; to send them: {self._start['sync_command']}"
+            )
 
     def _put(self, item: dict[str, Any]) -> None:
         with self._changed:
@@ -156,15 +173,33 @@ class WandbTracker:
         pipe = self._process.stdin
         assert pipe is not None
         with contextlib.suppress(OSError), pipe:
+            _send(pipe, [{"start": self._start}])
+            self._known.wait()  # what is dropped from the queue meanwhile is in metrics.jsonl, which is read now
+            if self._has is not None:
+                dropped, self._dropped = self._dropped, 0
+                for item in self._lacking(self._has, was_full=bool(dropped)):
+                    _send(pipe, [item])
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._queue)
                     items = [self._queue.popleft() for _ in range(min(len(self._queue), 100))]
-                pipe.write("".join(json.dumps(item, default=str) + "\n" for item in items).encode())
-                pipe.flush()
+                _send(pipe, items)
                 if "close" in items[-1]:
                     return
         self._gone = True
+
+    def _lacking(self, has: Mapping[str, int], *, was_full: bool) -> Iterator[dict[str, Any]]:
+        """What the server lacks of the rows that were written before now, and of earlier drivers' events."""
+        events = [event for event in read_events(self._folder.events) if event["t"] < self._start["started_s"]]
+        rollbacks = [event for event in events if event["event"] == "rollback"]
+        rewind_to = rewind_point(rollbacks, newest_step=has["newest_step"], newest_attempt=has["newest_attempt"])
+        if rewind_to is not None:
+            yield {"rewind": rewind_to}
+        newest_step = has["newest_step"] if rewind_to is None else rewind_to
+        if was_full or self._start["newest_step"] > newest_step:
+            last = math.inf if was_full else self._start["newest_step"]  # later ones are in the queue
+            rows = [row for step, row in surviving_rows(self._folder.metrics).items() if newest_step < step <= last]
+            yield from map(_item, in_order((event for event in events if (event["step"] or 0) > newest_step), rows))
 
     def _read(self) -> None:
         """What the client says, until it ends; an end that it did not announce is one more thing to tell."""
@@ -178,10 +213,12 @@ class WandbTracker:
                     self._notices.append(said["notice"])
                 if "where" in said:
                     self.where = said["where"]
+                    if "newest_step" in said and not self._known.is_set():
+                        self._has = {name: said[name] for name in ("newest_step", "newest_attempt")}
                     self._known.set()
                 has_ended = has_ended or "ended" in said
         if not has_ended and not self._is_late:
-            self._notices.append("W&B stopped: its client died; metrics.jsonl has every row")
+            self._notices.append(f"W&B stopped: its client died; to send the rest: {self._start['sync_command']}")
         self._known.set()
 
     def _end_processes(self) -> None:
@@ -200,25 +237,36 @@ Tracker = WandbTracker | NullTracker
 
 
 def start_tracking(
-    config: WandbConfig, *, run_id: str, run_folder: RunFolder, run_config: dict[str, Any], resumed: bool
+    config: WandbConfig,
+    *,
+    run_id: str,
+    run_folder: RunFolder,
+    run_config: dict[str, Any],
+    resumed: bool,
+    must_be_online: bool = False,
 ) -> Tracker:
     """Begins the run's W&B run, or goes on with it, in the background. Call once per driver, never per rank.
 
-    `run_config` is shown in W&B without what looks like a secret. Never raises.
+    `run_config` is shown in W&B without what looks like a secret. `must_be_online`: stop, with a notice, rather than
+    record offline. Never raises.
     """
-    if (os.environ.get("WANDB_MODE") or config.mode) == WandbMode.disabled:
+    if not must_be_online and (os.environ.get("WANDB_MODE") or config.mode) == WandbMode.disabled:
         return NullTracker()
     start = {
         "init": init_arguments(config, run_id, run_folder, os.environ) | {"config": without_secrets(run_config)},
-        "mode": os.environ.get("WANDB_MODE") or str(config.mode),
+        "mode": "must_be_online" if must_be_online else os.environ.get("WANDB_MODE") or str(config.mode),
+        "started_s": time.time(),
         "resumed": resumed,
+        "sync_command": f"phalanx sync {shlex.quote(str(run_folder.path))}",
         "init_timeout_s": None if os.environ.get("WANDB_INIT_TIMEOUT") else config.start_timeout_s,
         "finish_timeout_s": config.close_timeout_s * 0.8,
         "driver_pid": os.getpid(),
     }
     try:
         run_folder.wandb.mkdir(parents=True, exist_ok=True)
-        return WandbTracker(start, log=run_folder.wandb / "client.log", close_timeout_s=config.close_timeout_s)
+        written = read_last_rows(run_folder.metrics, 1)
+        start["newest_step"] = written[0].step if written else 0
+        return WandbTracker(start, run_folder, close_timeout_s=config.close_timeout_s)
     except OSError as error:
         return NullTracker(f"W&B is off: its client could not be started ({error}); metrics.jsonl has every row")
 
@@ -233,6 +281,7 @@ def init_arguments(
         "group": config.group,
         "name": run_id,
         "notes": config.notes,
+        "job_type": config.job_type,
         "tags": list(config.tags),
         "resume": "allow",
         "dir": str(run_folder.path.resolve()),
@@ -255,6 +304,27 @@ def without_secrets(value: Any, key: str = "") -> Any:
     if isinstance(value, str):
         return "***" if value and _SECRET_KEY.search(key) else _URL_USER.sub("***@", value)
     return value
+
+
+def _item(record: StepRow | Mapping[str, Any]) -> dict[str, Any]:
+    """A row, or an event as the ledger has it, for the client."""
+    if isinstance(record, StepRow):
+        return {"log": row_values(record), "step": record.step}
+    return {"event": event_values(record), "name": record["event"]}
+
+
+def rewind_point(rollbacks: Sequence[Mapping[str, Any]], *, newest_step: int, newest_attempt: int) -> int | None:
+    """The step after which W&B has rows of branches that the run has left since; None where it has none of them.
+
+    Rows of an attempt that a rollback ended were written before it; those of later attempts know of it.
+    """
+    left = [event["to_step"] for event in rollbacks if event["attempt"] >= newest_attempt]
+    return min(left) if left and min(left) < newest_step else None
+
+
+def _send(pipe: IO[bytes], items: Sequence[Mapping[str, Any]]) -> None:
+    pipe.write("".join(json.dumps(item, default=str) + "\n" for item in items).encode())
+    pipe.flush()
 
 
 def row_values(row: StepRow) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """The process that holds W&B's client: the only file that imports wandb. Started by tracking.py only.
 
-Commands come as JSON lines on standard input: first `start`, then `log`, `event`, `alert`, last `close`; the
-end of the input without `close` means that the driver was killed. Answers go out as JSON lines: `where` and
-`notice`. Standard library and wandb only: this file runs on its own.
+Commands come as JSON lines on standard input: first `start`, then `log`, `event`, `alert`, `rewind`, last `close`;
+the end of the input without `close` means that the driver was killed. Answers go out as JSON lines: `where` (with
+what W&B has of the run) and `notice`. Standard library and wandb only: this file runs on its own.
+
+W&B's own step is ours, and it only grows: a row of a step that W&B has is left out. After a restart that is the same
+row again. After a rollback W&B's history is first cut back to where the new branch begins (`resume_from`): by the
+server at once, or by it when an offline segment is synced.
 """
 
 import contextlib
@@ -28,6 +32,12 @@ class WandbRun:
         self._counts: dict[str, int] = {}
         self._run: Any = None
         self._is_online = False
+        self._newest_step: int = start["newest_step"]
+        """Of what W&B has; where it is online, it knows better itself."""
+        self._open_step = 0
+        """What events are logged with: the newest row's step, which stays open until the next one."""
+        self._has_own_step = False
+        """W&B could not be cut back: it counts by itself, and `train/step` is the axis all the same."""
 
     def begin(self) -> None:
         """Online unless offline is asked for; any failure of W&B's falls back to offline with its reason."""
@@ -38,6 +48,8 @@ class WandbRun:
         try:
             self._begin("shared" if mode == "shared" else "online")
         except Exception as error:
+            if mode == "must_be_online":
+                raise
             self._go_offline(_reason(error))
 
     def handle(self, command: dict[str, Any]) -> None:
@@ -45,7 +57,7 @@ class WandbRun:
         try:
             self._handle(command)
         except Exception as error:
-            if self._is_online:
+            if self._is_online and self._start["mode"] != "must_be_online":
                 self._go_offline(_reason(error))
                 self._handle(command)
             else:
@@ -58,8 +70,7 @@ class WandbRun:
         try:
             self._run.finish(exit_code=exit_code)
         except Exception:
-            folder = shlex.quote(str(self._run.settings.sync_dir))
-            self.say(notice=f"W&B: the upload was cut short; to send what is missing: wandb sync {folder}")
+            self.say(notice=f"W&B: the upload was cut short; to send what is missing: {self._start['sync_command']}")
             raise
 
     def say(self, **answer: Any) -> None:
@@ -67,36 +78,49 @@ class WandbRun:
             self._answers.write(json.dumps(answer) + "\n")
             self._answers.flush()
 
-    def _begin(self, mode: Literal["online", "offline", "shared"], reason: str = "") -> None:
+    def _begin(
+        self, mode: Literal["online", "offline", "shared"], reason: str = "", *, rewind_to: int | None = None
+    ) -> None:
         import wandb  # here, so that a broken installation is one more failure to report
 
         arguments = dict(self._start["init"])
         tags = arguments.pop("tags", [])
+        if rewind_to is not None:
+            arguments.pop("resume", None)
+            arguments["resume_from"] = f"{arguments['id']}?_step={rewind_to}"
         settings = wandb.Settings(
             mode=mode,
             console="off",
             silent=True,
             finish_timeout=self._start["finish_timeout_s"],
+            finish_timeout_raises=True,
             x_stats_pid=self._start["driver_pid"],
             x_stats_track_process_tree=True,
         )
         if self._start["init_timeout_s"] is not None:  # else the person exported WANDB_INIT_TIMEOUT
             settings.init_timeout = self._start["init_timeout_s"]
         # A resumed run's tags are replaced by those given here, so then they are added instead.
-        given = {} if self._start["resumed"] else {"tags": tags}
+        is_resumed = self._start["resumed"] or self._run is not None
+        given = {} if is_resumed else {"tags": tags}
         self._run = wandb.init(**arguments, **given, settings=settings, allow_val_change=True)
-        if self._start["resumed"] and tags:
+        if is_resumed and tags:
             self._run.tags = tuple(dict.fromkeys((*(self._run.tags or ()), *tags)))
-        # Steps run again after a rollback are smaller than W&B's own step, so ours is the axis.
         self._run.define_metric("train/step")
         self._run.define_metric("*", step_metric="train/step")
         self._is_online = mode != "offline"
-        if self._is_online:
-            self.say(where=self._run.url)
+        if rewind_to is not None:
+            self._newest_step = rewind_to
+        elif self._is_online:
+            self._newest_step = self._run.starting_step - 1 if self._run.starting_step else 0
+            attempt = int(self._run.summary.get("train/attempt") or 0)
+            self.say(where=self._run.url, newest_step=self._newest_step, newest_attempt=attempt)
         else:
             folder = Path(self._run.settings.sync_dir)
+            was_online = any(folder.parent.glob("run-*"))
+            how = self._start["sync_command"] if was_online else _sync_command(folder)
             why = f" ({reason})" if reason else ""
-            self.say(where=str(folder), notice=f"W&B: offline{why}; to upload later: {_sync_command(folder)}")
+            self.say(where=str(folder), notice=f"W&B: offline{why}; to upload later: {how}")
+        self._open_step = self._newest_step + 1
 
     def _go_offline(self, reason: str) -> None:
         import wandb
@@ -107,15 +131,42 @@ class WandbRun:
 
     def _handle(self, command: dict[str, Any]) -> None:
         if "log" in command:
-            self._run.log(command["log"])
+            step: int = command["step"]
+            if step > self._newest_step:
+                self._run.log(command["log"], step=None if self._has_own_step else step)
+                self._newest_step = self._open_step = step
         elif "event" in command:
             key = f"events/{command['name']}"
             self._counts[key] = self._counts.get(key, 0) + 1
-            self._run.log({key: self._counts[key], **command["event"]})
+            values = {key: self._counts[key], **command["event"]}
+            if self._has_own_step:
+                self._run.log(values)
+            else:
+                self._run.log(values | {"train/step": self._open_step}, step=self._open_step)
+        elif "rewind" in command:
+            self._rewind(command["rewind"])
         elif "alert" in command:
             self._run.alert(**command["alert"])
         elif "summary" in command:
             self._run.summary.update(command["summary"])
+
+    def _rewind(self, step: int) -> None:
+        """Take back what W&B has after `step`, of which the run has made another branch."""
+        if step >= self._newest_step:
+            return
+        is_online = self._is_online
+        self._run.finish()
+        try:
+            self._begin("online" if is_online else "offline", rewind_to=step)
+        except Exception as error:
+            import wandb
+
+            with contextlib.suppress(Exception):
+                wandb.teardown()
+            self._begin("online")
+            self._newest_step, self._has_own_step = step, True
+            what = f"W&B can't take back the steps after {step:,} ({_reason(error)})"
+            self.say(notice=f"{what}: its charts show both branches")
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,8 @@ class StartFacts:
     device_name: str | None = None
     """`NVIDIA H100 80GB HBM3`; None says no more than cpu or cuda."""
     resume: ResumePoint = field(default_factory=ResumePoint)
+    snapshots: str | None = None
+    """Which copies of the state are kept, how often, and what they take."""
     tracking: str | None = None
     """W&B's URL or offline folder; None where it is disabled or not yet known."""
     warnings: Sequence[str] = ()
@@ -43,6 +45,10 @@ class EndFacts:
     restarts: int
     downtime_s: float
     checkpoint: str | None
+    memory: str | None = None
+    """What snapshots took of a node, where that was measured."""
+    snapshots: str | None = None
+    """Where snapshots or copies came at longer intervals than asked for."""
     goodput: Goodput
     resume_command: str | None = None
     """Given where the run is not finished: the command that goes on with it."""
@@ -62,6 +68,7 @@ def summary_lines(plan: RunPlan, facts: StartFacts) -> list[str]:
         "devices": f"{plan.batch.world_size} x {facts.device_name or plan.device} on {nodes}",
         "engine": f"ZeRO stage {plan.zero_stage}, {plan.precision}",
         "start": resume_words(facts.resume, plan.steps),
+        **({"snapshots": facts.snapshots} if facts.snapshots else {}),
         "run folder": facts.run_folder,
         "metrics": f"{facts.run_folder}/metrics.jsonl",
     }
@@ -247,6 +254,8 @@ def end_lines(facts: EndFacts) -> list[str]:
         "restarts": (f"{facts.restarts}, costing {duration_text(facts.downtime_s)}" if facts.restarts else "none"),
         "goodput": goodput_words(facts.goodput),
         "checkpoint": facts.checkpoint or "none",
+        **({"memory": facts.memory} if facts.memory else {}),
+        **({"snapshots": facts.snapshots} if facts.snapshots else {}),
         "run folder": facts.run_folder,
     }
     lines = [f"{name:<12}{value}" for name, value in rows.items()]

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -47,11 +47,11 @@ class Run:
         return [(after - before) * 1e3 for before, after in pairwise(ends)]
 
 
-def phalanx(words: Sequence[str], root: Path, run_id: str) -> Run:
-    """`phalanx train WORDS` in a run folder of its own."""
+def phalanx(words: Sequence[str], root: Path, run_id: str, more: Mapping[str, str] | None = None) -> Run:
+    """`phalanx train WORDS` in a run folder of its own; `more` is added to its environment."""
     folder = RunFolder(root / run_id)
     command = [str(Path(sys.executable).with_name("phalanx")), "train", *words]
-    timed = _timed([*command, f"run.root={root}", f"run.id={run_id}"], folder.metrics, root / f"{run_id}.log")
+    timed = _timed([*command, f"run.root={root}", f"run.id={run_id}"], folder.metrics, root / f"{run_id}.log", more)
     tokens = {row.step: _ours(row) for row in read_rows(folder.metrics)}
     return Run(**timed, rows=[tokens[step] for step in sorted(tokens)])
 
@@ -119,8 +119,10 @@ def check_same_work(ours: Run, peer: Run, tolerance: float = 1e-5) -> None:
         raise RuntimeError(f"the two sides' losses differ by {worst:.1e}")
 
 
-def _timed(command: list[str], first_output: Path, log: Path) -> dict[str, float]:
-    environment = {key: value for key, value in os.environ.items() if key not in NOT_SET}
+def _timed(
+    command: list[str], first_output: Path, log: Path, more: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    environment = {key: value for key, value in os.environ.items() if key not in NOT_SET} | dict(more or {})
     before = CpuTimes.now()
     with log.open("w") as output:
         typed = time.time()

@@ -70,8 +70,13 @@ class Plan:
 
 
 class Proxy:
+    """Each store is failed by its own plan, so that many may be at work at a time."""
+
     def __init__(self, upstream_port: int) -> None:
         self.plan = Plan()
+        """Of every request that no other plan is for."""
+        self.plans: dict[str, Plan] = {}
+        """A store's folder in the bucket -> its plan."""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -81,7 +86,7 @@ class Proxy:
 
             def handle_any(self) -> None:
                 body = read_body(self)
-                fault = proxy.plan.take(f"{self.command} {self.path}")
+                fault = proxy.plan_for(self.path).take(f"{self.command} {self.path}")
                 if fault == "slow_down":
                     self.refuse(503, "SlowDown", "Please reduce your request rate.")
                 elif fault == "error_500":
@@ -145,6 +150,11 @@ class Proxy:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.port: int = self._server.server_address[1]
+
+    def plan_for(self, path: str) -> Plan:
+        """`/bucket/FOLDER/...`, or a listing with `prefix=FOLDER/...` in its query."""
+        found = re.match(rf"/{BUCKET}/([0-9a-z]+)/", path) or re.search(r"[?&]prefix=([0-9a-z]+)(?:/|%2F)", path)
+        return self.plans.get(found.group(1), self.plan) if found else self.plan
 
     def close(self) -> None:
         self.stopped.set()

@@ -12,14 +12,8 @@ import pytest
 
 from orchestrator.checkpoint.layout import Extent
 from orchestrator.checkpoint.slots import PlacedExtent, Share, Slot, SlotShape, create_slot
-from orchestrator.control.peers import (
-    CHALLENGE_BYTES,
-    CHUNK_BYTES,
-    COPIES_OF_RANK,
-    PeerCopies,
-    fetch_copy,
-    store_copy,
-)
+from orchestrator.control.peers import CHUNK_BYTES, COPIES_OF_RANK, PeerCopies, fetch_copy, store_copy
+from orchestrator.control.wire import CHALLENGE_BYTES
 from orchestrator.errors import CheckpointError
 
 HOST = "127.0.0.1"

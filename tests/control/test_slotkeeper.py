@@ -58,6 +58,7 @@ def job(store: Path | str, rank: int = 0, slot: int = 0, step: int = 4, world_si
         slot=slot,
         step=step,
         url=str(store),
+        is_disk=False,
         is_last=False,
         is_encrypted=False,
         key_file=None,

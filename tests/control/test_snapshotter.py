@@ -37,10 +37,11 @@ class Rank:
     slots: list[Slot]
     agent: Channel
 
-    def take(self, step: int, *, persist: bool = False, replicate: bool = False, last: bool = False) -> bool:
-        taken = self.snapshotter.take(
-            step, parts_of(step), SMALL, is_persisted=persist, is_replicated=replicate, is_last=last
-        )
+    def take(
+        self, step: int, *, persist: bool = False, replicate: bool = False, disk: bool = False, last: bool = False
+    ) -> bool:
+        how = {"is_persisted": persist, "is_replicated": replicate, "is_on_disk": disk, "is_last": last}
+        taken = self.snapshotter.take(step, parts_of(step), SMALL, **how)
         self.snapshotter.wait()
         return taken
 
@@ -68,8 +69,9 @@ def a_rank() -> Iterator[Callable[..., Rank]]:
             slot.format(shape)
         here, there = Channel.pair()
         config = CheckpointConfig(retry_timeout_s=11.0, final_timeout_s=22.0)
-        staging = Staging(torch.device("cpu"), 1)
-        snapshotter = Snapshotter(here, slots, held, staging, attempt=2, world_size=4, url="/store", config=config)
+        where = {"url": "/store", "disk_folder": "/scratch/run"}
+        how = {"attempt": 2, "world_size": 4, "config": config}
+        snapshotter = Snapshotter(here, slots, held, Staging(torch.device("cpu"), 1), **how, **where)
         made.append(Rank(snapshotter, slots, Channel(there)))
         return made[-1]
 
@@ -164,7 +166,7 @@ def test_a_slot_on_its_way_to_storage_is_held(a_rank, num_slots, may_go_on):
         assert rank.take(step) is may_go_on
         assert 1 in rank.sealed()
         rank.snapshotter.common_step = max(rank.sealed())
-    rank.snapshotter.persisted(rank.slot_of(1))
+    rank.snapshotter.persisted(rank.slot_of(1), 1, is_disk=False)
     assert rank.snapshotter.num_persisting == 0
     assert rank.take(6)
     assert 1 not in rank.sealed()
@@ -175,7 +177,7 @@ def test_a_slot_that_an_earlier_attempt_left_on_its_way_is_held(a_rank):
     rank.train_to(1)
     assert rank.slot_of(1) == 1
     assert not rank.take(2)
-    rank.snapshotter.persisted(0)
+    rank.snapshotter.persisted(0, None, is_disk=False)
     assert rank.take(2)
     assert rank.slot_of(2) == 0
 
@@ -206,23 +208,42 @@ def test_a_slot_is_held_until_both_its_readers_are_done(a_rank):
     slot = rank.slot_of(1)
     rank.snapshotter.common_step = 1
     rank.train_to(2)
-    rank.snapshotter.persisted(slot)
+    rank.snapshotter.persisted(slot, 1, is_disk=False)
     assert not rank.take(3)
     rank.snapshotter.replicated(slot, 1)
     assert rank.take(3)
 
 
-def test_a_copy_is_made_only_once_every_rank_has_the_last(a_rank):
+def test_a_rank_says_whether_its_last_copy_is_on_its_way(a_rank):
     rank = a_rank(5)
     snapshotter = rank.snapshotter
-    assert snapshotter.may_replicate
+    assert not snapshotter.is_replicating
     rank.take(1, replicate=True)
-    assert not snapshotter.may_replicate
+    assert snapshotter.is_replicating
+    snapshotter.replicated(rank.slot_of(1), None)  # an earlier attempt's
+    assert snapshotter.is_replicating
     snapshotter.replicated(rank.slot_of(1), 1)
-    assert snapshotter.replicated_step == 1
-    assert not snapshotter.may_replicate  # here it has arrived, not yet for every rank
-    snapshotter.common_replicated_step = 1
-    assert snapshotter.may_replicate
+    assert (snapshotter.is_replicating, snapshotter.replicated_step) == (False, 1)
+
+
+def test_a_step_goes_to_the_disk_and_to_storage_and_its_slot_is_held_for_both(a_rank):
+    rank = a_rank(3)
+    assert rank.take(1, persist=True, disk=True)
+    slot, snapshotter = rank.slot_of(1), rank.snapshotter
+    asked = [rank.agent.receive() for _ in range(2)]
+    assert [(m["url"], m["is_disk"], m["timeout_s"]) for m in asked] == [
+        ("/scratch/run", True, 0.0),
+        ("/store", False, 11.0),
+    ]
+    assert {(m["step"], m["slot"]) for m in asked} == {(1, slot)}
+    assert (snapshotter.is_going_to_disk, snapshotter.num_persisting) == (True, 1)
+    snapshotter.persisted(slot, 1, is_disk=True)
+    assert (snapshotter.is_going_to_disk, snapshotter.num_persisting) == (False, 1)
+    snapshotter.common_step = 1
+    rank.train_to(2)
+    assert 1 in rank.sealed()
+    snapshotter.persisted(slot, 1, is_disk=False)
+    assert snapshotter.num_persisting == 0
 
 
 def test_the_step_that_all_peers_hold_is_kept_here_too(a_rank):

@@ -6,7 +6,7 @@ import xxhash
 from prepared import stream_of, write_shards
 
 from orchestrator.data.batches import BatchLoader, read_step
-from orchestrator.data.digest import sum_digests
+from orchestrator.data.digest import rows_digest, sum_digests
 from orchestrator.data.order import GlobalOrder, eval_rows_at, rows_at
 from orchestrator.data.shards import TokenReader
 from orchestrator.errors import DataError
@@ -78,6 +78,26 @@ def test_a_batch_holds_what_the_order_says_and_pads_with_weight_zero(reader):
             assert micro.weights.tolist() == (ids >= 0).tolist()
             assert micro.tokens[ids >= 0].tolist() == reader.rows(ids[ids >= 0]).tolist()
             assert not micro.tokens[ids < 0].any()
+
+
+@pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (5, 4)])
+def test_memory_is_used_again_and_holds_the_right_batch(reader, world_size, rank):
+    """Thousands of steps: whole chunks, handed over and filled again, with and without padding."""
+    batch, order = shape(world_size), GlobalOrder(reader.num_rows, seed=11)
+    places = set()
+    with BatchLoader(reader, order, batch, rank) as loader:
+        for step in range(15_000):
+            found = loader.next()
+            places.add(found.micro[0].tokens.ctypes.data)
+            if step % 61:
+                continue
+            rows = rows_at(step, rank, order, batch)
+            tokens = np.stack([micro.tokens for micro in found.micro])
+            assert found.step == step
+            assert (tokens[rows >= 0] == reader.rows(rows[rows >= 0])).all()
+            assert not tokens[rows < 0].any()
+            assert found.digest == rows_digest(rows[rows >= 0], tokens[rows >= 0])
+    assert len(places) < 15_000
 
 
 def test_a_loader_that_starts_late_gives_what_the_first_would_have(reader):

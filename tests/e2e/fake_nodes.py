@@ -1,6 +1,8 @@
-"""A Ray cluster of several one-CPU nodes on this host, for runs that join: prints its address, ends with its stdin.
+"""A Ray cluster of several one-CPU nodes, each in a rack of its own, on this host, for runs that join.
 
-Each line of its stdin adds a node, and is answered by one.
+It prints its address and ends with its stdin.
+
+Each line of its stdin adds a node in such a rack, and is answered by a line.
 
 python fake_nodes.py NUM_NODES; the token is in $RAY_AUTH_TOKEN_PATH, everything Ray writes in $RAY_TMPDIR, whose path
 must be short: sockets.
@@ -24,15 +26,17 @@ NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 def main(num_nodes: int) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={**NODE, "labels": {"rack": "rack-0"}, "include_dashboard": False}
+        )
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            for _ in range(num_nodes - 1):
-                cluster.add_node(**NODE)
+            for number in range(1, num_nodes):
+                cluster.add_node(**NODE, labels={"rack": f"rack-{number}"})
         print(cluster.address, flush=True)
-        for _ in sys.stdin:
+        for number, _ in enumerate(sys.stdin, num_nodes):
             with contextlib.redirect_stdout(sys.stderr):
-                cluster.add_node(**NODE)
+                cluster.add_node(**NODE, labels={"rack": f"rack-{number}"})
             print("added", flush=True)
     finally:
         with contextlib.redirect_stdout(sys.stderr):

@@ -84,7 +84,7 @@ def agent_of(rank_pid: int) -> psutil.Process:
 
 
 def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
-    driver = typist_on_nodes.train(run, "checkpoint.every_steps=0")
+    driver = typist_on_nodes.train(run, "checkpoint.every_steps=0", "cluster.failure_domain_label=rack")
     driver.wait_for_step(run, KILL_STEP)
     rank_pid = run.rank_pid(1, 1)
     assert rank_pid is not None
@@ -93,6 +93,7 @@ def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run,
     os.kill(agents[1].pid, signal.SIGKILL)
     driver.finish()
 
+    assert "failure domain" not in driver.output, "every node's rack is known, and the copies are in the other one"
     wait_for("the end of the lost node's rank", lambda: not psutil.pid_exists(rank_pid))
     assert len(run.events("node_lost")) == 1
     (recovered,) = run.events("recovered")

@@ -174,7 +174,7 @@ def test_an_answer_that_kills_the_client_s_service_is_only_a_notice(folder, monk
         tracker.wait_until_known(PATIENCE_S)
         tracker.log(row(1))
         tracker.close(0)
-    assert any("wandb sync" in notice for notice in tracker.take_notices())
+    assert any("phalanx sync" in notice for notice in tracker.take_notices())
 
 
 @pytest.mark.real
@@ -190,7 +190,7 @@ def test_close_is_bounded_where_the_client_hangs_and_the_oldest_rows_go(folder, 
     tracker.close(0)
     late, missing = tracker.take_notices()
     assert "tracking.wandb.close_timeout_s=0.5" in late
-    assert "misses" in missing
+    assert "to send them: phalanx sync" in missing
     assert set(children_named("python")) <= set(others)
 
 
@@ -264,7 +264,7 @@ def test_a_folder_that_can_t_be_written_is_a_notice(tmp_path):
 
 
 def test_what_the_person_exported_wins():
-    config = WandbConfig(project="p", entity="e", group="g", tags=["t"], notes="n")
+    config = WandbConfig(project="p", entity="e", group="g", tags=["t"], notes="n", job_type="j")
     folder = RunFolder(Path("/runs/a"))
     assert init_arguments(config, "a", folder, {}) == {
         "project": "p",
@@ -272,12 +272,13 @@ def test_what_the_person_exported_wins():
         "group": "g",
         "name": "a",
         "notes": "n",
+        "job_type": "j",
         "tags": ["t"],
         "resume": "allow",
         "dir": "/runs/a",
         "id": "a",
     }
-    names = ["PROJECT", "ENTITY", "RUN_GROUP", "NAME", "NOTES", "TAGS", "RESUME", "DIR"]
+    names = ["PROJECT", "ENTITY", "RUN_GROUP", "NAME", "NOTES", "TAGS", "RESUME", "DIR", "JOB_TYPE"]
     exported = {f"WANDB_{name}": "theirs" for name in names}
     assert init_arguments(config, "a", folder, exported | {"WANDB_RUN_ID": "b"}) == {"id": "b"}
 

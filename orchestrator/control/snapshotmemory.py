@@ -1,0 +1,148 @@
+"""What snapshots take of a node's memory, and what to give up where that is too much. Plan half."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model.sizing import parameter_shapes
+from orchestrator.config import RunConfig, SnapshotConfig
+from orchestrator.control.specs import COPIES_OF_RANK, has_peers, min_slots, num_slots
+from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.spec import Placement, RunPlan
+
+SLOT_HEAD_BYTES = 72 * 1024
+"""Header, small state and rounding of a slot."""
+INDEX_BYTES_PER_EXTENT = 96
+"""Of a slot's index, where a parameter's name has 40 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMemory:
+    """Of the fullest node."""
+
+    slots: int
+    """For each rank."""
+    copies: int
+    """For each rank of the node whose copies it holds."""
+    slot_bytes: int
+    workers: int
+    ranks_bytes: int
+    """What the node's ranks hold in the same memory."""
+
+    @property
+    def snapshot_bytes(self) -> int:
+        return (self.slots + self.copies) * self.slot_bytes * self.workers
+
+    @property
+    def node_bytes(self) -> int:
+        return self.snapshot_bytes + self.ranks_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FittingSnapshots:
+    config: SnapshotConfig
+    """As asked for, or with less."""
+    memory: SnapshotMemory
+    note: str | None
+    """What was given up, in one sentence."""
+    is_enough: bool
+    """Whether that fits."""
+
+
+def snapshot_memory(config: RunConfig, plan: RunPlan, placement: Placement) -> SnapshotMemory:
+    """With Adam 12 bytes for each parameter, shared by all ranks; at ZeRO stage 0 each rank holds it whole."""
+    kinds = 1 + num_moments(config.optim)
+    state_bytes = plan.parameters * FP32_BYTES * kinds
+    share_bytes = state_bytes if plan.zero_stage == 0 else -(-state_bytes // plan.batch.world_size)
+    num_nodes, workers = len(placement.bundles), max(bundle.workers for bundle in placement.bundles)
+    index_bytes = INDEX_BYTES_PER_EXTENT * kinds * len(parameter_shapes(plan.model))
+    rank = plan.memory_by_stage[plan.zero_stage]
+    return SnapshotMemory(
+        slots=num_slots(config, num_nodes),
+        copies=COPIES_OF_RANK if has_peers(config, num_nodes) else 0,
+        slot_bytes=share_bytes + SLOT_HEAD_BYTES + index_bytes,
+        workers=workers,
+        ranks_bytes=workers * (held_bytes(rank, plan.device) if plan.device == "cpu" else rank.host),
+    )
+
+
+def fitting_snapshots(
+    config: RunConfig, plan: RunPlan, placement: Placement, node_memory_bytes: int | None
+) -> FittingSnapshots:
+    """The snapshots that a node's memory bears: with fewer slots some are left out while others are on their way, so
+    they come at longer intervals; without room for that none are copied to peers.
+    """
+    wanted = snapshot_memory(config, plan, placement)
+    if node_memory_bytes is None or wanted.node_bytes <= node_memory_bytes:
+        return FittingSnapshots(config.snapshot, wanted, None, is_enough=True)
+    num_nodes = len(placement.bundles)
+    without_peers = replace(config, snapshot=replace(config.snapshot, replicate_every_steps=0))
+    choices = [(config, slots) for slots in range(wanted.slots - 1, min_slots(config, num_nodes) - 1, -1)]
+    if wanted.copies:
+        choices += [(without_peers, slots) for slots in range(wanted.slots - 1, 1, -1)]
+    choices = choices or [(config, wanted.slots)]
+    for candidate, slots in choices:
+        snapshot = replace(candidate.snapshot, slots=slots)
+        memory = snapshot_memory(replace(candidate, snapshot=snapshot), plan, placement)
+        is_enough = memory.node_bytes <= node_memory_bytes
+        if is_enough:
+            break
+    found = (
+        f"a node has {gigabytes(node_memory_bytes)}, its ranks and {wanted.slots} slots"
+        + (f" and {wanted.copies} copies" if wanted.copies else "")
+        + f" of {gigabytes(wanted.slot_bytes)} for each need {gigabytes(wanted.node_bytes)}"
+    )
+    if not is_enough:
+        note = (
+            f"{found}, and {gigabytes(memory.node_bytes)} with {memory.slots}; use fewer workers on a node "
+            "(cluster.workers_per_node), a higher parallel.zero_stage or nodes with more memory"
+        )
+    elif wanted.copies and not memory.copies:
+        note = (
+            f"{found}: {memory.slots} slots, and no copies on peers; a lost node costs the steps since a checkpoint"
+        )
+    else:
+        note = f"{found}: with {memory.slots} slots snapshots are left out while storage or a peer is busy"
+    return FittingSnapshots(snapshot, memory, note, is_enough)
+
+
+def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
+    """For the start-up summary: `memory every step, peers every step, storage every 100 steps; 5 slots ...`"""
+    snapshot, checkpoint = config.snapshot, config.checkpoint
+    tiers = [f"memory {every(snapshot.every_steps)}" if snapshot.every_steps else "memory with each checkpoint"]
+    if memory.copies:
+        tiers.append(f"peers {every(snapshot.replicate_every_steps)}")
+    if checkpoint.local_dir is not None:
+        tiers.append(f"{checkpoint.local_dir} {every(checkpoint.local_every_steps)}")
+    tiers.append(f"storage {every(checkpoint.every_steps)}" if checkpoint.every_steps else "storage at the end")
+    copies = f" and {memory.copies} copies" if memory.copies else ""
+    return (
+        f"{', '.join(tiers)}; {memory.slots} slots{copies} of {gigabytes(memory.slot_bytes)} for each rank, "
+        f"{gigabytes(memory.snapshot_bytes)} of a node"
+    )
+
+
+def every(steps: int) -> str:
+    return "every step" if steps == 1 else f"every {steps:,} steps"
+
+
+def interval_words(config: RunConfig, counts: Sequence[int]) -> str | None:
+    """Where snapshots or copies came at longer intervals than asked for; `counts` are those due, taken and copied."""
+    (due, taken, copied), snapshot = counts, config.snapshot
+    words = []
+    if snapshot.every_steps and 0 < taken < due:
+        steps = due / taken * snapshot.every_steps
+        words.append(f"one every {steps:.1f} steps instead of {every(snapshot.every_steps)}")
+    wanted = snapshot.replicate_every_steps
+    if wanted and 0 < copied < due * snapshot.every_steps // wanted:
+        words.append(
+            f"copied to peers every {due * snapshot.every_steps / copied:.1f} steps instead of {every(wanted)}"
+        )
+    return "; ".join(words) or None
+
+
+def memory_words(found_bytes: int, planned_bytes: int, agent_bytes: int) -> str:
+    """`snapshots 45.9 MB of a node, 46.1 MB planned; its agent 190.3 MB at most`"""
+    return (
+        f"snapshots {gigabytes(found_bytes)} of a node, {gigabytes(planned_bytes)} planned; "
+        f"its agent {gigabytes(agent_bytes)} at most"
+    )
