@@ -273,7 +273,8 @@ class Controller:
                     self._on_first_step(attempt)
                 self._tell_stragglers(attempt)
             case "done":
-                self._on_done(attempt, message)
+                attempt.dones[message["rank"]] = message
+                self._conclude_if_done()
             case "snapshot_rejected":
                 self._is_memory_trusted = False
                 where = f"memory of rank {message['rank']}"
@@ -303,10 +304,6 @@ class Controller:
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
-
-    def _on_done(self, attempt: Attempt, message: Message) -> None:
-        attempt.dones[message["rank"]] = message
-        self._conclude_if_done()
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
