@@ -166,6 +166,7 @@ class RayCluster:
         PlacementError where no node takes the bundles in `wait_s`, or their agents don't start.
         """
         nodes = [agent.node for agent in lost]
+        self._agents = [agent for agent in self._agents if agent.node not in nodes]
         coming, self._coming = self._coming, None
         if coming is not None and (coming.nodes != nodes or not _are_up(coming)):
             coming.end()
@@ -175,8 +176,7 @@ class RayCluster:
                 with contextlib.suppress(Exception):
                     import_ray().kill(agent.actor)
             coming = self._start_actors(placement, nodes, wait_s, is_warm=is_warm, threads=threads)
-        others = [agent for agent in self._agents if agent.node not in nodes]
-        self._agents = sorted([*others, *self._described(coming)], key=lambda agent: agent.node)
+        self._agents = sorted([*self._agents, *self._described(coming)], key=lambda agent: agent.node)
         return self._agents
 
     def has_replacements(
