@@ -31,9 +31,11 @@ VERBS: dict[str, Verb] = {
         "launch.plan", "batch algebra, placement, memory and time, before anything starts", takes_config=True
     ),
     "train": Verb("launch.train", "run here or on a Ray cluster; the same command resumes", takes_config=True),
+    "submit": Verb("launch.submit", "the same run as a SLURM job; --dry-run prints the script", takes_config=True),
     "sweep": Verb("launch.sweep", "many trials of one recipe on one cluster; resumable"),
     "status": Verb("launch.status", "which runs there are and how they are"),
     "logs": Verb("launch.logs", "what a rank printed"),
+    "cancel": Verb("launch.cancel", "end a run, saved first: its SLURM job or its driver"),
     "report": Verb("launch.report", "loss, speed, failures and their cost as one page"),
     "rerun": Verb("launch.rerun", "a run again from its start, as a new run"),
     "sync": Verb("launch.sync", "send W&B what it lacks of a run"),
@@ -48,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "prove": Verb(
         "launch.prove", "train a config's twin with and without kills, and compare every step", takes_config=True
     ),
+    "doctor": Verb("launch.doctor", "is this environment fit to train in? row by row, each with its cure"),
     "demo": Verb("launch.demo", "the main job end to end, with a worker killed in the middle"),
 }
 

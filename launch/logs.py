@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from launch.runs import find_run
+from launch.slurm.record import newest_submission
 from orchestrator.errors import ConfigError
 from orchestrator.observe.failure import rank_ranges
 from orchestrator.observe.ledger import EventName, read_events
@@ -22,6 +23,7 @@ _EXAMPLES = """examples:
   phalanx logs quickstart-1a2b3c4d              the newest attempt's rank 0, or the rank that failed first
   phalanx logs runs/quickstart-1a2b3c4d -f      follow it until the run ends
   phalanx logs RUN --rank 3 --attempt 1 --tail 50
+  phalanx logs RUN --job -f                     what its SLURM job prints
 """
 _POLL_S = 0.2
 
@@ -32,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     folder = find_run(arguments.run, arguments.root)
 
     def choose() -> Path:
+        if arguments.job:
+            return job_log(folder)
         return chosen_log(folder, rank=arguments.rank, attempt=arguments.attempt)
 
     path = choose()
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="a run's id or folder")
     parser.add_argument("--rank", type=int, help="default: 0, or the rank that failed first")
     parser.add_argument("--attempt", type=int, help="default: the newest")
+    parser.add_argument("--job", action="store_true", help="the output of the run's newest SLURM job instead")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
@@ -82,6 +87,19 @@ def chosen_log(folder: RunFolder, *, rank: int | None, attempt: int | None) -> P
     elif rank not in ranks:
         raise ConfigError(f"--rank={rank}: attempt {attempt} of run {folder.run_id} has ranks {rank_ranges(ranks)}")
     return folder.rank_log(attempt, rank)
+
+
+def job_log(folder: RunFolder) -> Path:
+    """The output of the run's newest SLURM job. Errors: ConfigError where there is none yet."""
+    newest = newest_submission(folder)
+    if newest is None:
+        raise ConfigError(f"run {folder.run_id} was never submitted as a SLURM job; leave --job out")
+    path = folder.job_output(newest.job_id)
+    if not path.exists():
+        raise ConfigError(
+            f"job {newest.job_id} of run {folder.run_id} has not started; see phalanx status {folder.path}"
+        )
+    return path
 
 
 def first_failing_rank(events: Sequence[dict[str, Any]], attempt: int) -> int | None:

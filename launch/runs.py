@@ -35,9 +35,9 @@ def known_runs(root: str | Path = DEFAULT_ROOT) -> list[str]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's: it holds what is written before anything starts."""
+    """Whether a folder is a run's: it holds what is written before anything starts, or is a job in a queue."""
     folder = RunFolder(path)
-    return folder.config.is_file() or folder.plan.is_file()
+    return folder.config.is_file() or folder.plan.is_file() or folder.jobs.is_file()
 
 
 def checkpoint_store(run: RunFolder) -> Store:

@@ -4,12 +4,14 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launch.runs import find_run
+from launch.slurm.jobstate import JobState
+from launch.slurm.standing import live_jobs, slurm_json, slurm_words
 from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
 from orchestrator.observe.goodput import Goodput, goodput_ledger
 from orchestrator.observe.ledger import EventName, read_events
@@ -33,8 +35,12 @@ def run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     now_s = time.time()
     if arguments.run is None:
-        statuses = [run_state(folder) for folder in run_folders(arguments.root)]
-        print(as_json([asdict(status) for status in statuses]) if arguments.json else table(statuses, now_s))
+        folders = run_folders(arguments.root)
+        statuses = [run_state(folder) for folder in folders]
+        if arguments.json:
+            print(as_json([asdict(status) for status in statuses]))
+        else:
+            print(table(statuses, now_s, live_jobs(folders)))
         sweeps = sweep_folders(arguments.root)
         if sweeps and not arguments.json:
             print("\n".join(map(sweep_line, sweeps)))
@@ -48,10 +54,11 @@ def run(argv: Sequence[str]) -> int:
     status, events = run_state(folder), read_events(folder.events)
     goodput = goodput_of(folder, events, now_s if status.state is RunState.running else None)
     if arguments.json:
-        more = {"wandb": wandb_words(folder), "goodput": goodput_json(goodput)}
+        more = {"wandb": wandb_words(folder), "goodput": goodput_json(goodput), "slurm": slurm_json(folder)}
         print(as_json(asdict(status) | more | {"events": events[-_LAST_EVENTS:]}))
     else:
-        print("\n".join(details(status, events, goodput, wandb_words(folder), now_s)))
+        slurm = slurm_words(folder, now_s)
+        print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, slurm=slurm)))
     return 0
 
 
@@ -72,22 +79,25 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, default=str)
 
 
-def table(statuses: Sequence[RunStatus], now_s: float) -> str:
-    """One line a run under a header; nothing where there is none."""
+def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[int, JobState]] | None = None) -> str:
+    """One line a run under a header; nothing where there is none. `jobs`: path -> its live SLURM job."""
     if not statuses:
         return ""
     header = ("ID", "STATE", "STEP/TOTAL", "LOSS", "TOK/S", "RESTARTS", "ETA", "AGE", "PATH")
-    rows = [header] + [_cells(status, now_s) for status in statuses]
+    rows = [header] + [_cells(status, now_s, (jobs or {}).get(status.path)) for status in statuses]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _cells(status: RunStatus, now_s: float) -> tuple[str, ...]:
+def _cells(status: RunStatus, now_s: float, job: tuple[int, JobState] | None) -> tuple[str, ...]:
+    state = str(status.state)
+    if job is not None:
+        state = f"queued, job {job[0]}" if job[1].is_waiting else f"{state}, job {job[0]}"
     return (
         status.run_id,
-        str(status.state),
+        state,
         f"{status.step}/{'?' if status.steps is None else status.steps}",
         "-" if status.loss is None else f"{status.loss:.4f}",
         "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f}",
@@ -108,7 +118,13 @@ def goodput_json(goodput: Goodput) -> dict[str, Any]:
 
 
 def details(
-    status: RunStatus, events: Sequence[dict[str, Any]], goodput: Goodput, wandb: str | None, now_s: float
+    status: RunStatus,
+    events: Sequence[dict[str, Any]],
+    goodput: Goodput,
+    wandb: str | None,
+    now_s: float,
+    *,
+    slurm: str | None = None,
 ) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
@@ -116,6 +132,7 @@ def details(
     rows = {
         "run": status.run_id,
         "state": str(status.state),
+        "SLURM": slurm,
         "step": f"{status.step}{of}",
         "loss": "none yet" if status.loss is None else f"{status.loss:.4f}",
         "speed": "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f} tok/s",

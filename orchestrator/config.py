@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from model.config import ModelConfig
+from orchestrator.slurm_config import SlurmConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -176,6 +177,8 @@ class ClusterConfig:
     """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
     grow_interval_s: float = 60.0
     """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """For `phalanx submit` only."""
 
 
 class WorkerStart(StrEnum):

@@ -71,6 +71,28 @@ class RunFolder:
     def wandb(self) -> Path:
         return self.path / "wandb"
 
+    @property
+    def slurm(self) -> Path:
+        """What `phalanx submit` writes, and what its jobs print."""
+        return self.path / "slurm"
+
+    @property
+    def job_script(self) -> Path:
+        return self.slurm / "job.sbatch"
+
+    @property
+    def job_spec(self) -> Path:
+        return self.slurm / "job.json"
+
+    @property
+    def jobs(self) -> Path:
+        """A line for each job that the run was submitted as."""
+        return self.slurm / "jobs.jsonl"
+
+    def job_output(self, job: int | str) -> Path:
+        """`%j` for sbatch's own pattern."""
+        return self.slurm / f"{job}.out"
+
     def attempt(self, attempt: int) -> Path:
         return self.path / f"attempt_{attempt:03d}"
 

@@ -80,7 +80,7 @@ def test_a_plan_half_module_loads_nothing_heavy(name: str) -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("verb", ["plan", "prepare", "list", "cp", "schema"])
+@pytest.mark.parametrize("verb", ["plan", "prepare", "submit", "cancel", "list", "cp", "schema"])
 def test_help_loads_neither_torch_nor_ray(verb: str) -> None:
     script = (
         f"import sys; from launch.cli import main; code = main([{verb!r}, '--help']); "

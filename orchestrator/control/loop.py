@@ -280,6 +280,11 @@ class Vote:
     loss_sum: float
     """Over the global batch."""
 
+    @property
+    def common_step(self) -> int:
+        """The newest step of which every rank has sealed its snapshot."""
+        return self.snapshots[0]
+
 
 class Ballot:
     """One step's vote: whether anybody was asked to leave, the newest snapshot that every rank has, and the loss."""

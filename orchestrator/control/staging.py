@@ -118,7 +118,7 @@ class Lane:
         self.stream = torch.cuda.Stream(device)
         self._buffer = torch.empty(CHUNK, dtype=torch.float32, pin_memory=True)
         self._host = self._buffer.numpy()
-        """The same memory; numpy copies on this thread alone, torch would use all of OMP_NUM_THREADS per lane."""
+        """The same memory: numpy copies on the lane's own thread, where torch would use OMP_NUM_THREADS of them."""
         self._arrived = torch.cuda.Event(blocking=True)
 
     def save(self, chunk: Chunk) -> bytes:

@@ -18,6 +18,21 @@ WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
 TEMP_PREFIX = "phx-ray-"
 TOKEN_FILE = Path("~/.ray/auth_token")
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",  # else ranks inherit 15 and lose to everything else
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A scheduler limits memory by itself; Ray would look at the whole machine, and at other people's jobs on it.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # A silent node is given up after about 15 s; Ray's own settings take a minute.
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "4000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""Environment of a Ray that we start on the nodes of a cluster."""
 
 
 def here(min_cpus: int) -> NodeFacts:

@@ -117,17 +117,19 @@ def is_held(lock: Path) -> bool:
 
 
 def run_folders(root: Path) -> list[RunFolder]:
-    """The runs under `root`, newest first: every folder in it that has a plan or a ledger."""
+    """The runs under `root`, newest first: every folder in it that has a plan, a ledger or a job."""
     if not root.is_dir():
         return []
     folders = [RunFolder(path) for path in root.iterdir() if path.is_dir()]
-    runs = [folder for folder in folders if folder.plan.exists() or folder.events.exists()]
+    runs = [folder for folder in folders if folder.plan.exists() or folder.events.exists() or folder.jobs.exists()]
     return sorted(runs, key=lambda folder: (_first_written_s(folder), folder.run_id), reverse=True)
 
 
 def _first_written_s(folder: RunFolder) -> float:
     events = read_events(folder.events)
-    return float(events[0]["t"]) if events else folder.plan.stat().st_mtime
+    if events:
+        return float(events[0]["t"])
+    return (folder.plan if folder.plan.exists() else folder.jobs).stat().st_mtime
 
 
 def _named(events: list[dict[str, Any]], name: EventName) -> list[dict[str, Any]]:

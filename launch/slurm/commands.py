@@ -1,0 +1,130 @@
+"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo and scancel. srun is job.py's."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.slurm.jobstate import JobState, JobView, SlurmError, parse_job, parse_queue
+from launch.slurm.partitions import Partition, parse_partitions
+from orchestrator.errors import ConfigError
+
+_UNKNOWN_JOB = "Invalid job id"
+_TIMEOUT_S = 120.0
+"""slurmctld is asked again by SLURM's commands themselves; a controller that is gone is given up after this."""
+
+
+class NoSlurmError(ConfigError):
+    """SLURM's commands are not on the PATH."""
+
+
+def partitions() -> list[Partition]:
+    """Every partition and what its nodes have."""
+    shown = _checked("sinfo", "--noheader", "--exact", "--format=%R|%P|%D|%c|%m|%G|%l")
+    return parse_partitions(shown)
+
+
+def test_only(script: Path) -> str:
+    """What SLURM would do with the script: `Job 12 to start at ...`. Raises ConfigError where it refuses."""
+    done = _run("sbatch", "--test-only", str(script))
+    if done.returncode:
+        raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {_way_out(_complaint(done))}")
+    return _complaint(done)
+
+
+def submit(script: Path, *options: str) -> int:
+    """The new job's id. Raises ConfigError where SLURM refuses it."""
+    done = _run("sbatch", "--parsable", *options, str(script))
+    if done.returncode:
+        raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {_way_out(_complaint(done))}")
+    return int(done.stdout.strip().partition(";")[0])
+
+
+def job(job_id: int) -> JobView | None:
+    """The job as slurmctld has it; None where it knows the job no more (MinJobAge after its end)."""
+    done = _run("scontrol", "show", "job", "--oneliner", str(job_id))
+    if done.returncode and _UNKNOWN_JOB in done.stderr:
+        return None
+    if done.returncode:
+        raise SlurmError(f"scontrol does not answer: {_complaint(done)}")
+    return parse_job(done.stdout)
+
+
+def queue() -> dict[int, JobState]:
+    """My jobs that wait or run."""
+    return parse_queue(_checked("squeue", "--noheader", "--me", "--format=%A %T"))
+
+
+def requeue(job_id: int) -> None:
+    """Raises SlurmError where the site forbids it."""
+    _checked("scontrol", "requeue", str(job_id))
+
+
+def cancel(job_id: int) -> None:
+    """SIGTERM to all of it, SIGKILL after KillWait."""
+    _checked("scancel", str(job_id))
+
+
+def ask_to_leave(job_id: int) -> None:
+    """SIGTERM to the batch script only: the run saves at its step boundary, however long that takes."""
+    _checked("scancel", "--batch", "--signal=TERM", str(job_id))
+
+
+def hostnames(node_list: str) -> list[str]:
+    """`v[1-3]` -> v1, v2, v3."""
+    return _checked("scontrol", "show", "hostnames", node_list).split()
+
+
+def is_there() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def _checked(*words: str) -> str:
+    done = _run(*words)
+    if done.returncode:
+        raise SlurmError(f"{words[0]} failed: {_complaint(done)}")
+    return done.stdout
+
+
+def _run(*words: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError:
+        raise NoSlurmError(
+            f"{words[0]} is not on the PATH, so this is no SLURM cluster's login node; go to one, or try the job on "
+            "a virtual cluster: phalanx cluster virtual --help"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"{words[0]} has not answered in {_TIMEOUT_S:g} s; is slurmctld up? try: scontrol ping"
+        ) from None
+
+
+def _complaint(done: "subprocess.CompletedProcess[str]") -> str:
+    lines = [re.sub(r"^(s[a-z]+: )?(error: )?", "", line.strip()) for line in done.stderr.splitlines()]
+    said = [line for line in lines if line] or [f"exit code {done.returncode}"]
+    return "; ".join(dict.fromkeys(said))
+
+
+def _way_out(complaint: str) -> str:
+    for words, way_out in _WAYS_OUT:
+        if re.search(words, complaint, re.IGNORECASE):
+            return way_out
+    return "look at the script with --dry-run, and at the partitions with: sinfo"
+
+
+_WAYS_OUT: Sequence[tuple[str, str]] = (
+    (
+        "account",
+        "set cluster.slurm.account to one of yours (sacctmgr show associations user=$USER), or another partition",
+    ),
+    ("qos", "set cluster.slurm.qos to one that your account has"),
+    ("partition", "set cluster.slurm.partition to one that sinfo shows"),
+    ("time limit|TimeLimit", "lower cluster.slurm.time_limit_min"),
+    ("reservation", "set cluster.slurm.reservation to one that `scontrol show reservation` shows"),
+    ("memory", "lower cluster.slurm.memory_per_node"),
+    ("node configuration|not available|constraint|feature", "ask for less per node, or for what sinfo shows"),
+)

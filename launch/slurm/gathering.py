@@ -1,0 +1,60 @@
+"""The barrier before training: which nodes of the allocation have a Ray, which are missing. Plan half."""
+
+from collections.abc import Sequence
+
+from launch.slurm.jobstate import SlurmError
+from launch.slurm.lines import Message
+
+
+class Gathering:
+    def __init__(self, hosts: Sequence[str], spare_nodes: int, timeout_s: float) -> None:
+        """`hosts`: of the allocation, the head first; all but `spare_nodes` of them are needed."""
+        self.address: str | None = None
+        self.up: set[str] = set()
+        self.warnings: list[str] = []
+        self._hosts = hosts
+        self._needed = len(hosts) - spare_nodes
+        self._timeout_s = timeout_s
+        self._failed: dict[str, str] = {}
+        self._is_late = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Every node is up; late or failed ones only where enough others are."""
+        settled = len(self.up) + len(self._failed)
+        return self.address is not None and (settled == len(self._hosts) or self._is_late)
+
+    def left_s(self, elapsed_s: float) -> float:
+        return max(0.0, self._timeout_s - elapsed_s)
+
+    def hear(self, message: Message) -> None:
+        node = message["node"]
+        match message["op"]:
+            case "head":
+                self.address = message["address"]
+                self.up.add(node)
+            case "up":
+                self.up.add(node)
+            case "failed" | "died":
+                self.up.discard(node)
+                self._failed[node] = message["text"]
+
+    def check(self, elapsed_s: float, *, has_ended: bool) -> None:
+        """Raises SlurmError where Ray can't come up any more; says what is missing where enough is there."""
+        is_over = has_ended or elapsed_s >= self._timeout_s
+        missing = [host for host in self._hosts if host not in self.up]
+        is_short = len(self._hosts) - len(self._failed) < self._needed or self._hosts[0] in self._failed
+        if is_short or (is_over and (len(self.up) < self._needed or self.address is None)):
+            raise SlurmError(self._refusal(missing, has_ended))
+        if is_over or (self._failed and self.is_complete):
+            self._is_late = True
+            self.warnings = [f"without {', '.join(missing)}: {self._why(missing)}"]
+
+    def _refusal(self, missing: Sequence[str], has_ended: bool) -> str:
+        limit = "" if self._failed or has_ended else f" in cluster.start_timeout_s={self._timeout_s:g}"
+        there = f" ({', '.join(sorted(self.up))} did)" if self.up else ""
+        return f"{', '.join(missing)} did not start Ray{limit}{there}: {self._why(missing)}"
+
+    def _why(self, missing: Sequence[str]) -> str:
+        said = [f"{node}: {text}" for node, text in self._failed.items() if node in missing]
+        return "; ".join(said) or "nothing was heard from there; see the job's output above for srun's own words"

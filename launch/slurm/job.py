@@ -1,0 +1,273 @@
+"""A job from its first line to its last: Ray on every node, the driver, SLURM's signals, the end.
+
+The batch script becomes this process (`exec python -m launch.slurm.job RUN_FOLDER`), so SLURM's signals arrive in
+Python and not in a shell that may lose them. It decides nothing by itself: see ending.py.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.slurm import commands
+from launch.slurm.ending import (
+    Conclusion,
+    Ended,
+    Step,
+    committed_step,
+    conclude,
+    fruitless_jobs,
+    lost_a_node,
+    notice_words,
+    saved_after,
+    slowest_save_s,
+)
+from launch.slurm.gathering import Gathering
+from launch.slurm.jobspec import JobSpec, driver_words, node_words
+from launch.slurm.jobstate import JobView, SlurmError
+from launch.slurm.nodestep import NodeStep, job_environment
+from launch.slurm.record import Submission, append_submission
+from launch.slurm.waking import Wakeup
+from orchestrator.codec import decode
+from orchestrator.control.surroundings import locked_temp_dir, remove_stale_temp_dirs
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PhalanxError
+from orchestrator.observe.ledger import Ledger, read_events
+from orchestrator.observe.state import is_held
+from orchestrator.runfolder import RunFolder
+
+RAY_GONE_GRACE_S = 30.0
+"""A driver whose Ray has died may still be saying why; it would try to reach that Ray for ten minutes."""
+POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    job_id: int
+    restarts: int
+    hosts: list[str]
+
+
+class Job:
+    def __init__(self, spec: JobSpec, allocation: Allocation) -> None:
+        self._spec = spec
+        self._allocation = allocation
+        self._folder = RunFolder(Path(spec.run_folder))
+        self._started_s = time.time()
+        self._notice: str | None = None
+        self._noticed_s = 0.0
+        self._left_s: float | None = None
+        self._was_terminated = False
+        self._view: JobView | None = None
+        self._driver: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """The job's exit code, which is the run's."""
+        say(f"job {self._allocation.job_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
+        with Wakeup(signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD) as wakeup:
+            try:
+                exit_code = self._train_on_all(wakeup)
+            except PhalanxError as error:
+                say(str(error))
+                exit_code = error.exit_code
+            return self._leave(conclude(self._ended(exit_code), self._spec.requeue), wakeup)
+
+    # ---- Ray and the driver
+
+    def _train_on_all(self, wakeup: Wakeup) -> int:
+        """From srun to the driver's exit code; every process and folder that this job made is gone afterwards."""
+        remove_stale_temp_dirs()
+        folder, lock = locked_temp_dir()
+        try:
+            token = secrets.token_hex(32)
+            token_path = Path(folder) / "token"
+            token_path.touch(mode=0o600)
+            token_path.write_text(token)
+            with NodeStep(node_words(self._spec), job_environment()) as nodes:
+                address = self._gather(nodes, wakeup, token)
+                if address is None or not self._wait_for_lock(wakeup):
+                    return EXIT_PREEMPTED
+                return self._train(nodes, wakeup, address, token_path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+    def _gather(self, nodes: NodeStep, wakeup: Wakeup, token: str) -> str | None:
+        """The address of a Ray with every expected node; None where SLURM wants the nodes back already."""
+        nodes.tell({"op": "start", "token": token, "job": self._allocation.job_id})
+        gathering = Gathering(self._allocation.hosts, self._spec.request.spare_nodes, self._spec.start_timeout_s)
+        while not gathering.is_complete:
+            left_s = gathering.left_s(time.time() - self._started_s)
+            self._hear(wakeup.wait([nodes.reader], left_s))
+            if self._notice is not None:
+                return None
+            for message in nodes.reader.read():
+                if message["op"] == "head":
+                    nodes.tell({"op": "join", "address": message["address"]})
+                gathering.hear(message)
+            gathering.check(time.time() - self._started_s, has_ended=nodes.has_ended)
+        took_s = time.time() - self._started_s
+        say(f"Ray at {gathering.address} on {', '.join(sorted(gathering.up))} after {took_s:.0f} s")
+        for warning in gathering.warnings:
+            say(warning)
+        return gathering.address
+
+    def _wait_for_lock(self, wakeup: Wakeup) -> bool:
+        """A requeued job may begin while the old one's driver still ends on another node. False on a notice."""
+        until_s = time.time() + self._spec.start_timeout_s
+        while self._allocation.restarts and is_held(self._folder.lock):
+            if time.time() > until_s:
+                raise SlurmError(
+                    f"run {self._folder.run_id} is still held by its earlier driver after "
+                    f"cluster.start_timeout_s={self._spec.start_timeout_s:g}; see phalanx status {self._folder.path}"
+                )
+            self._hear(wakeup.wait([], POLL_S))
+            if self._notice is not None:
+                return False
+        return True
+
+    def _train(self, nodes: NodeStep, wakeup: Wakeup, address: str, token_path: Path) -> int:
+        own = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1"}
+        self._driver = subprocess.Popen(
+            driver_words(self._spec, self._allocation.hosts[0]),
+            env=job_environment() | own,
+            stdin=subprocess.DEVNULL,
+        )
+        gone_s: float | None = None
+        while self._driver.poll() is None:
+            sources = [] if nodes.has_ended else [nodes.reader]
+            self._hear(wakeup.wait(sources, POLL_S if gone_s else None))
+            for message in nodes.reader.read():
+                if message["op"] == "died":
+                    say(f"Ray on {message['node']}: {message['text']}")
+                    is_head = message["node"] == self._allocation.hosts[0]
+                    gone_s = gone_s or (time.time() if is_head else None)
+            if nodes.has_ended and gone_s is None:
+                say("srun has ended: no node program is left")
+                gone_s = time.time()
+            if gone_s is not None and time.time() - gone_s > RAY_GONE_GRACE_S:
+                self._driver.kill()
+        return self._exit_code(self._driver.wait())
+
+    def _exit_code(self, code: int) -> int:
+        """The driver's own; one that the notice killed before it could listen has nothing to save."""
+        if code == -signal.SIGUSR1 and self._notice is not None:
+            return EXIT_PREEMPTED
+        if code < 0:
+            say(f"the driver was killed by {signal.Signals(-code).name}")
+            return EXIT_FAILED
+        return code
+
+    # ---- SLURM's signals
+
+    def _hear(self, signals: list[signal.Signals]) -> None:
+        """The first notice drains the run. The driver gets each notice once: a second one would end it at once."""
+        for number in signals:
+            if number is signal.SIGCHLD:
+                continue
+            self._was_terminated |= number is signal.SIGTERM
+            if self._notice is None:
+                self._notice, self._noticed_s = number.name, time.time()
+                if self._driver is not None and self._driver.poll() is None:
+                    self._driver.send_signal(signal.SIGUSR1)  # also through srun, which takes SIGTERM as its own end
+                self._ask_slurm()
+
+    def _ask_slurm(self) -> None:
+        try:
+            self._view = commands.job(self._allocation.job_id)
+        except SlurmError as error:
+            say(str(error))
+        if self._view is not None and self._view.end_s is not None and self._notice == signal.SIGUSR1.name:
+            self._left_s = self._view.end_s - self._noticed_s
+        slowest_s = slowest_save_s(read_events(self._folder.events))
+        if self._left_s is not None and slowest_s is not None and slowest_s > self._left_s:
+            say(
+                f"a checkpoint of this run has taken {slowest_s:.0f} s, and {self._left_s:.0f} s are left: it may "
+                "not be saved; raise cluster.slurm.notice_s"
+            )
+
+    # ---- the end
+
+    def _ended(self, exit_code: int) -> Ended:
+        events = read_events(self._folder.events)
+        return Ended(
+            exit_code=exit_code,
+            notice=self._notice,
+            was_terminated=self._was_terminated,
+            is_preempted=self._view is not None and self._view.preempt_s is not None,
+            has_lost_node=exit_code == EXIT_FAILED and lost_a_node(events, self._started_s),
+            fruitless_jobs=fruitless_jobs(events),
+        )
+
+    def _leave(self, end: Conclusion, wakeup: Wakeup) -> int:
+        then = "leaving"
+        try:
+            match end.step:
+                case Step.requeue:
+                    then = f"requeued (restart {self._allocation.restarts + 1})"
+                    commands.requeue(self._allocation.job_id)
+                    self._record_requeue(self._allocation.job_id)
+                case Step.chain:
+                    script = self._folder.job_script
+                    successor = commands.submit(script, "--dependency=singleton")
+                    append_submission(self._folder, Submission(job_id=successor, time_s=time.time(), follows=True))
+                    self._record_requeue(successor)
+                    then = f"goes on in job {successor}"
+                case Step.wait:
+                    then = "waiting for SLURM to take the nodes and requeue the job"
+                case Step.leave:
+                    pass
+        except PhalanxError as error:
+            say(f"{error}; to go on, submit the run again")
+        if end.why:
+            say(end.why)
+        if self._notice is not None:
+            saved = saved_after(read_events(self._folder.events), self._noticed_s)
+            say(notice_words(self._notice, self._left_s, saved, then))
+        elif end.step is not Step.leave:
+            say(f"a node was lost and none took its place: {then}")
+        if end.step is Step.wait:
+            self._wait_for_slurm(wakeup)
+        return end.exit_code
+
+    def _record_requeue(self, job_id: int) -> None:
+        events = read_events(self._folder.events)
+        if not self._folder.events.exists():
+            return
+        attempt = max((event["attempt"] for event in events), default=0)
+        ledger = Ledger(self._folder.events, time.time)
+        ledger.append("requeued", attempt, committed_step(events), job=job_id, signal=self._notice)
+        ledger.sync()
+        ledger.close()
+
+    def _wait_for_slurm(self, wakeup: Wakeup) -> None:
+        """A job that ends by itself is not requeued by SLURM; one that SLURM ends is."""
+        until_s = (self._view.end_s if self._view and self._view.end_s else time.time()) + 60
+        while time.time() < until_s:
+            if signal.SIGTERM in wakeup.wait([], until_s - time.time()):
+                return
+
+
+def say(text: str) -> None:
+    print(f"phalanx: {text}", flush=True)
+
+
+def main() -> int:
+    folder = RunFolder(Path(sys.argv[1]))
+    spec = decode(JobSpec, json.loads(folder.job_spec.read_text()))
+    allocation = Allocation(
+        job_id=int(os.environ["SLURM_JOB_ID"]),
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        hosts=commands.hostnames(os.environ["SLURM_JOB_NODELIST"]),
+    )
+    return Job(spec, allocation).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""SLURM's words about jobs, read: states, fields of `scontrol show job`, what is said of one. Plan half."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from orchestrator.errors import PhalanxError
+
+
+class SlurmError(PhalanxError):
+    """SLURM refused, did not answer, or said what we don't know."""
+
+
+class JobState(StrEnum):
+    """Every state of SLURM 20.02 to 25.05 (man squeue, JOB STATE CODES)."""
+
+    PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    STOPPED = "STOPPED"
+    COMPLETING = "COMPLETING"
+    STAGE_OUT = "STAGE_OUT"
+    SIGNALING = "SIGNALING"
+    RESIZING = "RESIZING"
+    REQUEUED = "REQUEUED"
+    REQUEUE_FED = "REQUEUE_FED"
+    REQUEUE_HOLD = "REQUEUE_HOLD"
+    SPECIAL_EXIT = "SPECIAL_EXIT"
+    RESV_DEL_HOLD = "RESV_DEL_HOLD"
+    POWER_UP_NODE = "POWER_UP_NODE"
+    EXPEDITING = "EXPEDITING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    BOOT_FAIL = "BOOT_FAIL"
+    DEADLINE = "DEADLINE"
+    REVOKED = "REVOKED"
+    LAUNCH_FAILED = "LAUNCH_FAILED"
+    RECONFIG_FAIL = "RECONFIG_FAIL"
+
+    @property
+    def is_waiting(self) -> bool:
+        return self in _WAITING
+
+    @property
+    def is_end(self) -> bool:
+        return self in _ENDS
+
+
+_WAITING = frozenset(
+    {
+        JobState.PENDING,
+        JobState.REQUEUED,
+        JobState.REQUEUE_FED,
+        JobState.REQUEUE_HOLD,
+        JobState.SPECIAL_EXIT,
+        JobState.RESV_DEL_HOLD,
+    }
+)
+_ENDS = frozenset(
+    {
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.TIMEOUT,
+        JobState.NODE_FAIL,
+        JobState.PREEMPTED,
+        JobState.OUT_OF_MEMORY,
+        JobState.BOOT_FAIL,
+        JobState.DEADLINE,
+        JobState.REVOKED,
+        JobState.LAUNCH_FAILED,
+        JobState.RECONFIG_FAIL,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobView:
+    """One job as slurmctld has it now."""
+
+    job_id: int
+    state: JobState
+    reason: str | None
+    """Why it waits, or how it ended; None where there is nothing to say."""
+    restarts: int
+    nodes: str | None
+    """As in v[1-3]; None where none are assigned."""
+    batch_host: str | None
+    start_s: float | None
+    """Unix seconds: of the start, or SLURM's estimate of it."""
+    end_s: float | None
+    """Unix seconds: of the end, or the time limit of a running job."""
+    preempt_s: float | None
+    """When SLURM began to take the nodes away for another job; None where it does not."""
+    exit_code: str
+    """CODE:SIGNAL."""
+
+
+def known_state(job: int | str, word: str) -> JobState:
+    """Raises SlurmError for a word that is not a state: it must never pass for an end."""
+    try:
+        return JobState(word)
+    except ValueError:
+        raise SlurmError(
+            f"SLURM says that job {job} is {word}, which phalanx does not know; look at it with: "
+            f"scontrol show job {job}"
+        ) from None
+
+
+def parse_job(text: str) -> JobView:
+    """One line of `scontrol show job --oneliner`. Raises SlurmError for a state that is not known."""
+    fields = dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", text))
+    job = int(fields.get("JobId", "0"))
+    return JobView(
+        job_id=job,
+        state=known_state(job, fields.get("JobState", "nothing")),
+        reason=_said(fields.get("Reason")),
+        restarts=int(fields.get("Restarts", "0")),
+        nodes=_said(fields.get("NodeList")),
+        batch_host=_said(fields.get("BatchHost")),
+        start_s=_unix_s(fields.get("StartTime")),
+        end_s=_unix_s(fields.get("EndTime")),
+        preempt_s=_unix_s(fields.get("PreemptTime")),
+        exit_code=fields.get("ExitCode", "0:0"),
+    )
+
+
+def parse_queue(text: str) -> dict[int, JobState]:
+    """Lines `ID STATE` of squeue, as job id -> state. Raises SlurmError for a state that is not known."""
+    pairs = (line.split() for line in text.splitlines() if line.strip())
+    return {int(job): known_state(job, state) for job, state in pairs}
+
+
+def job_words(view: JobView, now_s: float) -> str:
+    """`job 12 PENDING (Resources), starts about 14:02`; `job 12 RUNNING on v[1-3], 1 restart, 42 min left`."""
+    words = f"job {view.job_id} {view.state}"
+    if view.state.is_waiting or view.state.is_end:
+        words += f" ({view.reason})" if view.reason else ""
+    parts = [words + (f" on {view.nodes}" if view.nodes else "")]
+    if view.state.is_waiting and view.start_s is not None:
+        parts.append(f"starts about {datetime.fromtimestamp(view.start_s):%Y-%m-%d %H:%M}")
+    if view.state is JobState.RUNNING and view.end_s is not None and view.end_s > now_s:
+        parts.append(f"{(view.end_s - now_s) / 60:.0f} min left")
+    if view.state.is_end:
+        parts.append(f"exit code {view.exit_code}")
+    if view.restarts:
+        parts.append(f"{view.restarts} restart{'s' * (view.restarts > 1)}")
+    return ", ".join(parts)
+
+
+def _said(word: str | None) -> str | None:
+    return None if word in (None, "", "(null)", "None", "N/A", "Unknown") else word
+
+
+def _unix_s(word: str | None) -> float | None:
+    """SLURM prints local time; its commands run where we run."""
+    try:
+        return datetime.fromisoformat(word or "").timestamp()
+    except ValueError:
+        return None

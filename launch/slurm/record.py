@@ -1,0 +1,29 @@
+"""Which jobs a run was submitted as: jobs.jsonl in its folder, one object a line."""
+
+from dataclasses import dataclass
+
+from orchestrator.codec import decode, encode
+from orchestrator.observe.jsonlines import JsonLines, read_records
+from orchestrator.runfolder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    job_id: int
+    time_s: float
+    """Unix seconds."""
+    follows: bool = False
+    """Whether the job before it submitted it."""
+
+
+def append_submission(folder: RunFolder, submission: Submission) -> None:
+    lines = JsonLines(folder.jobs)
+    lines.append(encode(submission))
+    lines.sync()
+    lines.close()
+
+
+def newest_submission(folder: RunFolder) -> Submission | None:
+    """None for a run that was never submitted."""
+    records = list(read_records(folder.jobs))
+    return decode(Submission, records[-1]) if records else None

@@ -1,0 +1,161 @@
+"""`phalanx submit`: the same run as a SLURM job. Imports neither torch nor ray: it runs on a login node."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from launch.cli_help import parser
+from launch.compose import compose
+from launch.plan import manifest_if_any, planned_device
+from launch.slurm import commands
+from launch.slurm.ending import slowest_save_s
+from launch.slurm.jobspec import JobSpec, job_spec
+from launch.slurm.partitions import request_problems
+from launch.slurm.record import Submission, append_submission, newest_submission
+from launch.slurm.request import directives, job_request, profile_problems
+from launch.slurm.script import script_text
+from launch.slurm.sharing import not_shared
+from orchestrator.codec import encode
+from orchestrator.config import Device, RunConfig
+from orchestrator.control.opening import check_store, is_finished, plan_for, read_data
+from orchestrator.errors import ConfigError
+from orchestrator.observe.ledger import read_events
+from orchestrator.plan import plan_run, run_id_of
+from orchestrator.runfolder import RunFolder
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "slurm/job.sbatch"
+EXAMPLES = """  phalanx submit cluster=slurm experiment=quickstart data.path=/shared/stdlib run.root=/shared/runs
+  phalanx submit cluster=slurm_h100x8 experiment=gpt_1_3b_h100x8 cluster.slurm.account=abc --dry-run
+  phalanx submit --config-dir my_conf cluster=ours experiment=books    # my_conf/cluster/ours.yaml
+  phalanx status RUN; phalanx logs RUN --job -f; phalanx cancel RUN
+
+The job starts a Ray of its own on its nodes, trains, and goes back into the queue at its time limit until the run is
+done. The same command submits an interrupted run again. docs/slurm.md tells more."""
+
+
+def run(argv: list[str]) -> int:
+    """Submit, or print the script. Raises ConfigError, with nothing submitted, for all that can be known before."""
+    reading = parser("submit", "Run as a SLURM job.", EXAMPLES, "[--dry-run] [--config-dir DIR] [KEY=VALUE ...]")
+    reading.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
+    options, words = reading.parse_known_args(argv)
+    composed = compose(words)
+    config = composed.config
+    device = wanted_device(config)
+    if problems := profile_problems(config.cluster, device):
+        raise ConfigError(*problems)
+    if options.dry_run:
+        print(dry_script(config, composed.overrides, device), end="")
+        return 0
+    return submit(config, composed.overrides, device)
+
+
+def wanted_device(config: RunConfig) -> str:
+    """GPUs that are asked for are used."""
+    if config.cluster.device is Device.auto and config.cluster.slurm.gpus_per_node:
+        return "cuda"
+    return planned_device(config)
+
+
+def dry_script(config: RunConfig, overrides: list[str], device: str) -> str:
+    """The script as it would be submitted; data need not be there yet, the run's id is then not the final one."""
+    manifest, notes = manifest_if_any(config)
+    plan_run(config, manifest, device=device)
+    for note in notes if config.run.id is None else []:
+        print(f"note: {note}, so the run's id in this script is not the final one", file=sys.stderr)
+    folder = RunFolder(Path(config.run.root).absolute() / run_id_of(config, manifest))
+    return render(config, spec_of(config, overrides, device, folder), device, folder)
+
+
+def submit(config: RunConfig, overrides: list[str], device: str) -> int:
+    manifest = read_data(config)
+    folder = RunFolder(Path(config.run.root).absolute() / run_id_of(config, manifest))
+    plan = plan_for(config, manifest, folder, device)
+    if is_finished(folder, plan):
+        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
+        return 0
+    check_store(config, plan, folder)
+    _check_site(config, device, folder)
+    _check_not_queued(folder)
+    is_new = not folder.path.exists()
+    try:
+        job_id, expected = _write_and_submit(config, overrides, device, folder)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    print(f"Submitted batch job {job_id}")  # as sbatch says it: scripts look for that
+    shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
+    for name, value in (
+        ("run", folder.run_id),
+        ("SLURM", re.sub(r"^Job \d+ ", "", expected)),
+        ("output", str(folder.job_output(job_id))),
+        ("follow", f"phalanx status {shown}"),
+        ("", f"phalanx logs {shown} --job -f"),
+        ("end", f"phalanx cancel {shown}"),
+    ):
+        print(f"{name:<12}{value}")
+    return 0
+
+
+def spec_of(config: RunConfig, overrides: list[str], device: str, folder: RunFolder) -> JobSpec:
+    request = job_request(config.cluster, device)
+    return job_spec(config, request, run_folder=str(folder.path), overrides=overrides, python=sys.executable)
+
+
+def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> str:
+    slurm = config.cluster.slurm
+    return script_text(
+        TEMPLATE.read_text(),
+        directives=directives(
+            config.cluster,
+            job_request(config.cluster, device),
+            name=folder.run_id,
+            chdir=str(Path.cwd()),
+            output=str(folder.job_output("%j")),
+        ),
+        setup=slurm.setup,
+        environment=slurm.environment,
+        command=spec.command,
+    )
+
+
+def _write_and_submit(config: RunConfig, overrides: list[str], device: str, folder: RunFolder) -> tuple[int, str]:
+    """The job's id and what SLURM expected of it."""
+    spec = spec_of(config, overrides, device, folder)
+    folder.slurm.mkdir(parents=True, exist_ok=True)
+    folder.job_script.write_text(render(config, spec, device, folder))
+    folder.job_spec.write_text(json.dumps(encode(spec), indent=2) + "\n")
+    expected = commands.test_only(folder.job_script)
+    job_id = commands.submit(folder.job_script)
+    append_submission(folder, Submission(job_id=job_id, time_s=time.time()))
+    return job_id, expected
+
+
+def _check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
+    """What this cluster can't give, and what of the run its nodes could not see."""
+    cluster = config.cluster
+    problems = request_problems(cluster.slurm, job_request(cluster, device), commands.partitions())
+    places = {"run.root": config.run.root, "data.path": config.data.path, "checkpoint.url": config.checkpoint.url}
+    problems += [problem for key, value in places.items() if value and (problem := not_shared(key, value))]
+    slowest_s = slowest_save_s(read_events(folder.events))
+    if slowest_s is not None and slowest_s > cluster.slurm.notice_s:
+        problems.append(
+            f"cluster.slurm.notice_s={cluster.slurm.notice_s} is shorter than a checkpoint of this run took "
+            f"({slowest_s:.0f} s): it could not be saved at the time limit; use {2 * slowest_s:.0f} or more"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_not_queued(folder: RunFolder) -> None:
+    newest = newest_submission(folder)
+    view = commands.job(newest.job_id) if newest else None
+    if view is not None and not view.state.is_end:
+        raise ConfigError(
+            f"run {folder.run_id} is already job {view.job_id}, which is {view.state}; follow it with phalanx status "
+            f"{folder.path}, or end it with phalanx cancel {folder.path}"
+        )

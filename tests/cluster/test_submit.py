@@ -1,0 +1,184 @@
+"""Runs as SLURM jobs on real daemons: across nodes, through signals, requeues and ends, beside each other."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster.submitting import SLOW, WORDS, SubmittedRun, left_on, phalanx, wait_until
+
+from launch.virtual.cluster import VirtualCluster, end
+from launch.virtual.spec import VirtualSpec
+from orchestrator.observe.metrics import StepRow, surviving_rows
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def site(can_be_virtual: None, unused_name: Callable[[], str]) -> Iterator[VirtualCluster]:
+    """Two nodes with room for two jobs each."""
+    name = unused_name()
+    closed = f"PartitionName=closed Nodes={name}[1-2] AllowQos=nobody AllowAccounts=nobody"
+    spec = VirtualSpec(name=name, nodes=2, gpus=2, slurm_lines=(closed,))
+    cluster = VirtualCluster.up(spec)
+    try:
+        yield cluster
+    finally:
+        end(name)
+
+
+@pytest.fixture(scope="module")
+def data(site: VirtualCluster) -> Path:
+    library = Path(json.__file__).parent.parent
+    path = site.shared / "data"
+    words = [f"data.source=[{library}/json/*.py,{library}/email/*.py]", f"data.path={path}", "data.vocab_size=400"]
+    command = [sys.executable, "-m", "launch.cli", "prepare", "model=tiny", "data.validation_fraction=0.1", *words]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, StepRow]:
+    """The run that nothing disturbed, here, without SLURM."""
+    root = tmp_path_factory.mktemp("local")
+    words = [word for word in WORDS if not word.startswith("cluster.slurm") and word != "cluster=slurm"]
+    command = [sys.executable, "-m", "launch.cli", "train", *words, f"data.path={data}", f"run.root={root}"]
+    subprocess.run([*command, "run.id=local"], check=True, capture_output=True)
+    return surviving_rows(root / "local/metrics.jsonl")
+
+
+def learned(rows: dict[int, StepRow]) -> list[tuple[object, ...]]:
+    return [(row.step, row.batch_digest, row.loss, row.grad_norm, row.lr) for row in rows.values()]
+
+
+class TestLife:
+    def test_time_limit_requeue_resume_and_the_run_is_the_same(
+        self, site: VirtualCluster, data: Path, reference: dict[int, StepRow]
+    ) -> None:
+        """SIGUSR1 as `--signal` sends it, three times; two nodes; one run folder, nothing left."""
+        run = SubmittedRun(site, data, "limit", "checkpoint.every_steps=0")
+        run.submit()
+        for restart, step in ((1, 3), (2, 12), (3, 25)):
+            run.wait_for_step(step, attempt=restart)
+            site.run(site.head, "scancel", "--batch", "--signal=USR1", run.job)
+            wait_until("a restart", lambda restart=restart: run.fields()["Restarts"] == str(restart))
+        ended = run.wait_for_state()
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()
+        assert learned(run.rows()) == learned(reference)
+        assert [path.name for path in (site.shared / "runs").iterdir() if path.name == "limit"] == ["limit"]
+        requeued = run.events("requeued")
+        assert [event["signal"] for event in requeued] == ["SIGUSR1"] * 3
+        starts = [event["resume_step"] for event in run.events("attempt_started")]
+        assert starts == [0, *(event["step"] for event in requeued)]
+        assert run.events("rank_died", "run_failed") == []
+        for restart, event in enumerate(requeued, 1):
+            assert f"saved step {event['step']} in " in run.output()
+            assert f"requeued (restart {restart})" in run.output()
+        assert f"SLURM       job {run.job} COMPLETED" in phalanx(site, "status", str(run.folder.path)).stdout
+        assert [left_on(site, node) for node in site.nodes] == [[], []]
+
+    def test_cancel_saves_and_never_requeues(self, site: VirtualCluster, data: Path) -> None:
+        """`scancel` gives SLURM's KillWait; `phalanx cancel` as long as it takes."""
+        run = SubmittedRun(site, data, "cancelled", *SLOW, "checkpoint.every_steps=0")
+        run.submit()
+        run.wait_for_step(3)
+        site.run(site.head, "scancel", run.job)
+        assert run.wait_for_state()["JobState"] == "CANCELLED"
+        wait_until("its last words", lambda: "caught SIGTERM, saved step" in run.output())
+        saved = run.events("checkpoint_committed")[-1]["step"]
+        wait_until("clean nodes", lambda: not any(left_on(site, node) for node in site.nodes))
+        run.submit()
+        assert phalanx(site, "submit", *run.words).returncode == 2
+        run.wait_for_step(saved + 1, attempt=2)
+        assert f"running, job {run.job}" in phalanx(site, "status", "--root", f"{site.shared}/runs").stdout
+        assert phalanx(site, "cancel", str(run.folder.path)).returncode == 0
+        ended = run.wait_for_state()
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0")
+        assert [event["resume_step"] for event in run.events("attempt_started")] == [0, saved]
+        refused = phalanx(site, "cancel", str(run.folder.path))
+        assert (refused.returncode, "is not running" in refused.stderr) == (2, True)
+
+    def test_a_preempted_run_waits_for_slurm_to_requeue_it(self, site: VirtualCluster, data: Path) -> None:
+        run = SubmittedRun(site, data, "preempted", "cluster.slurm.extra.exclusive=true", *SLOW)
+        run.submit()
+        run.wait_for_step(3)
+        high = site.run(
+            site.head,
+            *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
+            stdin="#!/bin/sh\ntrue\n",
+        ).stdout.strip()
+        wait_until("the restart", lambda: run.fields()["Restarts"] == "1")
+        assert "waiting for SLURM to take the nodes and requeue the job" in run.output()
+        assert run.events("requeued") == []
+        run.wait_for_step(run.events("checkpoint_committed")[-1]["step"] + 1, attempt=2)
+        assert site.run(site.head, "scontrol", "show", "job", high).stdout.count("JobState=COMPLETED") == 1
+        phalanx(site, "cancel", str(run.folder.path), "--now")
+        run.wait_for_state()
+
+
+def test_two_jobs_on_the_same_nodes(site: VirtualCluster, data: Path, reference: dict[int, StepRow]) -> None:
+    first, second = SubmittedRun(site, data, "first"), SubmittedRun(site, data, "second", "run.seed=1234")
+    first.submit()
+    second.submit()
+    ended = [run.wait_for_state() for run in (first, second)]
+    assert [fields["JobState"] for fields in ended] == ["COMPLETED", "COMPLETED"], first.output() + second.output()
+    assert ended[0]["NodeList"] == ended[1]["NodeList"]
+    assert ended[1]["StartTime"] < ended[0]["EndTime"]
+    assert learned(first.rows()) == learned(second.rows()) == learned(reference)
+    assert [left_on(site, node) for node in site.nodes] == [[], []]
+
+
+class TestFailures:
+    def test_a_run_that_fails_is_a_job_that_fails(self, site: VirtualCluster, data: Path) -> None:
+        run = SubmittedRun(site, data, "failing", "worker.start_timeout_s=0.001", "fault.max_restarts=0")
+        run.submit()
+        ended = run.wait_for_state()
+        assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), run.output()
+        assert [left_on(site, node) for node in site.nodes] == [[], []]
+
+    def test_ray_that_does_not_start_is_named_with_its_last_words(self, site: VirtualCluster, data: Path) -> None:
+        run = SubmittedRun(site, data, "rayless", "cluster.network_interface=nosuch0")
+        run.submit()
+        ended = run.wait_for_state()
+        assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0")
+        assert f"did not start Ray: {site.nodes[0]}: " in run.output()
+        assert run.events() == []
+        assert [left_on(site, node) for node in site.nodes] == [[], []]
+
+
+WRONG = {
+    "partition": (["cluster.slurm.partition=mian"], "cluster.slurm.partition=mian is not known; did you mean main?"),
+    "gpus": (["cluster.slurm.gpus_per_node=3"], "3 GPUs per node are more than any node of partition main has (2)"),
+    "no time": (["cluster.slurm.time_limit_min=0"], "cluster.slurm.time_limit_min=0 is too small; use 1 or more"),
+    "not shared": (["run.root=/tmp/runs"], "run.root=/tmp/runs is below /tmp, which the nodes can't see"),
+    "account": (
+        ["cluster.slurm.partition=closed", "cluster.slurm.account=somebody"],
+        "SLURM refuses the job: ",
+    ),
+    "key": (
+        ["cluster.slurm.partiton=main"],
+        "cluster.slurm.partiton is not a key; did you mean cluster.slurm.partition",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_is_refused_in_one_sentence(site: VirtualCluster, data: Path, wrong: str) -> None:
+    words, sentence = WRONG[wrong]
+    run = SubmittedRun(site, data, "refused", *words)
+    done = phalanx(site, "submit", *run.words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not run.folder.path.exists()
+
+
+def test_where_there_is_no_slurm(site: VirtualCluster, data: Path, tmp_path: Path) -> None:
+    run = SubmittedRun(site, data, "nowhere")
+    command = [sys.executable, "-m", "launch.cli", "submit", *run.words]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "sinfo is not on the PATH, so this is no SLURM cluster's login node" in done.stderr
+    assert not run.folder.path.exists()

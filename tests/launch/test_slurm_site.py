@@ -1,0 +1,118 @@
+"""What sinfo and scontrol say, read; what a site can't give is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_job, parse_queue
+from launch.slurm.partitions import parse_partitions, request_problems
+from launch.slurm.request import JobRequest
+from launch.slurm.sharing import not_shared
+from orchestrator.slurm_config import SlurmConfig
+
+SINFO = """\
+main|main*|3|8|6000|gpu:h100:2(S:0-1),nvme:1|infinite
+gpu|gpu|4|96+|1000000+|gpu:h100:8|1-00:00:00
+gpu|gpu|2|64|500000|gpu:a100:4|1-00:00:00
+cpu|cpu|10|128|500000|(null)|30:00
+"""
+JOB = (
+    "JobId=12 JobName=my job UserId=ann(7) Priority=1 JobState={state} Reason={reason} Dependency=(null) Requeue=1 "
+    "Restarts=2 ExitCode=0:0 RunTime=00:00:02 TimeLimit=00:30:00 StartTime=2026-11-27T14:02:20 "
+    "EndTime=2026-11-27T14:32:20 PreemptTime={preempt} NodeList={nodes} BatchHost=v1 NumNodes=2 "
+    "Command=/x/job.sbatch WorkDir=/x"
+)
+
+
+def request(**fields: object) -> JobRequest:
+    sizes = {"nodes": 1, "spare_nodes": 0, "cpus_per_node": 1, "gpus_per_node": 0, "gpu_type": None}
+    return JobRequest(**sizes | fields)  # type: ignore[arg-type]
+
+
+def refused(slurm: SlurmConfig, **fields: object) -> list[str]:
+    return request_problems(slurm, request(**fields), parse_partitions(SINFO))
+
+
+def test_what_a_site_has() -> None:
+    main, gpu, cpu = parse_partitions(SINFO)
+    assert (main.is_default, main.time_limit_min, main.kinds[0].gpus) == (True, None, {"h100": 2})
+    assert (gpu.time_limit_min, [kind.count for kind in gpu.kinds], gpu.kinds[0].cpus) == (1440, [4, 2], 96)
+    assert (cpu.time_limit_min, cpu.kinds[0].gpus) == (30, {})
+
+
+@pytest.mark.parametrize(
+    ("slurm", "fields", "sentence"),
+    [
+        (
+            SlurmConfig(partition="gpus"),
+            {},
+            "cluster.slurm.partition=gpus is not known; did you mean gpu? known: main",
+        ),
+        (SlurmConfig(), {"gpus_per_node": 4}, "4 GPUs per node are more than any node of partition main has (2)"),
+        (
+            SlurmConfig(partition="cpu"),
+            {"gpus_per_node": 1},
+            "has (0); use cluster.workers_per_node=1 and cluster.dev",
+        ),
+        (
+            SlurmConfig(partition="gpu"),
+            {"gpus_per_node": 8, "gpu_type": "a100"},
+            "8 GPUs per node are more than any node of partition gpu has (4)",
+        ),
+        (
+            SlurmConfig(partition="gpu"),
+            {"gpus_per_node": 1, "gpu_type": "h10"},
+            "cluster.slurm.gpu_type=h10 in partition gpu is not known; did you mean h100? known: a100, h100",
+        ),
+        (SlurmConfig(), {"cpus_per_node": 9}, "9 CPUs per node are more than any node of partition main has (8)"),
+        (
+            SlurmConfig(spare_nodes=1),
+            {"nodes": 3, "spare_nodes": 1},
+            "3 nodes and 1 spare are more than partition main",
+        ),
+        (
+            SlurmConfig(partition="cpu", time_limit_min=31),
+            {},
+            "time_limit_min=31 is longer than the partition allows",
+        ),
+    ],
+)
+def test_what_a_site_can_not_give(slurm: SlurmConfig, fields: dict[str, object], sentence: str) -> None:
+    (problem,) = refused(slurm, **fields)
+    assert sentence in problem
+
+
+def test_what_it_can_give() -> None:
+    assert refused(SlurmConfig(partition="cpu,gpu", time_limit_min=60), gpus_per_node=8, cpus_per_node=128) == []
+
+
+def test_a_job_in_words() -> None:
+    waiting = parse_job(JOB.format(state="PENDING", reason="Resources", preempt="None", nodes="(null)"))
+    assert waiting.state.is_waiting
+    assert job_words(waiting, 0.0) == "job 12 PENDING (Resources), starts about 2026-11-27 14:02, 2 restarts"
+    running = parse_job(JOB.format(state="RUNNING", reason="None", preempt="None", nodes="v[1-3]"))
+    assert running.end_s is not None
+    assert job_words(running, running.end_s - 600) == "job 12 RUNNING on v[1-3], 10 min left, 2 restarts"
+    assert (running.batch_host, running.preempt_s) == ("v1", None)
+    ended = parse_job(JOB.format(state="NODE_FAIL", reason="None", preempt="2026-11-27T14:10:00", nodes="v[1-3]"))
+    assert ended.state.is_end and ended.preempt_s is not None
+
+
+def test_every_state_waits_or_has_ended_or_runs_and_an_unknown_one_is_an_error() -> None:
+    assert not [state for state in JobState if state.is_waiting and state.is_end]
+    assert not (JobState.COMPLETING.is_end or JobState.RUNNING.is_end or JobState.SUSPENDED.is_waiting)
+    with pytest.raises(SlurmError, match="job 12 is FROBNICATED, which phalanx does not know"):
+        parse_job(JOB.format(state="FROBNICATED", reason="None", preempt="None", nodes="v1"))
+    assert parse_queue("12 RUNNING\n13 PENDING\n") == {12: JobState.RUNNING, 13: JobState.PENDING}
+    with pytest.raises(SlurmError, match="job 13 is DONEISH"):
+        parse_queue("12 RUNNING\n13 DONEISH\n")
+
+
+def test_folders_of_this_machine_alone_are_known() -> None:
+    assert "data.path=/dev/shm/x is below /dev/shm, which the nodes can't see" in str(
+        not_shared("data.path", "/dev/shm/x")
+    )
+    assert not_shared("run.root", "/tmp/runs") is not None
+    assert not_shared("run.root", "/home/nobody/runs") is None
+    assert not_shared("data.path", "s3://bucket/data") is None
+    assert not_shared("run.root", str(Path("/").joinpath("runs"))) is None
