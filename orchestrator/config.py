@@ -307,11 +307,22 @@ class WandbConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PrometheusConfig:
+    port: int | None = None
+    """Port of the driver's host where Prometheus finds the run's metrics; 0 takes a free one, null: none."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     every_steps: int = 1
     """A row of metrics.jsonl (and a point in W&B) every so many steps."""
     console_every_steps: int = 10
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    prometheus: PrometheusConfig = field(default_factory=PrometheusConfig)
+    tensorboard: bool = False
+    """Rows for TensorBoard in the run folder's `tensorboard/`."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -60,6 +60,10 @@ class RunFolder:
         return self.path / "driver.lock"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -18,6 +18,7 @@ from orchestrator.config import BestMetric, Device, Offload, OptimizerName, Prec
 MIN_TOKENIZER_VOCABULARY = 257
 """Byte-level BPE: 256 bytes and the end-of-text token."""
 MAX_NAME_LENGTH = 100
+MAX_PORT = 65_535
 """W&B takes ids of up to 128 characters; the default id adds 9 to the name."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -111,6 +112,7 @@ def problems(config: RunConfig) -> list[str]:
     return [
         *_ranges(config),
         *_names(config),
+        *_tracking(config),
         *_data(config),
         *_model(config),
         *_optim(config),
@@ -187,6 +189,12 @@ def _names(config: RunConfig) -> Iterator[str]:
             f"tracking.wandb.project={project!r} is not a name W&B takes; "
             f"use one without any of {' '.join(_WANDB_FORBIDDEN)}"
         )
+
+
+def _tracking(config: RunConfig) -> Iterator[str]:
+    port = config.tracking.prometheus.port
+    if port is not None and not 0 <= port <= MAX_PORT:
+        yield f"tracking.prometheus.port={port} is not a port; use 1024 to {MAX_PORT}, or 0 for a free one"
 
 
 def _data(config: RunConfig) -> Iterator[str]:

@@ -19,6 +19,8 @@ ONLY_IN = {
     "deepspeed": "model/engine.py",
     "wandb": "orchestrator/observe/wandb_process.py",
     "hydra": "launch/compose.py",
+    "prometheus_client": "orchestrator/observe/prometheus.py",
+    "tensorboardX": "orchestrator/observe/tensorboard.py",
     "optuna": "orchestrator/sweep/sampler.py",
 }
 NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "optuna", "subprocess")
@@ -129,3 +131,9 @@ def test_nothing_unpickles_or_calls_a_shell() -> None:
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 wrong.append(f"{relative(file)}:{node.value.lineno}")
     assert wrong == []
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by name alone: two of one name can't be collected together."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

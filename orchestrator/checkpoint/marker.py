@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -57,7 +57,7 @@ class Marker:
     data_path: str | None
     tokenizer_xxh3_128: str | None
     files: tuple[MarkerFile, ...]
-    tensors: dict[str, TensorEntry]
+    tensors: Mapping[str, TensorEntry]
     loss: float | None = None
     """Training loss at `step`; one that is not finite is written as null."""
     branch: int = 0
@@ -126,10 +126,36 @@ class Marker:
             raw["recent_losses"] = tuple(raw.get("recent_losses", ()))
             raw["files"] = tuple(_marker_file(file) for file in raw["files"])
             names = [file.file for file in raw["files"]]
-            raw["tensors"] = {name: _tensor(entry, names) for name, entry in raw["tensors"].items()}
+            raw["tensors"] = _Tensors(raw["tensors"], names, where)
             return cls(**raw)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{where} is not a marker that phalanx wrote ({error!r})") from error
+
+
+class _Tensors(Mapping[str, TensorEntry]):
+    """A marker's tensors, each decoded when it is asked for: a rank reads few of them, and there may be millions of
+    pieces. Asking raises CheckpointError where an entry is not what phalanx writes."""
+
+    def __init__(self, raw: Mapping[str, Any], files: Sequence[str], where: str) -> None:
+        self._raw = dict(raw)
+        self._files = files
+        self._where = where
+        self._decoded: dict[str, TensorEntry] = {}
+
+    def __getitem__(self, name: str) -> TensorEntry:
+        if name not in self._decoded:
+            raw = self._raw[name]
+            try:
+                self._decoded[name] = _tensor(raw, self._files)
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                raise CheckpointError(f"{self._where} is not a marker that phalanx wrote ({error!r})") from error
+        return self._decoded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
 
 
 def gather_payloads(

@@ -1,5 +1,7 @@
 """Reads logical tensors of a committed checkpoint by ranges, whatever world size and stage wrote them."""
 
+import functools
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -61,13 +63,17 @@ class CheckpointReader:
         self._sealed: dict[str, SealedFile] = {}
         self._newest_sealed: SealedFile | None = None
         self._open: OrderedDict[str, FileIO | None] = OrderedDict()
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, entry in marker.tensors.items()}
         self._folder = step_folder(marker.step)
         self._small: dict[str, tuple[str, SmallEntry]] = {
             key: (file.file, entry) for file in marker.files for key, entry in file.small.items()
         }
         # (name, kind) -> pieces by rising start, and their starts; made on first use.
         self._index: dict[tuple[str, str], tuple[list[Piece], list[int]]] = {}
+
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Logical tensor -> its full shape."""
+        return {name: entry.shape for name, entry in self.marker.tensors.items()}
 
     @classmethod
     def open(cls, folder_url: str, key_file: str | None = None) -> "CheckpointReader":
@@ -127,8 +133,9 @@ class CheckpointReader:
     def read_range(self, file: str, offset: int, count: int, out: memoryview) -> None:
         """Plain bytes [offset, offset + count) of one of the marker's files."""
         if self.marker.encryption is None:
-            path = f"{self._folder}/{file}"
-            self.store.read_range(path, offset, count, out, self._kept_open(path))
+            opened = self._kept_open(file)
+            if not _read_at_once(opened, offset, out):
+                self.store.read_range(f"{self._folder}/{file}", offset, count, out, opened)
             return
         sealed = self._sealed_file(file)
         if self._newest_sealed not in (None, sealed):
@@ -136,13 +143,13 @@ class CheckpointReader:
         self._newest_sealed = sealed
         sealed.read_range(offset, count, out)
 
-    def _kept_open(self, path: str) -> FileIO | None:
-        if path not in self._open:
+    def _kept_open(self, file: str) -> FileIO | None:
+        if file not in self._open:
             if len(self._open) >= _MAX_OPEN_FILES:
                 self._open.popitem(last=False)
-            self._open[path] = self.store.open(path)
-        self._open.move_to_end(path)
-        return self._open[path]
+            self._open[file] = self.store.open(f"{self._folder}/{file}")
+        self._open.move_to_end(file)
+        return self._open[file]
 
     def plain_bytes(self, file: str) -> int:
         """Size of one of the marker's files without its encryption."""
@@ -197,3 +204,13 @@ class CheckpointReader:
             done += count
         if done < len(target):
             raise CheckpointError(f"{self.where} does not hold element {start + done} of {name}")
+
+
+def _read_at_once(file: FileIO | None, offset: int, out: memoryview) -> bool:
+    """Most ranges are small and on a disk; whatever else there is to do, or to say, is the store's business."""
+    if file is None:
+        return False
+    try:
+        return os.preadv(file.fileno(), [out], offset) == len(out)
+    except OSError:
+        return False

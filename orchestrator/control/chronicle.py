@@ -1,11 +1,12 @@
 """Everything that is told about a run, to whom it concerns: ledger, metrics, console, W&B, rank logs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.observe.console import Console
+from orchestrator.observe.eyes import Eyes
 from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
@@ -37,8 +38,10 @@ class Chronicle:
         *,
         driver_started_s: float,
         clock: Clock = SYSTEM_CLOCK,
+        eyes: Eyes | None = None,
     ) -> None:
         """`driver_started_s`, in unix seconds, is told by the first event of this driver."""
+        self._eyes = eyes or Eyes()
         self.console = console
         self.tracker = tracker
         self.tokens = 0
@@ -59,11 +62,11 @@ class Chronicle:
         if is_told:
             self.console.event(record)
         self.tracker.event(record)
+        self._eyes.event(record)
         if name in TOLD_AS_ALERT:
             title, level = TOLD_AS_ALERT[name]
             self.tracker.alert(title, str(fields.get("digest") or event_line(record) or title), level)
-        for notice in self.tracker.take_notices():
-            self.console.note(notice)
+        self._tell_notices()
 
     def alert(self, title: str, text: str) -> None:
         """A warning that should find a person who is not watching."""
@@ -79,7 +82,12 @@ class Chronicle:
         if row.step % self._every_steps == 0 or is_last or row.eval_loss is not None:
             self._metrics.append(row)
             self.tracker.log(row)
+            self._eyes.row(row)
         self.console.step(row)
+
+    def ranks(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Every rank's report of a step, in rank order; its row follows."""
+        self._eyes.ranks(reports)
 
     def output(self, message: Mapping[str, Any]) -> None:
         """A line that a rank printed."""
@@ -101,6 +109,10 @@ class Chronicle:
         self._metrics.close()
         self.tracker.summarise(summary_values(self.goodput.closed()))
         self.console.close()
+        self._eyes.close()
         self.tracker.close(exit_code)
-        for notice in self.tracker.take_notices():
+        self._tell_notices()
+
+    def _tell_notices(self) -> None:
+        for notice in (*self.tracker.take_notices(), *self._eyes.take_notices()):
             self.console.note(notice)

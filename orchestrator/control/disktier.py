@@ -32,6 +32,8 @@ class DiskOutcome:
     step: int
     seconds: float = 0.0
     num_bytes: int = 0
+    pruned: list[int] = field(default_factory=list)
+    """Steps that some node's disk gave up."""
     error: CheckpointError | None = None
 
 
@@ -132,7 +134,8 @@ class DiskTier:
                 calls: list[tuple[AgentHandle, tuple[object, ...]]] = [
                     (agent, ("commit", step, attempt.number, text, self.keep_last)) for agent in agents
                 ]
-                self.cluster.call_all(calls, "on_disk")
+                pruned = self.cluster.call_all(calls, "on_disk")
+                outcome.pruned = sorted({step for of_node in pruned for step in of_node})
                 outcome.num_bytes = marker.total_bytes
             except CheckpointError as error:
                 outcome.error = error

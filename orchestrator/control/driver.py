@@ -37,6 +37,7 @@ from orchestrator.control.surroundings import here, is_joining
 from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
+from orchestrator.observe.eyes import check_eyes, open_eyes
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows
 from orchestrator.observe.tracking import start_tracking
@@ -78,6 +79,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
             "parallel.offload=nvme can be planned but not trained yet: partitions on a disk can't be snapshotted; "
             "use parallel.offload=params, which keeps them in CPU memory"
         )
+    check_eyes(config.tracking)
     manifest = read_data(config)
     folder = find_folder(config, manifest)
     min_cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
@@ -165,7 +167,14 @@ class _Session:
             resumed=run.is_resumed,
         )
         self._events = read_events(run.folder.events)
-        self._chronicle = Chronicle(run.folder, console, tracker, tracking.every_steps, driver_started_s=started_s)
+        self._chronicle = Chronicle(
+            run.folder,
+            console,
+            tracker,
+            tracking.every_steps,
+            driver_started_s=started_s,
+            eyes=open_eyes(tracking, run.folder),
+        )
 
     def run(self, count_notices: Notices) -> int:
         chronicle, run = self._chronicle, self._run

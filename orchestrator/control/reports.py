@@ -70,6 +70,7 @@ class Reports:
         if messages is None:
             return False
         row = step_row(self._run.plan, messages)
+        self._chronicle.ranks(messages)
         attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
@@ -224,6 +225,7 @@ class Reports:
                 self._disk_failed(outcome.step, str(outcome.error), fault)
             else:
                 facts = {"tier": "disk", "bytes": outcome.num_bytes, "seconds": outcome.seconds}
+                facts |= {"pruned": outcome.pruned} if outcome.pruned else {}
                 self._chronicle.event("snapshot", outcome.attempt, outcome.step, is_told=False, **facts)
                 if self._disk_health.worked(self._clock.monotonic()) is not None:
                     self._chronicle.console.note("checkpoints are written to the nodes' disks again")

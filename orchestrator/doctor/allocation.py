@@ -60,21 +60,23 @@ def _srun(nodes: Sequence[str], words: Sequence[str]) -> tuple[list[NodeReport],
         "srun", "--overlap", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1",
         "--kill-on-bad-exit=0", "--label", sys.executable, "-m", "orchestrator.doctor.node", *words,
     ]  # fmt: skip
-    before = time.time()
+    said: dict[int, list[Finding]] = {}
     reports: list[NodeReport] = []
-    heard: dict[str, str] = {}
+    last_words: dict[str, str] = {}
+    before = time.time()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             label, _, text = line.rstrip("\n").partition(": ")
-            if MARK in text:
-                reports.append(_report(text.partition(MARK)[2], before))
-            elif label.strip().isdecimal() and int(label) < len(nodes):
-                heard[nodes[int(label)]] = text
-    return reports, heard
-
-
-def _report(text: str, before: float) -> NodeReport:
-    said = json.loads(text)
-    findings = tuple(decode(Finding, each) for each in said["findings"])
-    return NodeReport(said["host"], said["time_s"], (before, time.time()), findings)
+            if not label.strip().isdecimal() or int(label) >= len(nodes):
+                continue
+            if not text.startswith(MARK):
+                last_words[nodes[int(label)]] = text
+                continue
+            told = json.loads(text.removeprefix(MARK))
+            if "row" in told:
+                said.setdefault(int(label), []).append(decode(Finding, told))
+            else:  # its last line
+                findings = tuple(said.get(int(label), ()))
+                reports.append(NodeReport(told["host"], told["time_s"], (before, time.time()), findings))
+    return reports, last_words

@@ -1,4 +1,4 @@
-"""What one node says of itself: the rows, and for `phalanx doctor --nodes` all of them as one line of JSON."""
+"""What one node says of itself: the rows, and for `phalanx doctor --nodes` each of them as a line of JSON."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.codec import encode
@@ -15,7 +16,8 @@ from orchestrator.doctor.services import services
 from orchestrator.doctor.software import software, torch_and_gpu
 
 MARK = "phalanx-doctor:"
-"""Begins the line: what else a node prints is not ours."""
+"""Begins a line of ours. srun --label cuts lines at 1,024 bytes: so one for each row, and none of them long."""
+MAX_FOUND = 600
 NOT_SHARED = "use a folder on a file system that all nodes mount, for run.root, data.path and checkpoint.url"
 
 
@@ -44,9 +46,9 @@ def shared_folder(token: Path) -> Finding:
 
 
 def main(token: str, folders: Sequence[str]) -> None:
-    findings = [*look(folders, None), shared_folder(Path(token))]
-    said = {"host": node_name(), "time_s": time.time(), "findings": [encode(finding) for finding in findings]}
-    print(MARK + json.dumps(said), flush=True)
+    for finding in (*look(folders, None), shared_folder(Path(token))):
+        print(MARK + json.dumps(encode(replace(finding, found=finding.found[:MAX_FOUND]))), flush=True)
+    print(MARK + json.dumps({"host": node_name(), "time_s": time.time()}), flush=True)
 
 
 if __name__ == "__main__":

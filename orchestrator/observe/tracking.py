@@ -27,6 +27,7 @@ from orchestrator.config import WandbConfig, WandbMode
 from orchestrator.observe.goodput import Goodput, in_order
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
+from orchestrator.observe.names import row_values
 from orchestrator.runfolder import RunFolder
 
 QUEUE_ITEMS = 10_000
@@ -325,31 +326,6 @@ def rewind_point(rollbacks: Sequence[Mapping[str, Any]], *, newest_step: int, ne
 def _send(pipe: IO[bytes], items: Sequence[Mapping[str, Any]]) -> None:
     pipe.write("".join(json.dumps(item, default=str) + "\n" for item in items).encode())
     pipe.flush()
-
-
-def row_values(row: StepRow) -> dict[str, Any]:
-    """A row under the names that torchtitan's users know; what is not known is left out."""
-    per_worker = row.tokens_per_s / row.world_size if row.world_size else None
-    values = {
-        "train/step": row.step,
-        "train/attempt": row.attempt,
-        "train/workers": row.world_size,
-        "loss_metrics/global_avg_loss": row.loss,
-        "grad_norm": row.grad_norm,
-        "lr": row.lr,
-        "throughput(tps)": per_worker,
-        "throughput/total_tokens_per_s": row.tokens_per_s,
-        "mfu(%)": None if row.mfu is None else 100 * row.mfu,
-        "time_metrics/end_to_end(s)": row.step_s,
-        "time_metrics/data_loading(s)": row.data_s,
-        "time_metrics/data_loading(%)": 100 * row.data_s / row.step_s if row.step_s > 0 else None,
-        "memory/max_reserved(GiB)": None if row.memory_bytes is None else row.memory_bytes / 2**30,
-        "eval/loss": row.eval_loss,
-        "eval/perplexity": row.eval_perplexity,
-        "eval/bits_per_byte": row.eval_bits_per_byte,
-        "goodput(%)": None if row.goodput is None else 100 * row.goodput,
-    }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def summary_values(goodput: Goodput) -> dict[str, Any]:

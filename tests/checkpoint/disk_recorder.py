@@ -1,8 +1,9 @@
 """Records what a save does to the disk, for real: run as a process, it patches the system's functions in itself.
 
-    python disk_recorder.py FOLDER RECORD.jsonl
+    python disk_recorder.py FOLDER RECORD.jsonl [prune]
 
-commits step 20 over a store in FOLDER, as two ranks. Each line of the record is one operation on FOLDER:
+commits step 20 over a store in FOLDER, as two ranks, and then, where asked to, lets retention keep the newest only.
+Each line of the record is one operation on FOLDER:
     ["create", path] ["write", path, offset, hex] ["truncate", path, bytes] ["fsync", path] ["mkdir", path]
     ["rename", from, to] ["link", from, to] ["unlink", path] ["rmdir", path] ["fsync_folder", path]
     ["returned"]                                      after the last one: the commit has returned
@@ -56,8 +57,11 @@ class Recorder:
         real = getattr(os, name)
 
         def call(*arguments, **options):
+            folder = options.get("dir_fd")
+            path = arguments[0] if folder is None else Path(f"/proc/self/fd/{folder}").readlink() / arguments[0]
             result = real(*arguments, **options)
-            assert not any(value is not None for key, value in options.items() if key.endswith("dir_fd"))
+            assert not any(value is not None for key, value in options.items() if key in {"src_dir_fd", "dst_dir_fd"})
+            arguments = (path, *arguments[1:])
             paths = 2 if name in {"replace", "rename", "link"} else 1
             if self.is_on and self.inside(arguments[0]) is not None:
                 note(*arguments[:paths])
@@ -111,6 +115,8 @@ class Recorder:
 def main() -> None:
     from saving import random_state, save
 
+    from orchestrator.checkpoint.commit import prune
+    from orchestrator.checkpoint.retention import Retention
     from orchestrator.checkpoint.store import Store
 
     folder = Path(sys.argv[1]).absolute()
@@ -119,6 +125,8 @@ def main() -> None:
     store = Store(folder)
     recorder.is_on = True
     save(store, SECOND_STEP, random_state(SHAPES, seed=2), world_size=2, seed=2)
+    if sys.argv[3:] == ["prune"]:
+        assert prune(store, Retention(keep_last=1)) == [FIRST_STEP]
     recorder.is_on = False
     recorder.operations.append(["returned"])
     Path(sys.argv[2]).write_text("".join(json.dumps(line) + "\n" for line in recorder.operations))

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from crash_disk import Disk, read_state, write_state
 from disk_recorder import FIRST_STEP, SECOND_STEP, SHAPES
 from saving import flip_byte, random_state, save
 
-from orchestrator.checkpoint.commit import newest_valid
+from orchestrator.checkpoint.commit import committed_steps, newest_valid
 from orchestrator.checkpoint.layout import MARKER
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verify import logical_digest
+from orchestrator.checkpoint.verify import logical_digest, verify
 
 CRASHES = [pytest.param(1_500, id="sample"), pytest.param(12_000, id="all", marks=pytest.mark.soak)]
 DAMAGES = [pytest.param(150, id="sample"), pytest.param(2_000, id="all", marks=pytest.mark.soak)]
@@ -36,15 +37,24 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Recorded:
-    folder = tmp_path_factory.mktemp("recorded")
+    return record(tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture(scope="module")
+def recorded_retention(tmp_path_factory) -> Recorded:
+    """The save, and then the older one is deleted."""
+    return record(tmp_path_factory.mktemp("recorded"), "prune")
+
+
+def record(folder: Path, *words: str) -> Recorded:
     before, after = folder / "before", folder / "after"
     save(Store(before), FIRST_STEP, random_state(SHAPES, seed=1), world_size=2, seed=1)
     shutil.copytree(before, after)
     script = Path(__file__).with_name("disk_recorder.py")
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "PATH": "/usr/bin:/bin"}
-    subprocess.run([sys.executable, script, after, folder / "record"], check=True, env=environment)
+    subprocess.run([sys.executable, script, after, folder / "record", *words], check=True, env=environment)
     operations = [json.loads(line) for line in (folder / "record").read_text().splitlines()]
-    digests = {step: digest_of(Store(after), step) for step in (FIRST_STEP, SECOND_STEP)}
+    digests = {FIRST_STEP: digest_of(Store(before), FIRST_STEP), SECOND_STEP: digest_of(Store(after), SECOND_STEP)}
     return Recorded(before, after, operations, digests)
 
 
@@ -95,6 +105,29 @@ def test_every_crash_leaves_the_old_or_the_new_checkpoint(recorded, tmp_path, co
     print(f"{sum(came_out.values())} distinct states of {len(operations)} operations, seed {SEED}: {came_out}")
     assert sum(came_out.values()) >= count
     assert all(came_out.values())
+
+
+def test_every_crash_of_retention_leaves_only_whole_checkpoints(recorded_retention, tmp_path):
+    """A folder that is half deleted is nobody's checkpoint, and the newest is never touched."""
+    recorded, rng = recorded_retention, random.Random(SEED)
+    old = f"step_{FIRST_STEP:08d}"
+    first = next(i for i, operation in enumerate(recorded.operations) if operation[1:2] == [f"{old}/{MARKER}"])
+    states = {}
+    for done, disk in prefixes(recorded):
+        for files in [disk.current(), *(disk.crashed(rng) for _ in range(100))] if done >= first else []:
+            states[hashlib.sha256(repr(sorted(files.items())).encode()).digest()] = files
+    came_out = Counter()
+    for number, files in enumerate(states.values()):
+        folder = tmp_path / str(number)
+        write_state(files, folder)
+        store = Store(folder)
+        steps = committed_steps(store)
+        assert all(verify(store, step) == [] for step in steps)
+        assert loaded_step(folder, recorded.digests) == SECOND_STEP
+        came_out[f"{len(steps)} committed, {len([path for path in files if path.startswith(old)])} old files"] += 1
+        shutil.rmtree(folder)
+    print(f"{len(states)} distinct states of {len(recorded.operations) - first} operations: {dict(came_out)}")
+    assert {"2 committed, 3 old files", "1 committed, 2 old files", "1 committed, 0 old files"} <= set(came_out)
 
 
 def crash_states(recorded: Recorded, count: int) -> list[tuple[int, dict[str, bytes]]]:

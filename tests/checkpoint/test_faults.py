@@ -88,6 +88,18 @@ def test_one_sentence_for_each(error, words):
     assert "\n" not in text
 
 
+def test_a_real_input_output_error_is_named_and_passes():
+    """The kernel says EIO where a process has nothing mapped; a reader with the file open falls back to the store."""
+    for opened in (False, True):
+        store = Store("/proc/self")
+        file = store.open("mem") if opened else None
+        with pytest.raises(
+            StoreError, match="can't read /proc/self/mem: input/output error; check the disk"
+        ) as caught:
+            store.read_range("mem", 0, 8, None, file)
+        assert caught.value.fault is StoreFault.busy
+
+
 def test_a_store_error_keeps_its_fault_when_pickled():
     error = pickle.loads(pickle.dumps(StoreError("full", StoreFault.full)))
     assert (str(error), error.fault) == ("full", StoreFault.full)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def doctor(cluster: VirtualCluster, folder: Path) -> list[dict[str, str]]:
     line = f"PYTHONPATH={ROOT} {sys.executable} -m launch.cli doctor --nodes --json --root {folder}"
-    job = sbatch(cluster, "--nodes=2", script=f"{line}; true")
+    job = sbatch(cluster, "--nodes=2", "--mem=3000", script=f"{line}; true")
     assert wait_for(cluster, job)["JobState"] == "COMPLETED"
     found: list[dict[str, str]] = json.loads(output(cluster, job))["findings"]
     return found

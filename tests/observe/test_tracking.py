@@ -15,12 +15,12 @@ import pytest
 from step_rows import row
 
 from orchestrator.config import WandbConfig, WandbMode
+from orchestrator.observe.names import row_values
 from orchestrator.observe.tracking import (
     QUEUE_ITEMS,
     NullTracker,
     event_values,
     init_arguments,
-    row_values,
     start_tracking,
     wandb_safe,
     without_secrets,

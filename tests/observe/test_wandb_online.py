@@ -104,7 +104,9 @@ def until(server: WandbServer, look: Any) -> None:
 
 def upload(told: Told) -> str:
     segments = sorted(map(str, told.folder.wandb.glob("offline-run-*")))
-    done = subprocess.run([WANDB, "sync", *segments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [WANDB, "sync", *segments], cwd=told.folder.path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -252,7 +254,11 @@ def test_five_restarts_offline_read_back_by_the_library_s_own_reader(told: Told,
     ids, steps = set(), []
     for segment in segments:
         done = subprocess.run(
-            [WANDB, "leet", "inspect", "--json", str(segment)], capture_output=True, text=True, check=True
+            [WANDB, "leet", "inspect", "--json", str(segment)],
+            cwd=told.folder.path,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for record in map(json.loads, done.stdout.splitlines()):
             if record["type"] == "run":
