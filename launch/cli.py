@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "cp": Verb("launch.copy_recipe", "copy a recipe to edit"),
     "cluster": Verb("launch.cluster", "a SLURM cluster of several hosts on this machine, to try things on"),
     "schema": Verb("launch.schema", "the JSON schema of the config"),
+    "completion": Verb("launch.completion", "tab completion for bash, zsh and fish"),
     "prove": Verb(
         "launch.prove", "train a config's twin with and without kills, and compare every step", takes_config=True
     ),

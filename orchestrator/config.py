@@ -258,6 +258,11 @@ class FaultConfig:
     """The same failure at the same step so often in a row ends the run: it would only happen again."""
     collective_timeout_s: float = 600.0
     """A collective that takes longer fails its rank."""
+    lease_timeout_s: float = 15.0
+    """A node that hears nothing from the driver for so long stops its ranks; a node that the driver hears nothing
+    from for so long is lost."""
+    driver_grace_s: float = 600.0
+    """How long a node without a driver then keeps its snapshots for the next one, before it releases everything."""
     hang_timeout_factor: float = 3.0
     """Ranks that stand still for so many times what a step usually takes, and hang_constant_s, hang: their stacks are
     written to their logs and they are started anew. 0 turns this off."""

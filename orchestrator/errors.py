@@ -83,6 +83,10 @@ class FencedError(CheckpointError):
     """A newer attempt owns the store: this driver may commit nothing more and has to end."""
 
 
+class SupersededError(PhalanxError):
+    """A newer driver of the run has its agents: this one has to end, and to leave everything to it."""
+
+
 class WorkerFailedError(PhalanxError):
     """The run failed: the digest of the first failing rank, with what to do next."""
 

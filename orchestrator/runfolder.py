@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "driver.lock"
 
     @property
+    def agents(self) -> Path:
+        """The name by which Ray knows this run's agents."""
+        return self.path / "agents.json"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

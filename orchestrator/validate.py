@@ -89,6 +89,7 @@ _ABOVE_ZERO = (
     "checkpoint.final_timeout_s",
     "fault.collective_timeout_s",
     "fault.hang_constant_s",
+    "fault.lease_timeout_s",
 )
 _ZERO_OR_MORE = (
     "optim.weight_decay",
@@ -96,6 +97,7 @@ _ZERO_OR_MORE = (
     "fault.hang_timeout_factor",
     "fault.spike_threshold",
     "fault.straggler_factor",
+    "fault.driver_grace_s",
     "cluster.grow_interval_s",
 )
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")

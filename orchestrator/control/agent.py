@@ -16,7 +16,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,8 @@ from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
 from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
+from orchestrator.control.inheritance import attempt_facts
+from orchestrator.control.mailbox import Mailbox
 from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
 from orchestrator.control.progress import ProgressReader, create_page
@@ -40,9 +41,6 @@ from orchestrator.control.zygotehandle import ZygoteHandle
 from orchestrator.errors import WorkerFailedError
 
 Event = dict[str, Any]
-BATCHED_KINDS = frozenset({"step", "output"})
-"""Events that may wait for company; all others are handed over at once."""
-BATCH_S = 0.1
 STORE_TIMEOUT_S = 300.0
 """The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
 
@@ -55,7 +53,7 @@ class NodeAgent:
         self._address = address
         self._is_warm = is_warm
         self._threads = threads
-        self._events: deque[Event] = deque()
+        self._mailbox = Mailbox()
         self._changed = threading.Condition()
         self._ranks: dict[str, RankHandle] = {}
         self._store: tuple[Channel, int] | None = None
@@ -64,6 +62,8 @@ class NodeAgent:
         self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
+        self.attempt_facts: dict[str, Any] | None = None
+        """What the last attempt here was, for a driver that did not start it."""
         self._start_zygote(zygote_ahead)
 
     def describe(self) -> dict[str, Any]:
@@ -205,6 +205,7 @@ class NodeAgent:
         """Fork one rank for each (rank, encoded WorkerSpec); `limits` are the watchdog's, None leaves it out."""
         self._need_zygote()
         self._stop_watch()
+        self.attempt_facts = attempt_facts(attempt, specs)
         started = []
         for number, spec in specs:
             channel, theirs = Channel.pair()
@@ -250,17 +251,21 @@ class NodeAgent:
         return dump(living, why, ask, say)
 
     def _stop_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
 
-    def stop_ranks(self, timeout_s: float) -> bool:
-        """SIGKILL every live rank; True once all are gone and everything they said is an event."""
+    def stop_ranks(self, timeout_s: float, why: str | None = None) -> bool:
+        """SIGKILL every live rank; True once all are gone and everything they said is an event.
+
+        `why` where it is not the controller that asks: it is told then that they died, and of what.
+        """
         deadline = time.monotonic() + timeout_s
         self._stop_watch()
         with self._changed:
             while living := [rank for rank in self._ranks.values() if not rank.is_gone]:
                 for rank in living:
+                    rank.why_stopped = rank.why_stopped or why
                     if rank.pid is not None:
                         self._kill(rank.pid)
                 if not self._changed.wait(timeout=min(0.5, max(0.0, deadline - time.monotonic()))) and (
@@ -291,19 +296,11 @@ class NodeAgent:
 
     def next_events(self, timeout_s: float) -> list[Event]:
         """Everything since the last call; waits for the first event, and briefly for company where that may wait."""
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while not self._events and time.monotonic() < deadline:
-                self._changed.wait(deadline - time.monotonic())
-            company_until = time.monotonic() + BATCH_S
-            while all(event["kind"] in BATCHED_KINDS for event in self._events):
-                left_s = min(company_until, deadline) - time.monotonic()
-                if left_s <= 0:
-                    break
-                self._changed.wait(left_s)
-            events = list(self._events)
-            self._events.clear()
-        return events
+        return self._mailbox.take(timeout_s)
+
+    def tell_again(self) -> None:
+        """For a new driver: the reports that the last one may not have written down come once more."""
+        self._mailbox.tell_again()
 
     def close(self) -> None:
         """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
@@ -318,9 +315,7 @@ class NodeAgent:
     # ---- what the ranks do
 
     def _emit(self, rank: RankHandle, message: Event) -> None:
-        with self._changed:
-            self._events.append({**message, "attempt": rank.attempt, "rank": rank.rank, "node": self._node})
-            self._changed.notify_all()
+        self._mailbox.put({**message, "attempt": rank.attempt, "rank": rank.rank, "node": self._node})
 
     def _hear_rank(self, rank: RankHandle) -> None:
         while True:
@@ -394,6 +389,8 @@ class NodeAgent:
         rank.channel.close()
         how = {key: end[key] for key in ("exit_code", "signal", "is_stopped")}
         reason = end.get("reason") or self._oom_kills.reason(end)
+        if how["is_stopped"] and rank.why_stopped is not None:
+            how["is_stopped"], reason = False, rank.why_stopped
         self._emit(rank, {"kind": "exited", **how, **rank.last_words(), "reason": reason, "time": time.time()})
         with self._changed:
             rank.is_gone = True

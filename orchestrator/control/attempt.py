@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.control.collect import Gathering
 from orchestrator.control.stragglers import Straggler, StragglerWatch
 from orchestrator.control.watchdog import PHASE_WORDS, Hang
-from orchestrator.observe.failure import RankFailure, classify, digest, end_in_words, first_failure
+from orchestrator.observe.failure import RankFailure, classify, end_in_words, first_failure
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import ResumePoint
 
@@ -127,6 +126,12 @@ class Attempt:
         """The one that the others follow from; there must be one."""
         return first_failure(self.failures)
 
+    def too_late_digest(self, limit_s: float) -> str:
+        return (
+            f"attempt {self.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, or raise "
+            "the limit"
+        )
+
     def signature(self) -> str:
         """Equal for failures that would only happen again: the same error at the same step.
 
@@ -140,37 +145,3 @@ class Attempt:
         if first.is_hung:
             return f"step {self.last_step}: hang of rank {first.rank} in {self.hung_in}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"
-
-
-def resized_fields(before: int, after: int) -> dict[str, Any]:
-    """What `resized` tells, in workers."""
-    why = "there are nodes again" if after > before else "a node was lost and no other took its place"
-    return {"from": before, "to": after, "why": why}
-
-
-def started_fields(resume: ResumePoint, world_size: int, zero_stage: int) -> dict[str, Any]:
-    """What `attempt_started` tells."""
-    return {
-        "resume_step": resume.step,
-        "source": resume.source,
-        "checkpoint": resume.checkpoint,
-        "world_size": world_size,
-        "zero_stage": zero_stage,
-    }
-
-
-def recovered_fields(interruption: Interruption, resume: ResumePoint, now_s: float) -> dict[str, Any]:
-    """What `recovered` tells; `now_s` is monotonic."""
-    return {
-        "downtime_s": now_s - interruption.since_s,
-        "steps_lost": interruption.steps_lost(resume),
-        "source": resume.source,
-        "resume_step": resume.step,
-    }
-
-
-def failure_words(attempt: Attempt, restarts: int, folder: Path) -> tuple[int, str]:
-    """(the rank that failed first, the digest) of the last attempt of a run that has failed."""
-    rank = attempt.first_failure.rank
-    done = f"restarted {restarts} times, then stopped: the budget in fault.* is used up"
-    return rank, digest(attempt.failures, done=done, next_steps=[f"phalanx logs {folder} --rank {rank}"])

@@ -5,6 +5,8 @@ carries training traffic.
 """
 
 import contextlib
+import itertools
+import math
 import os
 import secrets
 import shutil
@@ -14,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ClusterConfig
-from orchestrator.control.agent import NodeAgent
 from orchestrator.control.coming import ComingAgents
-from orchestrator.control.domains import domain_of
+from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
+from orchestrator.control.inheritance import Inherited
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
+from orchestrator.control.renewals import Renewals
 from orchestrator.control.stream import EventStream
 from orchestrator.control.surroundings import (
     hand_on_token,
@@ -28,16 +31,18 @@ from orchestrator.control.surroundings import (
     locked_temp_dir,
     remove_stale_temp_dirs,
 )
+from orchestrator.control.tenancy import Tenancy
 from orchestrator.control.zygotehandle import ZygoteAhead
-from orchestrator.errors import ConfigError, PlacementError
+from orchestrator.errors import ConfigError, PlacementError, SupersededError
+from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import NodeFacts, Placement
 
 NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
-LOOK_S = 0.5
-"""Between two looks at agents that are being started."""
+SHORT_WAIT_S = 2.0
+LOOK_S = 1.0
 
 
 class RayCluster:
@@ -54,10 +59,17 @@ class RayCluster:
         self._zygote: ZygoteAhead | None = None
         self._temp_dir: str | None = None
         self._temp_dir_lock: int | None = None
+        self._tenancy: Tenancy | None = None
+        self._renewals: Renewals | None = None
+        self._layout: dict[str, Any] = {}
+        self._serials = itertools.count(1)
         self._group: Any = None
+        self._group_name = ""
         self._agents: list[AgentHandle] = []
         self._coming: ComingAgents | None = None
         """For the bundles of lost agents, on nodes that have come."""
+        self.inherited: list[Inherited] = []
+        """What the agents of an earlier driver said last."""
         self.is_ours = not is_joining(config)
         if self.is_ours:
             self._start_here(min_cpus, start_zygote)
@@ -142,51 +154,89 @@ class RayCluster:
         ]
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
+    def belong_to(self, tenancy: Tenancy) -> None:
+        """Before agents are started: whose they will be. Its lease is renewed from here on."""
+        self._tenancy = tenancy
+        self._renewals = Renewals(tenancy, lambda: self._agents)
+
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
         """Reserve the placement's bundles and start one agent in each; waits until all answer.
 
-        Raises PlacementError where the nodes don't come free in `cluster.start_timeout_s`.
+        Those that an earlier driver has left are taken over where they fit (`inherited`), else ended. Raises
+        PlacementError where the nodes don't come free in `cluster.start_timeout_s`, SupersededError where a newer
+        driver has the run. Where those that are taken over are enough, others are not waited for so long, nor needed.
         """
-        self._group = import_ray().util.placement_group(
-            [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles],
-            strategy="STRICT_SPREAD" if len(placement.bundles) > 1 else "STRICT_PACK",
-        )
-        limit_s, nodes = self._config.start_timeout_s, range(len(placement.bundles))
-        self._agents = self._described(
-            self._start_actors(placement, nodes, limit_s, is_warm=is_warm, threads=threads)
-        )
+        self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
+        estate = take_over(self.tenancy, self._layout, self._config)
+        self.inherited = estate.inherited
+        self._group, self._group_name = estate.group, estate.group_name
+        self._group = self._group or self._reserve(placement)
+        self._agents = estate.agents
+        found = {agent.node for agent in estate.agents}
+        missing = [node for node in range(len(placement.bundles)) if node not in found]
+        is_enough = bool(found) and may_go_on(self._config, remaining(placement, found))
+        try:
+            wait_s = self._config.replace_timeout_s if is_enough else self._config.start_timeout_s
+            self._fill(placement, missing, wait_s)
+        except PlacementError:
+            if not is_enough:
+                raise
         return self._agents
 
-    def replace_agents(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, wait_s: float, is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
+    @property
+    def tenancy(self) -> Tenancy:
+        assert self._tenancy is not None
+        return self._tenancy
+
+    def _reserve(self, placement: Placement) -> Any:
+        """A reservation that outlives this process.
+
+        Where the nodes are not free, one that does not is waited for first: nobody would take back what is granted
+        after our death.
+        """
+        util = import_ray().util
+        bundles = [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles]
+        strategy = "STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK"
+        while True:
+            name = self.tenancy.group_name(next(self._serials))
+            group = util.placement_group(bundles, strategy=strategy, name=name, lifetime="detached")
+            self._group_name = name
+            if group.wait(timeout_seconds=SHORT_WAIT_S):
+                return group
+            util.remove_placement_group(group)
+            waiting = util.placement_group(bundles, strategy=strategy)
+            try:
+                limit_s = self._config.start_timeout_s
+                self._wait_for(waiting, placement, limit_s, limit_s)
+            finally:
+                util.remove_placement_group(waiting)
+
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
         """New agents for the bundles of lost ones: Ray moves a dead node's bundle to where there is room.
 
         The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
         PlacementError where no node takes the bundles in `wait_s`, or their agents don't start.
         """
-        nodes = [agent.node for agent in lost]
-        self._agents = [agent for agent in self._agents if agent.node not in nodes]
-        coming, self._coming = self._coming, None
-        if coming is not None and (coming.nodes != nodes or not _are_up(coming)):
-            coming.end()
-            coming = None
-        if coming is None:
-            for agent in lost:
+        for agent in self._agents:
+            if agent.node in nodes:
                 with contextlib.suppress(Exception):
                     import_ray().kill(agent.actor)
-            coming = self._start_actors(placement, nodes, wait_s, is_warm=is_warm, threads=threads)
-        self._agents = sorted([*self._agents, *self._described(coming)], key=lambda agent: agent.node)
+        self._agents = [agent for agent in self._agents if agent.node not in nodes]
+        coming, self._coming = self._coming, None
+        if coming is not None and coming.nodes == list(nodes):
+            self._take(coming)
+            return self._agents
+        if coming is not None:
+            coming.end()
+        self._fill(placement, nodes, wait_s)
         return self._agents
 
-    def has_replacements(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
-    ) -> bool:
+    def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         """Whether the reservation is whole again, and agents are up and warm in the bundles of lost ones."""
-        nodes = [agent.node for agent in lost]
         if self._coming is None and self._is_whole():
-            actors = self._actors(placement, nodes, is_warm, threads)
-            self._coming = ComingAgents(actors, nodes, [actor.warm_up.remote() for actor in actors])
+            actors = self._actors(placement, nodes)
+            calls = [actor.command.remote(self.tenancy.generation, "warm_up") for actor in actors]
+            self._coming = ComingAgents(actors, nodes, calls)
         if self._coming is None:
             return False
         try:
@@ -196,80 +246,80 @@ class RayCluster:
             self._coming = None
             return False
 
-    def _start_actors(
-        self, placement: Placement, nodes: Sequence[int], wait_s: float, *, is_warm: bool, threads: int
-    ) -> ComingAgents:
-        """One agent in each of the placement's bundles `nodes`, which are reserved within `wait_s`; all answer.
+    def _fill(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> None:
+        """A new agent in each of the bundles `nodes`, for which nodes come within `wait_s`.
 
-        Where the reservation breaks meanwhile, because Ray has not known yet that a node is gone, it is waited for
+        Where the reservation breaks meanwhile, because Ray did not know yet that a node is gone, it is waited for
         again.
         """
-        reserved_by_s, limit_s = time.monotonic() + wait_s, self._config.start_timeout_s
-        while True:
-            self._wait_for_group(placement, wait_s, max(0.0, reserved_by_s - time.monotonic()))
-            up_by_s = time.monotonic() + limit_s
-            actors = self._actors(placement, nodes, is_warm, threads)
-            coming = ComingAgents(actors, nodes, [actor.describe.remote() for actor in actors])
-            try:
-                while not coming.are_up(LOOK_S):
-                    if not self._is_whole():
-                        break
-                    if time.monotonic() > up_by_s:
-                        raise PlacementError(
-                            f"the agents did not start in cluster.start_timeout_s={limit_s:g}; see `ray status`"
-                        )
-                else:
-                    return coming
-            except PlacementError:
-                coming.end()
-                raise
+        reserved_by_s = time.monotonic() + wait_s
+        while nodes:
+            self._wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
+            actors = self._actors(placement, nodes)
+            calls = [actor.describe.remote(self.tenancy.generation) for actor in actors]
+            coming = ComingAgents(actors, nodes, calls)
+            if self._come_up(coming):
+                self._take(coming)
+                return
             coming.end()
+
+    def _come_up(self, coming: ComingAgents) -> bool:
+        """False where their reservation is not whole any more. Raises PlacementError where they don't start."""
+        limit_s = self._config.start_timeout_s
+        up_by_s = time.monotonic() + limit_s
+        try:
+            while not coming.are_up(LOOK_S):
+                if not self._is_whole():
+                    return False
+                if time.monotonic() > up_by_s:
+                    raise PlacementError(
+                        f"the agents did not start in cluster.start_timeout_s={limit_s:g}; see `ray status`"
+                    )
+        except PlacementError:
+            coming.end()
+            raise
+        return True
+
+    def _take(self, coming: ComingAgents) -> None:
+        ray = import_ray()
+        try:
+            made = describe_all(coming.actors, coming.nodes, self.tenancy.generation, self._config)
+        except ray.exceptions.RayError as error:
+            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
+        self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
 
     def _is_whole(self) -> bool:
         """Whether every bundle of the reservation has a node that lives, as far as Ray knows."""
         return bool(import_ray().util.placement_group_table(self._group)["state"] == "CREATED")
 
-    def _wait_for_group(self, placement: Placement, wait_s: float, left_s: float) -> None:
-        if not self._group.wait(timeout_seconds=left_s):
+    def _wait_for(self, group: Any, placement: Placement, wait_s: float, left_s: float) -> None:
+        if not group.wait(timeout_seconds=left_s):
             wanted = ", ".join(f"{bundle.cpus} CPUs and {bundle.gpus} GPUs" for bundle in placement.bundles)
             raise PlacementError(
                 f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={wait_s:g}; "
                 "wait for other jobs, ask for less, or raise the limit"
             )
 
-    def _actors(self, placement: Placement, nodes: Sequence[int], is_warm: bool, threads: int) -> list[Any]:
+    def _actors(self, placement: Placement, nodes: Sequence[int]) -> list[Any]:
+        """A new agent in each of the placement's bundles `nodes`."""
         ray = import_ray()
         in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        actor_class = ray.remote(_AgentActor)
-        return [
-            actor_class.options(
+        actor_class, tenancy = ray.remote(AgentActor), self.tenancy
+        actors = []
+        for node in nodes:
+            name = tenancy.agent_name(node, next(self._serials))
+            options = actor_class.options(
+                name=name,
+                lifetime="detached",
                 num_cpus=placement.bundles[node].cpus,
                 num_gpus=placement.bundles[node].gpus,
-                max_concurrency=8,
+                max_concurrency=16,
                 max_restarts=0,
                 scheduling_strategy=in_bundle(self._group, node),
-            ).remote(node, is_warm, threads, self._zygote.path if self._zygote and node == 0 else None)
-            for node in nodes
-        ]
-
-    def _described(self, coming: ComingAgents) -> list[AgentHandle]:
-        ray = import_ray()
-        try:
-            described = ray.get([actor.describe.remote() for actor in coming.actors])
-        except ray.exceptions.RayError as error:
-            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
-        return [
-            AgentHandle(
-                actor,
-                node,
-                facts["host"],
-                facts["address"],
-                facts["interface"],
-                facts["port"],
-                domain_of(facts["host"], facts["labels"], facts["topology"], self._config),
             )
-            for actor, node, facts in zip(coming.actors, coming.nodes, described, strict=True)
-        ]
+            ahead = self._zygote.path if self._zygote and node == 0 else None
+            actors.append(options.remote(tenancy, name, self._group_name, self._layout, ahead))
+        return actors
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
@@ -283,37 +333,54 @@ class RayCluster:
         *,
         timeout_s: float | None = None,
     ) -> list[Any]:
-        """The same method of several agents at once, each with its own arguments; results in order."""
+        """The same method of several agents at once, each with its own arguments; results in order.
+
+        Raises SupersededError where a newer driver has them.
+        """
         ray = import_ray()
-        references = [getattr(agent.actor, method).remote(*arguments) for agent, arguments in calls]
+        generation = self.tenancy.generation
+        asked = {agent.actor.command.remote(generation, method, *arguments): agent for agent, arguments in calls}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting = list(asked)
+        while waiting:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(left_s, LOOK_S))
+            if waiting and time.monotonic() >= deadline_s:
+                raise ConnectionError(f"an agent has not answered in {timeout_s:g} s")
+            if any(self._is_silent(asked[reference]) for reference in waiting):
+                raise ConnectionError("an agent has not answered in fault.lease_timeout_s")
         try:
-            return list(ray.get(references, timeout=timeout_s))
-        except ray.exceptions.GetTimeoutError:
-            raise ConnectionError(f"an agent has not answered in {timeout_s:g} s") from None
+            return list(ray.get(list(asked)))
         except ray.exceptions.RayActorError as error:
             raise ConnectionError(f"an agent is gone: {first_line(error)}") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
+    def _is_silent(self, agent: AgentHandle) -> bool:
+        return self._renewals is not None and self._renewals.is_silent(agent)
+
     def events(self) -> EventStream:
-        return EventStream(self._agents)
+        assert self._renewals is not None
+        return EventStream(self._agents, self.tenancy.generation, self._renewals)
 
     def release(self) -> None:
-        """End the agents and their ranks and give the reservation back."""
-        ray = import_ray()
-        for agent in self._agents:
+        """End the agents and their ranks and give the reservation back, where they are not a newer driver's."""
+        agents, self._agents = self._agents, []
+        group, self._group = self._group, None
+        renewals, self._renewals = self._renewals, None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.end()
+        if renewals is not None:
+            renewals.close()
+        try:
+            for agent in agents:
+                end_actor(agent.actor, self.tenancy.generation)
+        except SupersededError:
+            return
+        if group is not None:
             with contextlib.suppress(Exception):
-                ray.get(agent.actor.close.remote(), timeout=5)
-            with contextlib.suppress(Exception):
-                ray.kill(agent.actor)
-        self._agents = []
-        if self._coming is not None:
-            self._coming.end()
-            self._coming = None
-        if self._group is not None:
-            with contextlib.suppress(Exception):
-                ray.util.remove_placement_group(self._group)
-            self._group = None
+                import_ray().util.remove_placement_group(group)
 
     def close(self) -> None:
         self.release()
@@ -326,23 +393,6 @@ class RayCluster:
         if self._temp_dir_lock is not None:
             os.close(self._temp_dir_lock)
             self._temp_dir_lock = None
-
-
-class _AgentActor(NodeAgent):
-    """The agent as a Ray actor: it learns its node's address from Ray."""
-
-    def __init__(self, node: int, is_warm: bool, threads: int, zygote_ahead: str | None) -> None:
-        super().__init__(node, import_ray().util.get_node_ip_address(), is_warm, threads, zygote_ahead)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "labels": import_ray().get_runtime_context().get_node_labels()}
-
-
-def _are_up(coming: ComingAgents) -> bool:
-    try:
-        return coming.are_up(0.0)
-    except PlacementError:
-        return False
 
 
 def _resources(cpus: int, gpus: int) -> dict[str, float]:

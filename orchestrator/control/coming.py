@@ -1,10 +1,10 @@
-"""Agents that are being started on nodes that have come: up once they answer and could fork ranks at once."""
+"""Agents that are being started: up once they answer."""
 
 import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.control.raylib import import_ray
+from orchestrator.control.raylib import first_line, import_ray
 from orchestrator.errors import PlacementError
 
 
@@ -18,11 +18,13 @@ class ComingAgents:
     def are_up(self, timeout_s: float) -> bool:
         """Whether all have answered, within `timeout_s`. Raises PlacementError where one has died instead."""
         ray = import_ray()
+        if not self._waiting:
+            return True
         done, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=timeout_s)
         try:
             ray.get(done)
         except ray.exceptions.RayError as error:
-            raise PlacementError(f"an agent did not start ({error})") from error
+            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         return not self._waiting
 
     def end(self) -> None:

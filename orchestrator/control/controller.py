@@ -4,28 +4,23 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 """
 
 import contextlib
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
-from orchestrator.control import lifecycle
+from orchestrator.control import lifecycle, telling
 from orchestrator.control.anomalies import Anomaly
-from orchestrator.control.attempt import (
-    Attempt,
-    Interruption,
-    Message,
-    failure_words,
-    recovered_fields,
-    resized_fields,
-    started_fields,
-)
+from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.disktier import disk_tier
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.growth import Growth
+from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
@@ -34,9 +29,9 @@ from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fie
 from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import claim_attempt, stored_point
+from orchestrator.control.starting import next_claim, stored_point
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
-from orchestrator.errors import CheckpointError, PlacementError, StoreError
+from orchestrator.errors import CheckpointError, PlacementError, StoreError, SupersededError
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
@@ -51,12 +46,14 @@ class Controller:
         count_notices: Callable[[], int],
         *,
         interruption: Interruption | None = None,
+        claim: Claim | None = None,
         clock: Clock = SYSTEM_CLOCK,
         background: Executor | None = None,
         decide: Decide = decide,
     ) -> None:
         """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost; `background` commits checkpoints, one after the other (default: a thread)."""
+        has cost; `claim` is the first attempt's, where the driver has it already; `background` commits checkpoints,
+        one after the other (default: a thread)."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
@@ -78,12 +75,24 @@ class Controller:
         self._rollbacks = Rollbacks(run.folder.branches, clock)
         self._attempt: Attempt | None = None
         self._interruption = interruption
+        self._first_claim = claim
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
     def start_agents(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
         self._fleet.start(placement)
+
+    def take_over(self, heritage: Heritage, committed_step: int) -> None:
+        """Before `begin`: go on from an earlier driver's agents' memory; `committed_step` is the ledger's newest."""
+        attempt = self._attempt = heritage.attempt
+        self._is_memory_trusted = self._rollbacks.lineage.survives(attempt.number, sys.maxsize)
+        if committed_step:
+            self.reports.restored(committed_step)
+        self.reports.hear_unheard(attempt, heritage.unheard)
+        row = self._chronicle.last_row
+        if row is not None and row.time is not None:  # it went on training without a driver
+            self._interruption = Interruption(self._clock.monotonic() + row.time - self._clock.time(), row.step)
 
     def measure_memory(self, planned_bytes: int) -> str | None:
         """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
@@ -100,10 +109,13 @@ class Controller:
 
     def run(self) -> State:
         """Until the run has finished, failed or left. Agents and reservation are the cluster's to release."""
-        self.begin()
         try:
+            self.begin()
             while not self.state.is_end:
                 self.poll(POLL_S)
+        except SupersededError as error:
+            self.failure_digest = str(error)
+            self._tell(lifecycle.Superseded())
         finally:
             self.reports.close(is_finished=self.state is State.finished)
         return self.state
@@ -167,17 +179,20 @@ class Controller:
             self.failure_digest = str(error)
             self._tell(lifecycle.GaveUp())
             return
-        claim = claim_attempt(self._run, self._store, self._disks.newest_attempt if self._disks else 0)
+        known_attempt = self._disks.newest_attempt if self._disks else 0
+        claim, self._first_claim = next_claim(self._first_claim, self._run, self._store, known_attempt), None
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
         previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         if previous is not None and previous.world_size != world_size:
-            self._chronicle.event("resized", number, resume.step, **resized_fields(previous.world_size, world_size))
+            self._chronicle.event(
+                "resized", number, resume.step, **telling.resized_fields(previous.world_size, world_size)
+            )
         lost = self._interruption.steps_lost(resume) if self._interruption else 0
-        fields = started_fields(resume, world_size, self._run.plan.zero_stage)
-        self._chronicle.event("attempt_started", number, resume.step, **fields, steps_lost=lost)
+        fields = {"world_size": world_size, "zero_stage": self._run.plan.zero_stage, "steps_lost": lost}
+        self._chronicle.event("attempt_started", number, resume.step, **telling.resume_fields(resume), **fields)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -226,10 +241,7 @@ class Controller:
         if self._clock.monotonic() - attempt.started_s > limit_s:
             dump_stacks(self._cluster, self._fleet.agents, "no step was done in worker.start_timeout_s")
             self._begin_interruption()
-            self.failure_digest = (
-                f"attempt {attempt.number} did no step in worker.start_timeout_s={limit_s:g}; see its rank logs, "
-                "or raise the limit"
-            )
+            self.failure_digest = attempt.too_late_digest(limit_s)
             self._tell(lifecycle.AttemptFailed("start timed out"))
 
     def _stop_ranks(self) -> None:
@@ -247,7 +259,7 @@ class Controller:
         attempt = self._attempt
         rank = None
         if attempt is not None and attempt.failures:
-            rank, self.failure_digest = failure_words(attempt, self.restarts, self._run.folder.path)
+            rank, self.failure_digest = telling.failure_words(attempt, self.restarts, self._run.folder.path)
         self.failure_digest = self.failure_digest or "no rank could be started"
         self._chronicle.event("run_failed", self._number, self._last_step, rank=rank, digest=self.failure_digest)
 
@@ -299,7 +311,7 @@ class Controller:
         self._growth.on_first_step()
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            fields = recovered_fields(interruption, attempt.resume, self._clock.monotonic())
+            fields = telling.recovered_fields(interruption, attempt.resume, self._clock.monotonic())
             self.downtime_s += fields["downtime_s"]
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
@@ -331,16 +343,7 @@ class Controller:
         if attempt.ended_well(message):
             return
         failure = attempt.add_failure(message, host_of(self._fleet.agents, message["node"]))
-        self._chronicle.event(
-            "rank_died",
-            attempt.number,
-            attempt.last_step,
-            rank=failure.rank,
-            node=failure.node,
-            signal=failure.signal,
-            exit_code=failure.exit_code,
-            message=failure.message,
-        )
+        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **telling.death_fields(failure))
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.checkpoint.commit import committed_steps
+from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
@@ -17,10 +18,13 @@ from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.cluster import RayCluster
 from orchestrator.control.controller import Controller
+from orchestrator.control.inheritance import heritage
 from orchestrator.control.initial import check_start
+from orchestrator.control.lease import LeaseTerms
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
     OpenRun,
+    agents_name,
     check_store,
     checkpoint_url,
     find_folder,
@@ -33,7 +37,9 @@ from orchestrator.control.opening import (
 from orchestrator.control.rollback import lineage_in
 from orchestrator.control.snapshotmemory import FittingSnapshots, fitting_snapshots, interval_words, snapshot_words
 from orchestrator.control.specs import worker_threads
+from orchestrator.control.starting import claim_attempt
 from orchestrator.control.surroundings import here, is_joining
+from orchestrator.control.tenancy import Tenancy
 from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.observe.console import Console
@@ -41,6 +47,7 @@ from orchestrator.observe.eyes import check_eyes, open_eyes
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows
 from orchestrator.observe.tracking import start_tracking
+from orchestrator.observe.units import plural
 from orchestrator.observe.wording import EndFacts, StartFacts
 from orchestrator.placement import place_workers, wanted_device
 from orchestrator.plan import memory_limit_bytes
@@ -180,14 +187,18 @@ class _Session:
         chronicle, run = self._chronicle, self._run
         exit_code = EXIT_FAILED
         try:
+            claim = claim_attempt(run, Store(run.checkpoint_url))
+            self._cluster.belong_to(tenancy(run, claim))
             controller = Controller(
                 run,
                 self._cluster,
                 chronicle,
                 count_notices,
                 interruption=interruption(run.folder, self._events),
+                claim=claim,
             )
             controller.start_agents(self._placement)
+            self._take_over(controller)
             self._tell_start()  # while the zygotes import
             exit_code = EXIT_CODES[controller.run()]
             memory = controller.measure_memory(self._snapshots.memory.snapshot_bytes)
@@ -198,6 +209,24 @@ class _Session:
             if exit_code != EXIT_PREEMPTED:  # then there is no time left, and it is not the end
                 self._report()
         return exit_code
+
+    def _take_over(self, controller: Controller) -> None:
+        """Go on from the memory of agents that an earlier driver has left, where there are any that fit."""
+        found = self._cluster.inherited
+        if not found:
+            return
+        row = next(iter(read_last_rows(self._run.folder.metrics, 1)), None)
+        left = heritage(found, self._placement, self._run.plan.zero_stage, row, time.monotonic())
+        agents = plural(len(found), "agent")
+        if left is None:
+            self._chronicle.console.note(f"taken over from an earlier driver: {agents}; no snapshot of theirs fits")
+            return
+        committed = [event["step"] for event in self._events if event["event"] == "checkpoint_committed"]
+        controller.take_over(left, max(map(int, committed), default=0))
+        attempt = left.attempt
+        self._chronicle.console.note(
+            f"taken over from an earlier driver: {agents}; attempt {attempt.number} had done step {attempt.last_step}"
+        )
 
     def _report(self) -> None:
         """The report is for people: what keeps it from being written is told and changes nothing."""
@@ -261,6 +290,13 @@ class _Session:
                 resume_command=self._typed.command,
             )
         )
+
+
+def tenancy(run: OpenRun, claim: Claim) -> Tenancy:
+    """Who this driver is to the agents of its run."""
+    fault = run.config.fault
+    terms = LeaseTerms(fault.lease_timeout_s, fault.driver_grace_s)
+    return Tenancy(agents_name(run.folder), claim.attempt, terms)
 
 
 def node_memory_bytes(config: RunConfig, nodes: Sequence[NodeFacts]) -> int | None:

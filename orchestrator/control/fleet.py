@@ -27,8 +27,6 @@ class Fleet:
     def __init__(self, run: OpenRun, cluster: Cluster, chronicle: Chronicle, disks: DiskTier | None = None) -> None:
         self.agents: list[AgentHandle] = []
         """In the placement's order, without those that are lost."""
-        self._missing: list[AgentHandle] = []
-        """Lost, and not replaced yet."""
         self._run = run
         self._cluster = cluster
         self._chronicle = chronicle
@@ -54,8 +52,9 @@ class Fleet:
         Raises PlacementError where the nodes don't come free in time.
         """
         config = self._run.config
-        self._whole = self._placement = placement
+        self._whole = placement
         self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
+        self._placement = remaining(placement, {agent.node for agent in self.agents})
         self._introduce_peers()
         if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
             for problem in cuda_fork_problems(self._cluster, self.agents):
@@ -73,9 +72,8 @@ class Fleet:
         cluster, present = self._run.config.cluster, {agent.node for agent in self.agents}
         is_enough = bool(present) and may_go_on(cluster, remaining(self._whole, present))
         wait_s = cluster.replace_timeout_s if is_enough else cluster.start_timeout_s
-        settings = agent_settings(self._run.config)
         try:
-            agents = self._cluster.replace_agents(self._whole, self._missing, wait_s=wait_s, **settings)
+            agents = self._cluster.replace_agents(self._whole, self._missing, wait_s)
         except PlacementError:
             if not is_enough:
                 raise
@@ -83,10 +81,17 @@ class Fleet:
             for agent in agents:
                 if agent.node not in present:
                     self._stream.add(agent)
-            self.agents, self._missing = list(agents), []
+            self.agents = list(agents)
         self._placement = remaining(self._whole, {agent.node for agent in self.agents})
         with contextlib.suppress(ConnectionError):  # the stream tells of it
             self._introduce_peers()
+
+    @property
+    def _missing(self) -> list[int]:
+        """Nodes of the whole placement whose agents are lost and not replaced."""
+        assert self._whole is not None
+        present = {agent.node for agent in self.agents}
+        return [node for node in self._whole.nodes if node not in present]
 
     @property
     def is_short(self) -> bool:
@@ -96,8 +101,7 @@ class Fleet:
     def has_replacements(self) -> bool:
         """Whether new agents are up in place of all that are missing; returns at once, so ask again."""
         assert self._whole is not None
-        settings = agent_settings(self._run.config)
-        return self._cluster.has_replacements(self._whole, self._missing, **settings)
+        return self._cluster.has_replacements(self._whole, self._missing)
 
     def _introduce_peers(self) -> None:
         if has_peers(self._run.config, len(self.agents)):
@@ -116,7 +120,6 @@ class Fleet:
     def lose(self, agent: AgentHandle) -> list[int]:
         """The ranks that end with this agent. Until `replace_lost` it is missing."""
         self.agents.remove(agent)
-        self._missing.append(agent)
         return [place.rank for place in self.placement.ranks if place.node == agent.node]
 
     def start_ranks(self, number: int, resume: ResumePoint) -> None:

@@ -122,6 +122,11 @@ class GaveUp:
     """What the run needs can't be had: no nodes in time, no checkpoint that verifies."""
 
 
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer driver has the run's agents: there is nothing left that this one may do."""
+
+
 Event = (
     Placed
     | FirstStep
@@ -135,6 +140,7 @@ Event = (
     | Paused
     | PreemptionNotice
     | GaveUp
+    | Superseded
 )
 
 
@@ -187,6 +193,8 @@ def decide(state: State, event: Event, budget: Budget) -> Decision:
             return _after_failure(state, budget.roll_back(), False, budget)
         case PreemptionNotice():
             return _after_notice(state, budget)
+        case Superseded():
+            return Decision(State.failed, Action.none, budget)
         case GaveUp() if state not in _ENDING:
             return Decision(State.failing, Action.stop, budget)
     target = _STRAIGHT.get((state, type(event)))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 import socket
 import sys
@@ -162,6 +163,18 @@ def open_run(
     _write(folder.env, json.dumps(environment_facts(), indent=2) + "\n")
     _write(folder.plan, json.dumps(encode(plan), indent=2) + "\n")  # last: from here on the run exists
     return OpenRun(config, plan, manifest, folder, checkpoint_url(config, folder), is_resumed)
+
+
+def agents_name(folder: RunFolder) -> str:
+    """By which Ray knows this run's agents, the same for every driver of it; call with the lock held.
+
+    The run's id alone is not enough: other folders may hold a run of that name.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        return str(json.loads(folder.agents.read_text())["name"])
+    name = f"{folder.run_id}-{secrets.token_hex(8)}"
+    _write(folder.agents, json.dumps({"name": name}) + "\n")
+    return name
 
 
 def _write(path: Path, text: str) -> None:

@@ -32,6 +32,8 @@ class RankHandle:
     reader: ProgressReader
     threads: list[threading.Thread] = field(default_factory=list)
     pid: int | None = None
+    why_stopped: str | None = None
+    """Where it was not the controller that had it stopped."""
     is_ending: bool = False
     is_gone: bool = False
     """And its `exited` is told."""

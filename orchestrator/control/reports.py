@@ -1,6 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -102,6 +102,19 @@ class Reports:
                 self.hear_save_delayed(message)
             case "save_failed":
                 self.hear_save_failed(attempt, message)
+
+    def hear_unheard(self, attempt: Attempt, messages: Iterable[Message]) -> None:
+        """What the ranks of an earlier driver's attempt said that it may not have written down."""
+        for message in messages:
+            match message["kind"]:
+                case "output":
+                    self._chronicle.output(message)
+                case "step":
+                    self.hear_step(attempt, message)
+                case _:
+                    self.hear(attempt, message)
+        self.flush(attempt)
+        self._chronicle.end_attempt()
 
     def hear_step_again(self, attempt: Attempt, message: Message) -> None:
         """The step that the ranks were restored to: a lost agent may have taken its report along."""

@@ -128,6 +128,13 @@ def cuda_fork_problems(cluster: Cluster, agents: Sequence[AgentHandle]) -> list[
     ]
 
 
+def next_claim(first: Claim | None, run: OpenRun, store: Store, newest_on_disks: int) -> Claim:
+    """`first`, taken before there were agents, where their disks know of no later attempt; else a new one."""
+    if first is not None and first.attempt > newest_on_disks:
+        return first
+    return claim_attempt(run, store, newest_on_disks)
+
+
 def claim_attempt(run: OpenRun, store: Store, newest_on_disks: int = 0) -> Claim:
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.

@@ -23,6 +23,7 @@ from orchestrator.control.lifecycle import (
     PreemptionNotice,
     State,
     Stopped,
+    Superseded,
     decide,
 )
 from orchestrator.errors import LifecycleError
@@ -40,6 +41,7 @@ EVENTS: dict[str, Event] = {
     "paused": Paused(),
     "notice": PreemptionNotice(),
     "gave_up": GaveUp(),
+    "superseded": Superseded(),
 }
 
 # What can happen in each state, with a budget to spare: event -> next state, action, whether a failure is paid for.
@@ -51,6 +53,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "node_lost": ("replacing", "stop", True),
         "notice": ("preempted", "leave", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "starting": {
         "first_step": ("running", "none", False),
@@ -60,6 +63,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "all_done": ("finished", "finish", False),  # the last step was done before this attempt
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "running": {
         "nodes_back": ("growing", "pause", False),
@@ -69,6 +73,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "all_done": ("finished", "finish", False),
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "stopping": {
         "failed": ("stopping", "none", False),  # the follow-on errors of the other ranks
@@ -77,6 +82,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("starting", "start", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "replacing": {
         "failed": ("replacing", "none", False),
@@ -85,6 +91,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("placing", "place", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "growing": {
         "failed": ("stopping", "stop", True),
@@ -94,6 +101,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "all_done": ("finished", "finish", False),  # they were asked during the last step
         "notice": ("draining", "drain", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "draining": {
         "paused": ("leaving", "stop", False),  # the notice came when they had left already
@@ -105,6 +113,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "drained": ("preempted", "leave", False),
         "notice": ("leaving", "stop", False),
         "gave_up": ("failing", "stop", False),
+        "superseded": ("failed", "none", False),
     },
     "leaving": {
         "failed": ("leaving", "none", False),
@@ -113,6 +122,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("preempted", "leave", False),
         "notice": ("leaving", "none", False),
         "gave_up": ("leaving", "none", False),
+        "superseded": ("failed", "none", False),
     },
     "failing": {
         "failed": ("failing", "none", False),
@@ -121,6 +131,7 @@ TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
         "stopped": ("failed", "fail", False),
         "notice": ("failing", "none", False),
         "gave_up": ("failing", "none", False),
+        "superseded": ("failed", "none", False),
     },
     "finished": {},
     "failed": {},

@@ -23,6 +23,7 @@ TRAIN_WORDS = [
     "parallel.zero_stage=2",
     "cluster.num_workers=2",
     "tracking.wandb.mode=disabled",
+    "fault.driver_grace_s=0",  # what a test that fails leaves on a shared Ray ends by itself
 ]
 
 

@@ -1,0 +1,15 @@
+"""python left_in_ray.py NAME: what the Ray at $RAY_ADDRESS has of the run whose agents are called so, as JSON."""
+
+import json
+import sys
+
+import ray
+
+if __name__ == "__main__":
+    ray.init(log_to_driver=False, logging_level="ERROR", namespace="phalanx")
+    name = sys.argv[1]
+    agents = [agent for agent in ray.util.list_named_actors() if agent.startswith(f"{name}/")]
+    rows = ray.util.placement_group_table().values()
+    groups = [row for row in rows if row["name"].startswith(f"{name}/") and row["state"] != "REMOVED"]
+    print(json.dumps({"agents": len(agents), "groups": len(groups)}))
+    ray.shutdown()

@@ -1,0 +1,114 @@
+"""The driver dies on a Ray that it joined: its agents wait for the next one, with the newest step in their memory."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from comparing import assert_bit_equal
+from typed import Driver, Run, Typist, is_alive, wait_for
+
+from orchestrator.errors import EXIT_FAILED
+
+pytestmark = pytest.mark.real
+
+KILL_STEP = 10
+
+
+def kill(driver: Driver) -> None:
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+
+
+def zygote_of(rank_pid: int) -> int:
+    return psutil.Process(rank_pid).ppid()
+
+
+def test_the_next_driver_goes_on_from_memory(typist: Typist, run: Run, reference: Run) -> None:
+    words = ["checkpoint.every_steps=0", "fault.lease_timeout_s=3", "fault.driver_grace_s=60"]
+    driver = typist.train(run, *words)
+    driver.wait_for_step(run, KILL_STEP)
+    ranks = run.rank_pids()
+    zygote = zygote_of(ranks[0])
+    os.kill(ranks[1], signal.SIGSTOP)  # else they might reach the last step before they are stopped
+    kill(driver)
+    wait_for("the end of the ranks without a lease", lambda: not any(map(is_alive, ranks)))
+    assert is_alive(zygote)
+
+    driver = typist.train(run, *words)
+    driver.finish()
+    assert "taken over from an earlier driver" in driver.output
+    assert not is_alive(zygote)
+    (first, second) = run.events("attempt_started")
+    assert (first["source"], second["source"]) == ("start", "memory")
+    assert second["attempt"] == first["attempt"] + 1
+    (recovered,) = run.events("recovered")
+    assert recovered["source"] == "memory"
+    assert recovered["steps_lost"] <= 1
+    assert recovered["resume_step"] >= KILL_STEP - 1
+    assert list(run.rows()) == list(range(1, 61))
+    assert_bit_equal(run, reference)
+
+
+def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
+    typist: Typist, run: Run, reference: Run, tmp_path: Path
+) -> None:
+    """As after a partition: the older one wakes up beside the newer. Its folder is another one, so no lock helps."""
+    words = [f"checkpoint.url={tmp_path / 'checkpoints'}", "fault.driver_grace_s=60"]
+    older = typist.train(run, *words)
+    older.wait_for_step(run, KILL_STEP)
+    os.kill(run.rank_pids()[1], signal.SIGSTOP)  # else they might reach the last step before the newer one is there
+    older.process.send_signal(signal.SIGSTOP)
+    copied = Run(tmp_path / "elsewhere")
+    shutil.copytree(run.root, copied.root)
+
+    newer = typist.train(copied, *words)
+    newer.wait_for("the newer driver's attempt", lambda: copied.newest_attempt() > 1)
+    older.process.send_signal(signal.SIGCONT)
+    assert older.wait() == EXIT_FAILED
+    said = older.output + older.error_output
+    assert "has taken the run over; nothing was damaged, and the run goes on there" in said
+    assert "Traceback" not in said
+    newer.finish()
+
+    assert [event["source"] for event in copied.events("attempt_started")] == ["start", "memory"]
+    assert copied.events("rank_died", "node_lost") == []  # the older one has ended nothing of the newer one's
+    assert run.events("run_failed") == []
+    checked = Run(tmp_path / "checked")
+    shutil.copytree(copied.root, checked.root)
+    (tmp_path / "checkpoints").rename(checked.folder.checkpoints)
+    assert_bit_equal(checked, reference)
+
+
+def test_without_a_next_driver_nothing_is_left(typist: Typist, run: Run) -> None:
+    words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1"]
+    driver = typist.train(run, *words)
+    driver.wait_for_step(run, KILL_STEP)
+    zygote = psutil.Process(zygote_of(run.rank_pids()[0]))
+    agent = zygote.parent()
+    name = json.loads(run.folder.agents.read_text())["name"]
+    assert left_in_ray(typist, name) == {"agents": 1, "groups": 1}
+    memory = [path for path in Path(f"/proc/{agent.pid}/fd").iterdir() if "memfd:phalanx" in str(path.readlink())]
+    assert memory
+    kill(driver)
+    wait_for("the end of the agent and its zygote", lambda: not agent.is_running() and not zygote.is_running())
+    wait_for("an empty Ray", lambda: left_in_ray(typist, name) == {"agents": 0, "groups": 0})
+
+    driver = typist.train(run, *words)  # nothing is there to take over: the newest checkpoint serves
+    driver.finish()
+    assert "taken over" not in driver.output
+    assert [event["source"] for event in run.events("attempt_started")] == ["start", "disk"]
+
+
+def left_in_ray(typist: Typist, name: str) -> dict[str, int]:
+    """How many agents and reservations Ray has of the run whose agents are called so."""
+    script = str(Path(__file__).with_name("left_in_ray.py"))
+    done = subprocess.run(
+        [sys.executable, script, name], env=typist.environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return dict(json.loads(done.stdout))
