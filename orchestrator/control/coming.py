@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.control.raylib import first_line, import_ray
-from orchestrator.errors import PlacementError
+from orchestrator.errors import PlacementError, SupersededError
 
 
 class ComingAgents:
@@ -16,7 +16,8 @@ class ComingAgents:
         self._waiting = list(calls)
 
     def are_up(self, timeout_s: float) -> bool:
-        """Whether all have answered, within `timeout_s`. Raises PlacementError where one has died instead."""
+        """Whether all have answered, within `timeout_s`. Raises PlacementError where one has died instead,
+        SupersededError where a newer driver has it."""
         ray = import_ray()
         if not self._waiting:
             return True
@@ -24,6 +25,9 @@ class ComingAgents:
         try:
             ray.get(done)
         except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, SupersededError):
+                raise cause from None
             raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         return not self._waiting
 

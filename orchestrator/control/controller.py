@@ -129,10 +129,8 @@ class Controller:
             case Action.start:
                 self._start_attempt()
             case Action.stop:
-                is_failure = self.state in (State.stopping, State.replacing) and not isinstance(
-                    event, lifecycle.Paused
-                )
-                self.restarts += is_failure
+                is_planned = isinstance(event, lifecycle.Paused)
+                self.restarts += self.state in (State.stopping, State.replacing) and not is_planned
                 self._stop_ranks()
                 self._tell(lifecycle.Stopped())
             case Action.place:
@@ -256,8 +254,7 @@ class Controller:
         if self.reports.fenced_by is not None:
             self.failure_digest = self.reports.fenced_by
             return
-        attempt = self._attempt
-        rank = None
+        attempt, rank = self._attempt, None
         if attempt is not None and attempt.failures:
             rank, self.failure_digest = telling.failure_words(attempt, self.restarts, self._run.folder.path)
         self.failure_digest = self.failure_digest or "no rank could be started"

@@ -40,8 +40,8 @@ class Cluster(Protocol):
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]: ...
 
     def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
-        """New agents in place of those of `nodes`, which are lost; returns all. Raises PlacementError where nodes don't
-        come in `wait_s`."""
+        """New agents in place of those of `nodes`, which are lost; returns all. Raises PlacementError where nodes
+        don't come in `wait_s`."""
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         """Whether `replace_agents` would not have to wait: nodes have come, and agents are up on them. Begins to
