@@ -138,10 +138,8 @@ class NodeAgent:
         self._is_zygote_ready.wait(STORE_TIMEOUT_S)
 
     def check_cuda_fork(self) -> str | None:
-        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on.
-
-        Returns what the canary said, None if all is well.
-        """
+        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on. Returns what
+        the canary said, None if all is well."""
         self._need_zygote()
         channel, theirs = Channel.pair()
         self._fork("canary", "canary", [theirs, os.dup(2)])
@@ -164,8 +162,7 @@ class NodeAgent:
         return self._memory.copies.sealed_steps()
 
     def keep_snapshots(self, step: int | None, world_size: int) -> None:
-        """Before an attempt of so many ranks that starts from `step`: the snapshots of other steps are not the run's
-        any more."""
+        """Before an attempt of so many ranks that starts from `step`: no other snapshot is the run's any more."""
         self._memory.keep_only(step, world_size)
 
     def memory(self) -> dict[str, int]:
@@ -200,18 +197,24 @@ class NodeAgent:
         return self._memory.reports(world_size, step)
 
     def start_ranks(
-        self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]], limits: HangLimits | None = None
+        self,
+        attempt: int,
+        common: dict[str, Any],
+        own_parts: Sequence[dict[str, Any]],
+        limits: HangLimits | None = None,
     ) -> None:
-        """Fork one rank for each (rank, encoded WorkerSpec); `limits` are the watchdog's, None leaves it out."""
+        """Fork one rank for each of `own_parts`, which with `common` are its encoded WorkerSpec; `limits` are the
+        watchdog's, None leaves it out."""
         self._need_zygote()
         self._stop_watch()
-        self.attempt_facts = attempt_facts(attempt, specs)
+        self.attempt_facts = attempt_facts(attempt, common, own_parts)
         started = []
-        for number, spec in specs:
+        for own_part in own_parts:
+            number = own_part["rank"]
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
             page = create_page(f"progress-{number}")
-            rank = RankHandle(attempt, number, spec["world_size"], channel, ProgressReader(page))
+            rank = RankHandle(attempt, number, common["world_size"], channel, ProgressReader(page))
             started.append(rank)
             rank.threads = [
                 threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
@@ -227,7 +230,7 @@ class NodeAgent:
                 os.close(page)
                 continue
             with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
-                channel.send_descriptors({"spec": spec}, [page])
+                channel.send_descriptors({"spec": {**common, **own_part}}, [page])
             os.close(page)
         if limits is not None:
             by_rank = {rank.rank: rank for rank in started}

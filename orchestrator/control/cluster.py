@@ -22,6 +22,7 @@ from orchestrator.control.inheritance import Inherited
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.renewals import Renewals
+from orchestrator.control.reserving import is_whole, resources, wait_for
 from orchestrator.control.stream import EventStream
 from orchestrator.control.surroundings import (
     hand_on_token,
@@ -195,7 +196,7 @@ class RayCluster:
         after our death.
         """
         util = import_ray().util
-        bundles = [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles]
+        bundles = [resources(bundle) for bundle in placement.bundles]
         strategy = "STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK"
         while True:
             name = self.tenancy.group_name(next(self._serials))
@@ -207,7 +208,7 @@ class RayCluster:
             waiting = util.placement_group(bundles, strategy=strategy)
             try:
                 limit_s = self._config.start_timeout_s
-                self._wait_for(waiting, placement, limit_s, limit_s)
+                wait_for(waiting, placement, limit_s, limit_s)
             finally:
                 util.remove_placement_group(waiting)
 
@@ -233,7 +234,7 @@ class RayCluster:
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         """Whether the reservation is whole again, and agents are up and warm in the bundles of lost ones."""
-        if self._coming is None and self._is_whole():
+        if self._coming is None and is_whole(self._group):
             actors = self._actors(placement, nodes)
             calls = [actor.command.remote(self.tenancy.generation, "warm_up") for actor in actors]
             self._coming = ComingAgents(actors, nodes, calls)
@@ -254,31 +255,14 @@ class RayCluster:
         """
         reserved_by_s = time.monotonic() + wait_s
         while nodes:
-            self._wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
+            wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
             actors = self._actors(placement, nodes)
             calls = [actor.describe.remote(self.tenancy.generation) for actor in actors]
             coming = ComingAgents(actors, nodes, calls)
-            if self._come_up(coming):
+            if coming.come_up(self._config.start_timeout_s, lambda: is_whole(self._group)):
                 self._take(coming)
                 return
             coming.end()
-
-    def _come_up(self, coming: ComingAgents) -> bool:
-        """False where their reservation is not whole any more. Raises PlacementError where they don't start."""
-        limit_s = self._config.start_timeout_s
-        up_by_s = time.monotonic() + limit_s
-        try:
-            while not coming.are_up(LOOK_S):
-                if not self._is_whole():
-                    return False
-                if time.monotonic() > up_by_s:
-                    raise PlacementError(
-                        f"the agents did not start in cluster.start_timeout_s={limit_s:g}; see `ray status`"
-                    )
-        except PlacementError:
-            coming.end()
-            raise
-        return True
 
     def _take(self, coming: ComingAgents) -> None:
         ray = import_ray()
@@ -287,18 +271,6 @@ class RayCluster:
         except ray.exceptions.RayError as error:
             raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
-
-    def _is_whole(self) -> bool:
-        """Whether every bundle of the reservation has a node that lives, as far as Ray knows."""
-        return bool(import_ray().util.placement_group_table(self._group)["state"] == "CREATED")
-
-    def _wait_for(self, group: Any, placement: Placement, wait_s: float, left_s: float) -> None:
-        if not group.wait(timeout_seconds=left_s):
-            wanted = ", ".join(f"{bundle.cpus} CPUs and {bundle.gpus} GPUs" for bundle in placement.bundles)
-            raise PlacementError(
-                f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={wait_s:g}; "
-                "wait for other jobs, ask for less, or raise the limit"
-            )
 
     def _actors(self, placement: Placement, nodes: Sequence[int]) -> list[Any]:
         """A new agent in each of the placement's bundles `nodes`."""
@@ -356,6 +328,31 @@ class RayCluster:
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
+    def call_living(
+        self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        """The same method of several agents at once; the results of those that are there and answer in time.
+
+        Raises SupersededError where a newer driver has them.
+        """
+        ray = import_ray()
+        asked = {agent.actor.command.remote(self.tenancy.generation, method, *arguments): agent for agent in agents}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting, answered, results = list(asked), [], []
+        while waiting and time.monotonic() < deadline_s:
+            left_s = deadline_s - time.monotonic()
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left_s, LOOK_S)))
+            answered += ready
+            waiting = [reference for reference in waiting if not self._is_silent(asked[reference])]
+        for reference in answered:
+            try:
+                results.append(ray.get(reference))
+            except ray.exceptions.RayActorError:
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+        return results
+
     def _is_silent(self, agent: AgentHandle) -> bool:
         return self._renewals is not None and self._renewals.is_silent(agent)
 
@@ -393,7 +390,3 @@ class RayCluster:
         if self._temp_dir_lock is not None:
             os.close(self._temp_dir_lock)
             self._temp_dir_lock = None
-
-
-def _resources(cpus: int, gpus: int) -> dict[str, float]:
-    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

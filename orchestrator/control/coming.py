@@ -1,11 +1,14 @@
 """Agents that are being started: up once they answer."""
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.control.raylib import first_line, import_ray
 from orchestrator.errors import PlacementError, SupersededError
+
+LOOK_S = 0.5
 
 
 class ComingAgents:
@@ -30,6 +33,23 @@ class ComingAgents:
                 raise cause from None
             raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         return not self._waiting
+
+    def come_up(self, limit_s: float, is_placed: Callable[[], bool]) -> bool:
+        """Wait until they are up; False where `is_placed` says that their nodes are gone. Raises PlacementError where
+        they don't start in `limit_s`, as `are_up` does, and ends them then."""
+        up_by_s = time.monotonic() + limit_s
+        try:
+            while not self.are_up(LOOK_S):
+                if not is_placed():
+                    return False
+                if time.monotonic() > up_by_s:
+                    raise PlacementError(
+                        f"the agents did not start in cluster.start_timeout_s={limit_s:g}; see `ray status`"
+                    )
+        except PlacementError:
+            self.end()
+            raise
+        return True
 
     def end(self) -> None:
         for actor in self.actors:

@@ -66,7 +66,7 @@ def _fits(facts: dict[str, Any], node: int, placement: Placement, zero_stage: in
     return sorted(facts["ranks"]) == ranks and is_same_world and facts.get("zero_stage") == zero_stage
 
 
-def attempt_facts(attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+def attempt_facts(attempt: int, common: dict[str, Any], own_parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of an attempt's encoded WorkerSpecs, what tells whether its snapshots fit another attempt."""
-    shared = {key: specs[0][1][key] for key in ("world_size", "zero_stage", "resume")} if specs else {}
-    return {"number": attempt, "ranks": [rank for rank, _ in specs], **shared}
+    shared = {key: common[key] for key in ("world_size", "zero_stage", "resume")} if own_parts else {}
+    return {"number": attempt, "ranks": [part["rank"] for part in own_parts], **shared}
