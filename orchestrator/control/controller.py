@@ -227,7 +227,7 @@ class Controller:
         """After a node was lost, or came back: others keep their agents, and so their snapshots."""
         try:
             self._fleet.replace_lost()
-        except PlacementError as error:
+        except (PlacementError, ConnectionError) as error:
             self._give_up(str(error))
             return
         self._tell(lifecycle.Placed())

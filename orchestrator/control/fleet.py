@@ -68,7 +68,7 @@ class Fleet:
         """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
 
         Where nodes for them don't come in time, it is those that are left, if they are enough; else this raises
-        PlacementError.
+        PlacementError. ConnectionError where another node is lost meanwhile.
         """
         assert self._stream is not None
         assert self._whole is not None
@@ -86,8 +86,7 @@ class Fleet:
                     self._stream.add(agent)
             self.agents = list(agents)
         self._placement = remaining(self._whole, {agent.node for agent in self.agents})
-        with contextlib.suppress(ConnectionError):  # the stream tells of it
-            self._introduce_peers()
+        self._introduce_peers()
 
     @property
     def _missing(self) -> list[int]:
