@@ -250,18 +250,24 @@ class RayCluster:
     def _fill(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> None:
         """A new agent in each of the bundles `nodes`, for which nodes come within `wait_s`.
 
-        Where the reservation breaks meanwhile, because Ray did not know yet that a node is gone, it is waited for
-        again.
+        Where an agent was lost with its node, Ray may take that node for alive some seconds longer and send the new
+        one there, too, where it never runs. Its death, or a reservation that is not whole any more, says that Ray
+        knows by then: the bundle moves.
         """
-        reserved_by_s = time.monotonic() + wait_s
+        reserved_by_s, tries_left = time.monotonic() + wait_s, START_TRIES
         while nodes:
             wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
             actors = self._actors(placement, nodes)
             calls = [actor.describe.remote(self.tenancy.generation) for actor in actors]
             coming = ComingAgents(actors, nodes, calls)
-            if coming.come_up(self._config.start_timeout_s, lambda: is_whole(self._group)):
-                self._take(coming)
-                return
+            try:
+                if coming.come_up(self._config.start_timeout_s, lambda: is_whole(self._group)):
+                    self._take(coming)
+                    return
+            except PlacementError as error:
+                tries_left -= 1
+                if not (tries_left and isinstance(error.__cause__, import_ray().exceptions.RayActorError)):
+                    raise
             coming.end()
 
     def _take(self, coming: ComingAgents) -> None:
