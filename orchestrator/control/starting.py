@@ -59,11 +59,13 @@ def stored_point(
     *,
     lineage: Lineage = WHOLE,
     max_step: int | None = None,
+    known_committed: int | None = None,
 ) -> StoredPoint:
     """The newest point that verifies, on the nodes' own disks or at checkpoint.url; of equal ones that on the disks.
 
     What `lineage` has left behind, or lies after `max_step`, is not looked at. A damaged one is set aside and told to
-    `on_reject(step, reason, where)`. Raises CheckpointError as `resume_point`.
+    `on_reject(step, reason, where)`. `known_committed` is the newest step at checkpoint.url if this driver has seen
+    it: then the disks serve also while the store does not answer. Raises CheckpointError as `resume_point`.
     """
 
     def reject_stored(step: int, reason: str) -> None:
@@ -74,12 +76,17 @@ def stored_point(
         if not lineage.survives(point.attempt, point.step) or (max_step is not None and point.step > max_step):
             continue
         how = {"lineage": lineage, "above": point.step, "max_step": max_step}
-        newer = newest_valid(store, fingerprint, reject_stored, identity, **how)
+        try:
+            newer = newest_valid(store, fingerprint, reject_stored, identity, **how)
+            committed = max((s for s in committed_steps(store, lineage) if s <= point.step), default=0)
+        except StoreError:
+            if known_committed is None or known_committed > point.step:
+                raise
+            newer, committed = None, known_committed
         if newer is not None:
             return StoredPoint(_committed_point(store, newer), newer.step)
         resume = disks.restorable(point, fingerprint, on_reject)
         if resume is not None:
-            committed = max((s for s in committed_steps(store, lineage) if s <= resume.step), default=0)
             return StoredPoint(replace(resume, is_durable=committed == resume.step), committed)
     resume = resume_point(run, store, reject_stored, lineage=lineage, max_step=max_step)
     has_own = resume.checkpoint is not None and not resume.is_initial
