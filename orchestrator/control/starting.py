@@ -18,7 +18,7 @@ from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.specs import hang_limits, own_part, worker_specs
+from orchestrator.control.specs import common_spec, hang_limits, own_parts
 from orchestrator.errors import StoreError
 from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
@@ -183,7 +183,8 @@ def start_ranks(
     secret: str = "",
 ) -> None:
     """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
-    specs = worker_specs(
+    interfaces = {a.node: run.config.cluster.network_interface or a.interface for a in agents}
+    common = common_spec(
         run.config,
         at_world_size(run.config, run.plan, len(placement.ranks)),
         run.manifest,
@@ -193,11 +194,13 @@ def start_ranks(
         checkpoint_url=run.checkpoint_url,
         store_host=agents[0].address,
         store_port=cluster.call(agents[0], "start_store"),
-        interfaces={agent.node: run.config.cluster.network_interface or agent.interface for agent in agents},
+        interfaces=interfaces,
         peer_secret=secret,
     )
+    encoded = encode(common)
     by_node: dict[int, list[dict[str, Any]]] = {agent.node: [] for agent in agents}
-    for spec in specs:
-        by_node[spec.node].append(own_part(spec))
-    common, limits = encode(specs[0]), hang_limits(run.config)
-    cluster.call_all([(agent, (number, common, by_node[agent.node], limits)) for agent in agents], "start_ranks")
+    for part in own_parts(placement, interfaces):
+        by_node[part["node"]].append(part)
+    limits = hang_limits(run.config)
+    calls = [(agent, (number, encoded, by_node[agent.node], limits)) for agent in agents]
+    cluster.call_all(calls, "start_ranks")
