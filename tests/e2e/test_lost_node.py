@@ -8,23 +8,39 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from comparing import assert_bit_equal
+from comparing import assert_bit_equal, assert_same_course
 from typed import Run, SharedRay, Typist, wait_for
 from typists import clean_environment, joined_typist
+
+from orchestrator.errors import EXIT_PREEMPTED
 
 pytestmark = pytest.mark.real
 
 NUM_NODES = 3
-"""Two to train on and a spare one."""
+"""Two to train on and a spare one, or three to train on and none."""
 KILL_STEP = 20
 
 
+@dataclass(frozen=True)
+class FakeNodes:
+    ray: SharedRay
+    process: "subprocess.Popen[str]"
+
+    def add_one(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "added\n"
+
+
 @pytest.fixture(scope="module")
-def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
+def fake_nodes(nothing_left: None) -> Iterator[FakeNodes]:
     folder = Path(tempfile.mkdtemp(prefix="phx-fk-", dir="/tmp"))
     token_path = folder / "token"
     token_path.touch(mode=0o600)
@@ -44,7 +60,7 @@ def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
     try:
         address = process.stdout.readline().strip()
         assert address, f"Ray did not start: {(folder / 'stderr').read_text()[-2000:]}"
-        yield SharedRay(address, authentication)
+        yield FakeNodes(SharedRay(address, authentication), process)
     finally:
         process.stdin.close()
         process.wait()
@@ -53,9 +69,9 @@ def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
 
 
 @pytest.fixture
-def typist_on_nodes(tmp_path: Path, data: Path, fake_nodes: SharedRay) -> Iterator[Typist]:
-    typist = joined_typist(tmp_path, data, fake_nodes)
-    typist.words = [*typist.words, f"cluster.address={fake_nodes.address}", "cluster.workers_per_node=1"]
+def typist_on_nodes(tmp_path: Path, data: Path, fake_nodes: FakeNodes) -> Iterator[Typist]:
+    typist = joined_typist(tmp_path, data, fake_nodes.ray)
+    typist.words = [*typist.words, f"cluster.address={fake_nodes.ray.address}", "cluster.workers_per_node=1"]
     yield typist
     typist.close()
 
@@ -88,3 +104,53 @@ def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run,
     assert second["resume_step"] == recovered["resume_step"]
     assert list(run.rows()) == list(range(1, 61))
     assert_bit_equal(run, reference)
+
+
+def lose_a_node(run: Run) -> int:
+    """Kill a node's raylet and agent, as a power cut would, though not the first node's, where Ray's own service is;
+    returns the rank that it had."""
+    for rank in (2, 1, 0):
+        pid = run.rank_pid(1, rank)
+        assert pid is not None
+        agent = agent_of(pid)
+        raylet = agent.parent()
+        assert raylet is not None
+        assert "raylet" in raylet.name()
+        if "--head" not in " ".join(raylet.cmdline()):
+            raylet.kill()
+            agent.kill()
+            return rank
+    raise AssertionError("every rank is on the first node")
+
+
+def test_without_a_spare_node_the_run_goes_on_with_two_and_grows_again(
+    typist_on_nodes: Typist, fake_nodes: FakeNodes, tmp_path: Path, run: Run
+) -> None:
+    """18 samples don't divide over two ranks with micro-batches of two."""
+    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "checkpoint.every_steps=0"]
+    words += ["optim.schedule_steps=100000"]
+    sizes = ["cluster.num_workers=3", "cluster.min_workers=2", "cluster.replace_timeout_s=1"]
+    driver = typist_on_nodes.train(run, *words, *sizes, "cluster.grow_interval_s=0.1", "train.steps=100000")
+    driver.wait_for_step(run, KILL_STEP)
+    lose_a_node(run)
+    driver.wait_for("two ranks that train", lambda: run.newest_attempt() == 2)
+    driver.wait_for_step(run, run.events("attempt_started")[1]["resume_step"] + 5)
+    fake_nodes.add_one()
+    driver.wait_for("three ranks that train", lambda: run.newest_attempt() == 3)
+    driver.wait_for_step(run, run.events("attempt_started")[2]["resume_step"] + 5)
+    driver.process.terminate()
+    assert driver.wait() == EXIT_PREEMPTED
+
+    assert [(event["from"], event["to"]) for event in run.events("resized")] == [(3, 2), (2, 3)]
+    attempts = run.events("attempt_started")
+    assert [event["world_size"] for event in attempts] == [3, 2, 3]
+    assert [event["source"] for event in attempts] == ["start", "peer", "memory"]
+    shrunk, grown = run.events("recovered")
+    assert shrunk["source"] == "peer"
+    assert (grown["source"], grown["steps_lost"]) == ("memory", 0)
+    rows = run.rows()
+    assert sorted({row.world_size for row in rows.values()}) == [2, 3]
+    alone = Run(tmp_path / "alone")
+    last = f"train.steps={max(rows)}"
+    typist_on_nodes.train(alone, *words, "cluster.num_workers=1", last).finish()
+    assert_same_course(run, alone)
