@@ -35,6 +35,7 @@ class Fleet:
         """By which the agents know each other."""
         self._whole: Placement | None = None
         """Of all workers that are asked for."""
+        self._num_nodes = 0
         self._placement: Placement | None = None
         """Of those that there are."""
         self._shares: WantedShares | None = None
@@ -55,7 +56,7 @@ class Fleet:
         Raises PlacementError where the nodes don't come free in time.
         """
         config = self._run.config
-        self._whole = placement
+        self._whole, self._num_nodes = placement, len(placement.nodes)
         self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
         self._placement = remaining(placement, {agent.node for agent in self.agents})
         self._introduce_peers()
@@ -98,7 +99,7 @@ class Fleet:
     @property
     def is_short(self) -> bool:
         """Whether it goes on without lost nodes."""
-        return bool(self._missing)
+        return len(self.agents) < self._num_nodes  # asked at every poll: no walk over all ranks
 
     def has_replacements(self) -> bool:
         """Whether new agents are up in place of all that are missing; returns at once, so ask again."""

@@ -57,10 +57,11 @@ class ImaginedCluster:
         ]
         return self._agents
 
-    def replace_agents(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
         return self._agents
+
+    def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        return False
 
     def seal(self, placement: Placement, step: int) -> None:
         """Every rank's snapshot of `step` is in its agent's memory."""
