@@ -19,6 +19,7 @@ from orchestrator.config import ClusterConfig
 from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
 from orchestrator.control.inheritance import Inherited
 from orchestrator.control.members import AgentHandle
+from orchestrator.control.preemption import Drain
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.renewals import Renewals
 from orchestrator.control.stream import EventStream
@@ -293,6 +294,11 @@ class RayCluster:
             raise ConnectionError(f"an agent is gone: {first_line(error)}") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    @property
+    def drain(self) -> Drain | None:
+        """Of one of the run's nodes, by Ray."""
+        return self._renewals.drain if self._renewals is not None else None
 
     def _is_silent(self, agent: AgentHandle) -> bool:
         return self._renewals is not None and self._renewals.is_silent(agent)
