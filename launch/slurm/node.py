@@ -2,10 +2,14 @@
 
 `srun` runs it once per node as `python -m launch.slurm.node [INTERFACE]`. It hears lines on stdin and answers on
 stdout, both through srun:
-    start {"token", "job"}   make the private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
+    start {"token", "job"}   make a private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
     join {"address"}         the other nodes start theirs -> up
-    end of input             the job is over, or has died: end every process that descends from here
+    end                      the job is over: end every process that descends from here
+    end of input             the job's program has died: the same
 It says `failed {"text"}` where Ray does not start and `died {"text"}` where it ends too early.
+
+With --no-kill, a job whose first node dies stays RUNNING for SLURM until its time limit, with nothing in it. So who
+is left of it looks, and puts it back into the queue.
 
 SLURM sends SIGTERM to every process of a step as soon as a job is cancelled or preempted, long before the run has
 saved. So the signal is blocked here, and all that is started inherits that.
@@ -24,10 +28,13 @@ from typing import IO
 
 import psutil
 
+from launch.slurm import commands
+from launch.slurm.jobstate import JobState
 from launch.slurm.lines import LineReader, Message, line
 from launch.slurm.raystart import PORTS_PER_BLOCK, allocated, port_blocks, ray_words
 from launch.slurm.waking import Wakeup
 from orchestrator.control.surroundings import RAY_SETTINGS, locked_temp_dir, remove_stale_temp_dirs
+from orchestrator.errors import PhalanxError
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 START_TRIES = 3
@@ -35,6 +42,8 @@ MAIN_PROCESSES = ("raylet", "gcs_server")
 """Without one of these the node's Ray is gone."""
 PR_SET_CHILD_SUBREAPER = 36
 LAST_LINES = 5
+LOOK_S = 15.0
+"""How often what is left of a job without its first node asks SLURM."""
 
 
 class Node:
@@ -50,21 +59,26 @@ class Node:
         self._starting: subprocess.Popen[bytes] | None = None
         self._tries = 0
         self._main: dict[int, str] = {}
+        self._is_over = False
+        self._has_lost_ray = False
 
-    def run(self, commands: IO[bytes]) -> None:
-        """Until the input ends; then nothing that was started here is left."""
-        reader = LineReader(commands.fileno())
-        try:
-            with Wakeup(signal.SIGCHLD) as wakeup:
-                while not reader.is_closed:
+    def run(self, orders: IO[bytes]) -> None:
+        """Until the job is over; then nothing that was started here is left."""
+        reader = LineReader(orders.fileno())
+        with Wakeup(signal.SIGCHLD) as wakeup:
+            try:
+                while not (self._is_over or reader.is_closed or self._has_lost_ray):
                     wakeup.wait([reader], None)
                     self._reap()
                     for message in reader.read():
                         self._obey(message)
-        finally:
-            end_descendants()
-            if self._temp_dir:
-                shutil.rmtree(self._temp_dir, ignore_errors=True)
+            finally:
+                end_descendants()
+                if self._temp_dir:
+                    shutil.rmtree(self._temp_dir, ignore_errors=True)
+            while not (self._is_over or self._is_head) and requeue_if_headless(self._job):
+                wakeup.wait([] if reader.is_closed else [reader], LOOK_S)
+                self._is_over = any(message["op"] == "end" for message in reader.read())
 
     def _say(self, op: str, **fields: object) -> None:
         # Who ran srun may be gone; then the end of input comes next.
@@ -80,6 +94,8 @@ class Node:
             case "join" if not self._is_head:
                 self._joining = message["address"]
                 self._start_ray()
+            case "end":
+                self._is_over = True
 
     def _prepare(self, token: str, job: int) -> None:
         """The folder for Ray's sockets and logs and for the token, readable by us alone, unlocked by our death."""
@@ -134,6 +150,7 @@ class Node:
                 self._started(self._starting.returncode)
             elif pid in self._main:
                 self._say("died", text=f"{self._main[pid]} ended with {os.waitstatus_to_exitcode(status)}")
+                self._has_lost_ray = True
 
     def _started(self, exit_code: int) -> None:
         self._starting = None
@@ -147,6 +164,20 @@ class Node:
         else:
             said = self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]
             self._say("failed", text=f"ray start exited with {exit_code}: " + " | ".join(filter(None, said)))
+
+
+def requeue_if_headless(job: int) -> bool:
+    """Put the job back into the queue if SLURM has taken its batch host out of it; True while it may still do so."""
+    try:
+        view = commands.job(job)
+        if view is None or view.state is not JobState.RUNNING or view.nodes is None:
+            return False
+        if view.batch_host in commands.hostnames(view.nodes):
+            return True
+        commands.requeue(job)
+    except PhalanxError:  # SLURM is busy, or another node was faster; in a container it can't be asked
+        return commands.is_there()
+    return False
 
 
 def free_block(job: int) -> int:

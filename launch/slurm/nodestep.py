@@ -40,7 +40,8 @@ class NodeStep:
         return self.reader.is_closed
 
     def end(self) -> None:
-        """End of input is the word for it; srun is ended where a node does not answer any more."""
+        """srun is ended where a node does not answer any more."""
+        self.tell({"op": "end"})
         with contextlib.suppress(BrokenPipeError):
             self._commands.close()
         try:

@@ -1,5 +1,6 @@
 """`phalanx submit` on a virtual cluster as a person types it, and the run folder that comes of it."""
 
+import json
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ WORDS = [
     "cluster.device=cpu",
     "cluster.slurm.memory_per_node=2500M",
     "cluster.slurm.time_limit_min=30",
+    "cluster.start_timeout_s=600",
     "tracking.wandb.mode=disabled",
 ]
 SLOW = ["train.steps=100000", "optim.schedule_steps=40"]
@@ -51,6 +53,31 @@ def wait_until(what: str, look: Callable[[], T | None]) -> T:
         assert time.monotonic() < deadline, f"{what} did not come in {GIVE_UP_S:g} s"
         time.sleep(POLL_S)
     return found
+
+
+def prepare_data(cluster: VirtualCluster) -> Path:
+    """Two packages of the standard library, on the cluster's shared folder."""
+    library = Path(json.__file__).parent.parent
+    path = cluster.shared / "data"
+    words = [f"data.source=[{library}/json/*.py,{library}/email/*.py]", f"data.path={path}", "data.vocab_size=400"]
+    command = [sys.executable, "-m", "launch.cli", "prepare", "model=tiny", "data.validation_fraction=0.1", *words]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+def local_rows(data: Path, root: Path, *words: str) -> dict[int, StepRow]:
+    """The run that nothing disturbed, on this machine and without SLURM."""
+    common = [word for word in WORDS if not word.startswith("cluster.slurm") and word != "cluster=slurm"]
+    places = [f"data.path={data}", f"run.root={root}", "run.id=local"]
+    command = [sys.executable, "-m", "launch.cli", "train", *common, *words, *places]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return surviving_rows(root / "local/metrics.jsonl")
+
+
+def learned(rows: dict[int, StepRow]) -> list[tuple[object, ...]]:
+    """What each step did: its data, loss, gradient norm and learning rate."""
+    return [(row.step, row.batch_digest, row.loss, row.grad_norm, row.lr) for row in rows.values()]
 
 
 class SubmittedRun:

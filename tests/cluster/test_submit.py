@@ -1,17 +1,16 @@
 """Runs as SLURM jobs on real daemons: across nodes, through signals, requeues and ends, beside each other."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster.submitting import SLOW, WORDS, SubmittedRun, left_on, phalanx, wait_until
+from cluster.submitting import SLOW, SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster, end
 from launch.virtual.spec import VirtualSpec
-from orchestrator.observe.metrics import StepRow, surviving_rows
+from orchestrator.observe.metrics import StepRow
 
 pytestmark = pytest.mark.cluster
 
@@ -21,7 +20,7 @@ def site(can_be_virtual: None, unused_name: Callable[[], str]) -> Iterator[Virtu
     """Two nodes with room for two jobs each."""
     name = unused_name()
     closed = f"PartitionName=closed Nodes={name}[1-2] AllowQos=nobody AllowAccounts=nobody"
-    spec = VirtualSpec(name=name, nodes=2, gpus=2, slurm_lines=(closed,))
+    spec = VirtualSpec(name=name, nodes=2, gpus=2, slurm_lines=("KillWait=60", closed))
     cluster = VirtualCluster.up(spec)
     try:
         yield cluster
@@ -31,26 +30,12 @@ def site(can_be_virtual: None, unused_name: Callable[[], str]) -> Iterator[Virtu
 
 @pytest.fixture(scope="module")
 def data(site: VirtualCluster) -> Path:
-    library = Path(json.__file__).parent.parent
-    path = site.shared / "data"
-    words = [f"data.source=[{library}/json/*.py,{library}/email/*.py]", f"data.path={path}", "data.vocab_size=400"]
-    command = [sys.executable, "-m", "launch.cli", "prepare", "model=tiny", "data.validation_fraction=0.1", *words]
-    subprocess.run(command, check=True, capture_output=True)
-    return path
+    return prepare_data(site)
 
 
 @pytest.fixture(scope="module")
 def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, StepRow]:
-    """The run that nothing disturbed, here, without SLURM."""
-    root = tmp_path_factory.mktemp("local")
-    words = [word for word in WORDS if not word.startswith("cluster.slurm") and word != "cluster=slurm"]
-    command = [sys.executable, "-m", "launch.cli", "train", *words, f"data.path={data}", f"run.root={root}"]
-    subprocess.run([*command, "run.id=local"], check=True, capture_output=True)
-    return surviving_rows(root / "local/metrics.jsonl")
-
-
-def learned(rows: dict[int, StepRow]) -> list[tuple[object, ...]]:
-    return [(row.step, row.batch_digest, row.loss, row.grad_norm, row.lr) for row in rows.values()]
+    return local_rows(data, tmp_path_factory.mktemp("local"))
 
 
 class TestLife:

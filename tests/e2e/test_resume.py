@@ -102,8 +102,10 @@ def test_interrupted_twice_then_three_workers_at_another_stage(typist: Typist, r
 def test_a_notice_saves_at_the_boundary_and_damage_goes_back_one(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run)
     driver.wait_for_step(run, 22)
-    driver.process.send_signal(signal.SIGTERM)
+    cancel = typist.type("cancel", str(run.folder.path))
+    assert f"(pid {driver.process.pid}) was told to save" in cancel.output
     assert driver.wait() == EXIT_PREEMPTED
+    assert typist.type("cancel", str(run.folder.path)).process.returncode == 2
     last = run.newest_row()
     assert last is not None
     steps = run.committed_steps()
