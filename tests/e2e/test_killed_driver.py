@@ -112,3 +112,19 @@ def left_in_ray(typist: Typist, name: str) -> dict[str, int]:
         [sys.executable, script, name], env=typist.environment, stdout=subprocess.PIPE, text=True, check=True
     )
     return dict(json.loads(done.stdout))
+
+
+def test_a_driver_that_was_only_stopped_starts_its_ranks_again(typist: Typist, run: Run, reference: Run) -> None:
+    driver = typist.train(run, "checkpoint.every_steps=0", "fault.lease_timeout_s=3", "fault.driver_grace_s=600")
+    driver.wait_for_step(run, KILL_STEP)
+    ranks = run.rank_pids()
+    os.kill(ranks[1], signal.SIGSTOP)  # else they might reach the last step before they are stopped
+    driver.process.send_signal(signal.SIGSTOP)
+    wait_for("the end of the ranks without a lease", lambda: not any(map(is_alive, ranks)))
+    driver.process.send_signal(signal.SIGCONT)
+    driver.finish()
+    died = run.events("rank_died")
+    assert any("heard nothing from the driver" in event["message"] for event in died), died
+    assert run.events("node_lost") == []
+    assert run.events("recovered")[-1]["source"] == "memory"
+    assert_bit_equal(run, reference)
