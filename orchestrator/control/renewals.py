@@ -48,10 +48,13 @@ class Renewals:
         looked_s = time.monotonic()
         while not self._closing.is_set():
             agents = list(self._agents())
+            until_s = time.monotonic() + interval_s
             with contextlib.suppress(Exception):  # Ray is going away: the calls of the driver itself will tell
                 self._send(agents)
+                self._hear(until_s)
+            with contextlib.suppress(Exception):
                 self._see_drains(agents)
-                self._hear(time.monotonic() + interval_s)
+            self._closing.wait(until_s - time.monotonic())
             now_s = time.monotonic()
             self._look(agents, now_s - looked_s, interval_s)
             looked_s = now_s
