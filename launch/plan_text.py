@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.config import RunConfig
-from orchestrator.control.snapshotmemory import fitting_snapshots
+from orchestrator.control.snapshotmemory import disk_words, fitting_snapshots
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
@@ -167,6 +167,8 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
         + (f" of {gigabytes(limit)}" if limit is not None else ""),
         f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
     ]
+    if config.checkpoint.local_dir is not None:
+        lines.append(disk_words(config, memory))
     if fitting.note is not None:
         lines.append(fitting.note)
     if config.snapshot.every_steps == 0:

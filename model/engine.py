@@ -213,7 +213,7 @@ class Engine:
         for index, micro_batch in enumerate(micro_batches):
             on_micro_step(index)
             place = index * world_size + dist.get_rank()
-            torch.manual_seed(_stream_seed(self.settings.seed, step, place))
+            self._seed(_stream_seed(self.settings.seed, step, place))
             loss = self._losses_sum(micro_batch)
             loss_sum += loss.detach()
             engine.backward(loss * scale)
@@ -240,6 +240,13 @@ class Engine:
         if self.settings.eos_token_id is not None:
             documents = document_ids(inputs, self.settings.eos_token_id)
         return token_losses_sum(self._engine(inputs, documents), targets, weights)
+
+    def _seed(self, seed: int) -> None:
+        """As `torch.manual_seed` does for the CPU and this device; for every other kind of device that would format
+        the stack, at each micro-step."""
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _rng_digest(self) -> int:
         is_cuda = self._device.type == "cuda"

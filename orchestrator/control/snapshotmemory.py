@@ -24,6 +24,8 @@ class SnapshotMemory:
     copies: int
     """For each rank of the node whose copies it holds."""
     slot_bytes: int
+    share_bytes: int
+    """What a rank saves of the state: at ZeRO stage 0 a part of what its slot holds."""
     workers: int
     ranks_bytes: int
     """What the node's ranks hold in the same memory."""
@@ -60,6 +62,7 @@ def snapshot_memory(config: RunConfig, plan: RunPlan, placement: Placement) -> S
         slots=num_slots(config, num_nodes),
         copies=COPIES_OF_RANK if has_peers(config, num_nodes) else 0,
         slot_bytes=share_bytes + SLOT_HEAD_BYTES + index_bytes,
+        share_bytes=-(-state_bytes // plan.batch.world_size),
         workers=workers,
         ranks_bytes=workers * (held_bytes(rank, plan.device) if plan.device == "cpu" else rank.host),
     )
@@ -119,6 +122,16 @@ def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
         f"{', '.join(tiers)}; {memory.slots} slots{copies} of {gigabytes(memory.slot_bytes)} for each rank, "
         f"{gigabytes(memory.snapshot_bytes)} of a node"
     )
+
+
+def disk_words(config: RunConfig, memory: SnapshotMemory) -> str:
+    """For `plan`: `on each node's disk /scratch every 10 steps, the newest 2: at most 45.0 MB`, with the one that is
+    being written."""
+    checkpoint = config.checkpoint
+    kept = checkpoint.local_keep_last
+    num_bytes = (kept + 1) * memory.share_bytes * memory.workers
+    where = f"on each node's disk {checkpoint.local_dir} {every(checkpoint.local_every_steps)}"
+    return f"{where}, the newest {kept}: at most {gigabytes(num_bytes)}"
 
 
 def every(steps: int) -> str:

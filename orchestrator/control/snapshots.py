@@ -154,7 +154,6 @@ class Snapshots:
         waits instead.
         """
         snapshotter = self._snapshotter or self._open()
-        parts, small = self._engine.state_parts(), {**self._small(), **facts}
         every = self._spec.snapshot.replicate_every_steps if self._spec.has_peer else 0
         is_replicated = every > 0 and step % every == 0 and snapshotter.may_replicate
         # More on their way would leave no slot for the snapshots to come: the store may be slow, training not.
@@ -165,6 +164,8 @@ class Snapshots:
             "is_on_disk": self.is_due_on_disk(step) and not is_last,
             "is_last": is_last,
         }
+        small = self._small(is_stored=how["is_persisted"] or how["is_on_disk"])
+        parts, small = self._engine.state_parts(), {**small, **facts}
         is_taken = snapshotter.take(step, parts, small, **how)
         while not is_taken and is_last:
             self._inbox.wait()
@@ -210,10 +211,11 @@ class Snapshots:
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self) -> dict[str, Any]:
+    def _small(self, *, is_stored: bool) -> dict[str, Any]:
+        """The generator's state goes to storage only: every stream is seeded by formula at each step."""
         return {
             "counters": self._engine.counters(),
-            "rng_torch": torch.get_rng_state().numpy().tobytes().hex(),
+            "rng_torch": torch.get_rng_state().numpy().tobytes().hex() if is_stored else None,
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),
             "branch": self._spec.resume.branch,

@@ -75,6 +75,8 @@ class Proxy:
     def __init__(self, upstream_port: int) -> None:
         self.plan = Plan()
         """Of every request that no other plan is for."""
+        self.ignores_conditions = False
+        """As some object stores do: a conditional put is carried out whatever is there."""
         self.plans: dict[str, Plan] = {}
         """A store's folder in the bucket -> its plan."""
         proxy = self
@@ -115,7 +117,10 @@ class Proxy:
 
             def forward(self, body: bytes, fault: str | None) -> None:
                 connection = HTTPConnection("127.0.0.1", upstream_port)
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in {"transfer-encoding", "expect"}}
+                left_out = {"transfer-encoding", "expect"} | (
+                    {"if-none-match"} if proxy.ignores_conditions else set()
+                )
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in left_out}
                 headers["Content-Length"] = str(len(body))
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()

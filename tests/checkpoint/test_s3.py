@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from disturbed_run import Run, phalanx, prepare_data, wait_for
 from s3_server import BUCKET, CREDENTIALS, FAULTS, Plan, Proxy, client_of, moto_server
 from saving import random_state, save, write
 
+from launch.compose import compose
 from orchestrator.checkpoint.commit import commit, committed_steps, newest_valid, prune
 from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, refuse_if_fenced, take
 from orchestrator.checkpoint.layout import MARKER
@@ -22,6 +24,7 @@ from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.retry import ANY, Patience, retried
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import logical_digest, verify
+from orchestrator.control.driver import degraded
 from orchestrator.errors import CheckpointError, FencedError, StoreError, StoreFault
 
 SHAPES = {"w": (50, 8), "b": (3,)}
@@ -112,6 +115,22 @@ def test_of_many_writers_one_creates(store):
         thread.join()
     assert len(won) <= 1
     assert store.read("claim") == str(won[0]).encode()
+
+
+def test_a_store_that_ignores_exclusive_create_is_named_at_the_start(proxy, store):
+    config = compose(["experiment=tiny_test", f"checkpoint.url={store.url}"]).config
+    joined = SimpleNamespace(is_ours=False)
+    assert degraded(config, "cpu", joined) == []
+    proxy.ignores_conditions = True
+    try:
+        assert not store.claims_exclusively()
+        (warning,) = degraded(config, "cpu", joined)
+    finally:
+        proxy.ignores_conditions = False
+    assert warning.startswith(
+        f"checkpoint.url={store.url} has no exclusive create: two live copies of this run could"
+    )
+    assert store.list() == [], "the try left nothing"
 
 
 @pytest.mark.parametrize(
@@ -382,6 +401,12 @@ def test_a_run_on_s3_outlives_its_outage_and_resumes(proxy, tmp_path):
         proxy.plan = Plan("slow_down", 0, 10**9)
         wait_for("the outage to be noticed", lambda: "is tried again for checkpoint.retry" in run.said(), run.process)
         run.wait_until_it_trains()
+
+        def left_out() -> list[dict]:
+            return [e for e in run.events("checkpoint_failed") if "has not yet taken the checkpoint" in e["message"]]
+
+        wait_for("checkpoints to be left out, not queued", lambda: len(left_out()) > 1, run.process)
+        assert run.said().count("has not yet taken the checkpoint before it") == 1, "said once, not for each"
         proxy.plan = Plan()
         run.wait_for_commit_after(run.events("checkpoint_committed")[-1]["step"])
         wait_for("the end of the outage", lambda: "checkpoints are written again" in run.said(), run.process)

@@ -73,6 +73,7 @@ def assert_all_sound(disk: Disk) -> None:
 def test_a_run_outlives_a_full_and_a_vanished_disk(tmp_path, data):
     with Disk(tmp_path) as disk:
         words = [f"data.path={data}", f"checkpoint.url={disk.path}/checkpoints"]
+        words += [f"checkpoint.local_dir={disk.path}/local", "checkpoint.local_every_steps=5"]
         run = Run(tmp_path, words)
         try:
             committed = run.wait_for_commit_after(0)
@@ -116,6 +117,9 @@ def test_a_run_outlives_a_full_and_a_vanished_disk(tmp_path, data):
             said = run.said()
             assert said.count("no space left to write") <= 4, "once for each outage, not for each checkpoint"
             assert said.count("checkpoints are written again") >= 2
+            assert "on the nodes' disks failed, training goes on: no space left to write" in said
+            assert said.count("checkpoints are written to the nodes' disks again") >= 2
+            assert said.count("on the nodes' disks failed") <= 6, "once for each cause and outage"
             found = newest_valid(Store(disk.kept / "checkpoints"), None, lambda *_: pytest.fail("rejected"))
             assert found is not None
             assert found.step == run.events("checkpoint_committed")[-1]["step"] > committed

@@ -1,5 +1,6 @@
 """Two nodes' disks, with real files, and ranges read from one by the other over real connections."""
 
+import base64
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from saving import make_marker, partition, random_state
 
+from orchestrator.checkpoint import encryption
 from orchestrator.checkpoint.fencing import new_claim
+from orchestrator.checkpoint.key import KEY_VARIABLE, Key
 from orchestrator.checkpoint.layout import MARKER, PayloadFile, step_folder
 from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.payload import write_payload
@@ -52,16 +55,18 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
         node.copies.close()
 
 
-def write_rank(node: Node, step: int, rank: int, attempt: int = 1) -> PayloadFile:
+def write_rank(node: Node, step: int, rank: int, attempt: int = 1, key: Key | None = None) -> PayloadFile:
     dealt = partition(random_state(SHAPES, seed=step), WORLD, random.Random(step))
-    return write_payload(Store(node.disk.folder), step_folder(step), rank, attempt, dealt[rank], {})
+    return write_payload(Store(node.disk.folder), step_folder(step), rank, attempt, dealt[rank], {}, key)
 
 
-def save(nodes: list[Node], step: int, attempt: int = 1, keep_last: int = 2) -> str:
+def save(nodes: list[Node], step: int, attempt: int = 1, keep_last: int = 2, key: Key | None = None) -> str:
     """What the ranks' agents and the driver do; the marker's text."""
-    payloads = [write_rank(nodes[rank * len(nodes) // WORLD], step, rank, attempt) for rank in range(WORLD)]
+    payloads = [write_rank(nodes[rank * len(nodes) // WORLD], step, rank, attempt, key) for rank in range(WORLD)]
     files, tensors = gather_payloads(payloads)
-    text = make_marker(step, attempt=attempt, world_size=WORLD, files=files, tensors=tensors).to_json()
+    facts = None if key is None else encryption.facts(key.check)
+    fields = {"files": files, "tensors": tensors, "encryption": facts}
+    text = make_marker(step, attempt=attempt, world_size=WORLD, **fields).to_json()
     for node in nodes:
         node.disk.commit(step, attempt, text, keep_last)
     return text
@@ -145,9 +150,12 @@ def open_on(nodes: list[Node], reader_node: int, step: int, secret: str = SECRET
     return open_spread(ResumePoint(step=step, is_spread=True), str(nodes[reader_node].disk.folder), secret, None)
 
 
+@pytest.mark.parametrize("key", [None, Key(bytes(range(32)))], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("reader_node", [0, 1])
-def test_any_range_is_read_whichever_node_has_it(nodes, reader_node):
-    save(nodes, 10)
+def test_any_range_is_read_whichever_node_has_it(nodes, reader_node, key, monkeypatch):
+    if key is not None:
+        monkeypatch.setenv(KEY_VARIABLE, base64.b64encode(key.secret).decode())
+    save(nodes, 10, key=key)
     reader = open_on(nodes, reader_node, 10)
     state = random_state(SHAPES, seed=10)
     for name, kinds in state.items():

@@ -168,6 +168,19 @@ def test_bf16_checkpoints_hold_fp32_masters(ranks, tmp_path):
         assert after(ranks.train(first.run, first.resume_at(SAVED))) == after(first)
 
 
+def test_the_precision_may_change_and_change_back(ranks, origin, tmp_path):
+    """fp32 -> bf16 -> fp32: the masters stay fp32, to the bit."""
+    in_bf16 = reshaped(ranks, origin, "train.precision=bf16", world=3, stage=2)
+    assert_same_tensors(in_bf16, origin)
+    assert in_bf16.markers[SAVED].precision == "bf16"
+    assert after(in_bf16) == pytest.approx(after(origin), rel=BF16)
+    words = (*WORDS, f"checkpoint.url={tmp_path}/back", "cluster.num_workers=2", "parallel.zero_stage=2")
+    run = open_run(ranks.data, tmp_path, *words, like=origin.run)
+    back = ranks.train(run, in_bf16.resume_at(SAVED, is_durable=False))
+    assert_same_tensors(back, origin)
+    assert after(back) == after(origin)
+
+
 @pytest.mark.parametrize(("momentum", "kinds"), [("0.9", ("master", "momentum")), ("0", ("master",))])
 def test_sgd_is_reshaped_with_its_momentum(ranks, tmp_path, momentum, kinds):
     words = ("optim.name=sgd", "optim.lr=0.3", "optim.weight_decay=0", f"optim.momentum={momentum}")

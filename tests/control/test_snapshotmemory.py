@@ -3,13 +3,16 @@ from dataclasses import replace
 import pytest
 
 from launch.compose import compose
+from launch.plan_text import render_plan
 from orchestrator.control.snapshotmemory import (
+    disk_words,
     fitting_snapshots,
     interval_words,
     memory_words,
     snapshot_memory,
     snapshot_words,
 )
+from orchestrator.memory import gigabytes
 from orchestrator.placement import place_workers, planned_nodes
 from orchestrator.plan import plan_run
 
@@ -107,6 +110,16 @@ def test_the_summary_names_every_tier_and_its_interval():
 )
 def test_longer_intervals_are_told(words, counts, said):
     assert interval_words(planned(*words)[0], counts) == said
+
+
+def test_what_the_nodes_disks_take():
+    words = [*NODES, "checkpoint.local_dir=/scratch", "checkpoint.local_every_steps=5", "parallel.zero_stage=0"]
+    config, plan, placement = planned(*words)
+    memory = snapshot_memory(config, plan, placement)
+    node_bytes = 3 * 2 * -(-plan.parameters * 12 // 4)
+    expected = f"on each node's disk /scratch every 5 steps, the newest 2: at most {gigabytes(node_bytes)}"
+    assert disk_words(config, memory) == expected
+    assert expected in render_plan(plan, placement, config)
 
 
 def test_memory_in_words():

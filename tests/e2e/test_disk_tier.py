@@ -1,6 +1,5 @@
 """The disk tier: everything but the nodes' disks dies, and the run goes on from what they have."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -57,6 +56,7 @@ def test_a_killed_driver_costs_the_steps_since_the_disks_interval(
     assert_bit_equal(run, reference)
     assert run.committed_steps() == [60]
     assert list(disk.rglob("*.safetensors")) == [], "a finished run leaves nothing on the nodes' disks"
-    assert {event["tier"] for event in run.events("snapshot")} == {"disk"}
-    plan = json.loads(run.folder.plan.read_text())
-    assert plan["steps"] == 60
+    told = run.events("snapshot")
+    assert any(event["tier"] == "disk" and event.get("pruned") for event in told), "deletions are logged"
+    (memory,) = [event for event in told if event["tier"] == "memory"]
+    assert 0.9 * memory["planned_bytes"] < memory["bytes"] <= 1.02 * memory["planned_bytes"]
