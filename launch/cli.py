@@ -51,6 +51,9 @@ VERBS: dict[str, Verb] = {
     "prove": Verb(
         "launch.prove", "train a config's twin with and without kills, and compare every step", takes_config=True
     ),
+    "simulate": Verb(
+        "launch.simulate", "the real controller under a virtual clock: failures, goodput to expect", takes_config=True
+    ),
     "doctor": Verb("launch.doctor", "is this environment fit to train in? row by row, each with its cure"),
     "demo": Verb("launch.demo", "the main job end to end, with a worker killed in the middle"),
 }

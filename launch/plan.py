@@ -2,20 +2,15 @@
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from launch.compose import compose
-from launch.plan_text import (
-    ASSUMED_UTILISATION,
-    batch_words,
-    plan_sections,
-    seconds_at_assumed_utilisation,
-    total_flops,
-    total_tokens,
-)
+from launch.plan_text import Section, batch_words, fit_section, plan_sections, total_flops, total_tokens
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig
 from orchestrator.control.opening import find_folder, plan_for
@@ -24,14 +19,18 @@ from orchestrator.data import files
 from orchestrator.data.manifest import FILE_NAME, Manifest
 from orchestrator.data.shards import read_manifest
 from orchestrator.errors import ConfigError
+from orchestrator.fit import fits
 from orchestrator.memory import held_bytes
 from orchestrator.placement import place, planned_nodes
 from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
 from orchestrator.spec import Placement, RunPlan
+from orchestrator.steptime import model_flops_utilisation, planned_step_time
 
 EXAMPLES = """examples:
   phalanx plan experiment=quickstart
   phalanx plan experiment=llama_8b_h100x64 cluster.num_workers=512
+  phalanx plan --fit model=llama_8b cluster=h100x8 train=bf16 train.global_batch_size=64
+  phalanx plan --price 2.5 experiment=gpt_1_3b_h100x8
   phalanx plan --json experiment=gpt_1_3b_h100x8 parallel=zero3
 
 Needs neither data, nor a GPU, nor a cluster. Exits 2, with the numbers, when the plan can't work.
@@ -42,6 +41,8 @@ def run(argv: list[str]) -> int:
     """Print a config's plan. Raises ConfigError when it can't work; one that lacks memory is shown first."""
     options, overrides = _parser().parse_known_args(argv)
     config = compose(overrides).config
+    if options.fit:
+        return _run_fit(config, as_json=options.json)
     manifest, notes = manifest_if_any(config)
     device = planned_device(config)
     if manifest is None:
@@ -62,7 +63,7 @@ def run(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(_as_json(plan, placement, config, notes, refusal), indent=2))
     else:
-        _print(plan, placement, config, notes)
+        _print(plan_sections(plan, placement, config, price_per_hour=options.price), notes)
     if refusal is not None:
         raise ConfigError(refusal)
     return 0
@@ -78,14 +79,42 @@ def planned_device(config: RunConfig) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="phalanx plan",
-        usage="phalanx plan [--json] [KEY=VALUE ...]",
+        usage="phalanx plan [--fit] [--price PRICE] [--json] [KEY=VALUE ...]",
         description="What a config means: batch, placement, parameters, FLOPs, memory, DeepSpeed JSON.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument(
+        "--fit", action="store_true", help="search the fastest stage, micro-batch and offload that fit"
+    )
+    parser.add_argument("--price", type=float, help="of one GPU for an hour: what the run costs")
     return parser
+
+
+def _run_fit(config: RunConfig, *, as_json: bool) -> int:
+    """The micro-batch is what is searched for: the config's own need not divide anything."""
+    config = replace(config, train=replace(config.train, micro_batch_size=1))
+    manifest, notes = manifest_if_any(config)
+    plan = plan_run(config, manifest, device="cuda")
+    found = fits(config, plan)
+    if not as_json:
+        _print([fit_section(found, plan)], notes)
+        return 0
+    ways = [
+        {
+            "overrides": fit.overrides(),
+            "memory_bytes": fit.memory_bytes,
+            "micro_steps": fit.micro_steps,
+            "step_s": fit.time.total,
+            "step_parts_s": encode(fit.time),
+            "mfu": model_flops_utilisation(plan, fit.time.total),
+        }
+        for fit in found
+    ]
+    print(json.dumps(ways, indent=2))
+    return 0
 
 
 def manifest_if_any(config: RunConfig) -> tuple[Manifest | None, list[str]]:
@@ -99,9 +128,9 @@ def manifest_if_any(config: RunConfig) -> tuple[Manifest | None, list[str]]:
     return None, [f"{where}: the vocabulary is assumed, and the data is not checked"]
 
 
-def _print(plan: RunPlan, placement: Placement, config: RunConfig, notes: list[str]) -> None:
+def _print(sections: Sequence[Section], notes: Sequence[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    for section in plan_sections(plan, placement, config):
+    for section in sections:
         console.print(Text(section.title, style="bold cyan"))
         for index, line in enumerate(section.lines):
             console.print(Text(f"  {line}", style="bold" if index == section.marked else ""))
@@ -113,6 +142,7 @@ def _print(plan: RunPlan, placement: Placement, config: RunConfig, notes: list[s
 def _as_json(
     plan: RunPlan, placement: Placement, config: RunConfig, notes: list[str], refusal: str | None
 ) -> dict[str, Any]:
+    time = planned_step_time(config, plan)
     return {
         "plan": encode(plan),
         "placement": encode(placement),
@@ -124,8 +154,8 @@ def _as_json(
         "total_tokens": total_tokens(plan),
         "tokens_per_parameter": total_tokens(plan) / plan.parameters,
         "total_flops": total_flops(plan),
-        "assumed_utilisation": ASSUMED_UTILISATION,
-        "training_time_s": seconds_at_assumed_utilisation(plan),
+        "step_time_s": None if time is None else encode(time),
+        "training_time_s": None if time is None else plan.steps * time.total,
         "memory_bytes": held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device),
         "snapshots": encode(snapshot_memory(config, plan, placement)),
         "memory_limit_bytes": memory_limit_bytes(config, device=plan.device),

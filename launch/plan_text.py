@@ -1,17 +1,18 @@
 """A plan as text for people: pure, so that `train`, `submit` and a golden test can show the same words."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from orchestrator.config import RunConfig
+from orchestrator.config import Offload, RunConfig
 from orchestrator.control.snapshotmemory import disk_words, fitting_snapshots
+from orchestrator.fit import Fit
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
+from orchestrator.steptime import model_flops_utilisation, planned_step_time
 
-ASSUMED_UTILISATION = 0.4
-"""Share of the peak that the time is reckoned with: what large runs reach."""
 _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
@@ -52,19 +53,16 @@ def total_flops(plan: RunPlan) -> int:
     return total_tokens(plan) * plan.flops_per_token
 
 
-def seconds_at_assumed_utilisation(plan: RunPlan) -> float | None:
-    """Training time of all steps; None where the peak is not known."""
-    if plan.peak_flops_per_worker is None:
-        return None
-    return total_flops(plan) / (plan.peak_flops_per_worker * plan.batch.world_size * ASSUMED_UTILISATION)
-
-
-def plan_sections(plan: RunPlan, placement: Placement, config: RunConfig) -> list[Section]:
-    """All that `phalanx plan` prints, in order."""
+def plan_sections(
+    plan: RunPlan, placement: Placement, config: RunConfig, *, price_per_hour: float | None = None
+) -> list[Section]:
+    """All that `phalanx plan` prints, in order; `price_per_hour` is one device's."""
+    time_lines = _time_lines(plan, config, price_per_hour)
     return [
         Section("Run", (f"{plan.run_id}, fingerprint {plan.fingerprint}",)),
         Section("Batch", tuple(_batch_lines(plan))),
         Section("Model", tuple(_model_lines(plan))),
+        *([Section("Time", tuple(time_lines))] if time_lines else []),
         Section("Placement", tuple(_placement_lines(placement))),
         _memory_section(plan, config),
         Section("Snapshots", tuple(_snapshot_lines(plan, placement, config))),
@@ -91,19 +89,63 @@ def _batch_lines(plan: RunPlan) -> list[str]:
 
 def _model_lines(plan: RunPlan) -> list[str]:
     model = plan.model
-    lines = [
+    return [
         f"{model.name}: {plan.parameters:,} parameters ({compact(plan.parameters)}), "
         f"{total_tokens(plan) / plan.parameters:,.3g} tokens per parameter",
         f"vocabulary {model.vocab_size or 0:,}, sequence {plan.batch.seq_len:,}, {plan.precision} on {plan.device}",
         f"{_flops(plan.flops_per_token)} per token, {_flops(total_flops(plan))} in all",
     ]
-    seconds = seconds_at_assumed_utilisation(plan)
-    if seconds is not None and plan.peak_flops_per_worker is not None:
-        lines.append(
-            f"{_duration(seconds)} at {ASSUMED_UTILISATION:.0%} of the peak, "
-            f"{plan.batch.world_size:,} x {plan.peak_flops_per_worker / 1e12:,.1f} TFLOP/s"
+
+
+def _time_lines(plan: RunPlan, config: RunConfig, price_per_hour: float | None) -> list[str]:
+    """Empty where the accelerator is not known."""
+    time = planned_step_time(config, plan)
+    utilisation = None if time is None else model_flops_utilisation(plan, time.total)
+    if time is None or utilisation is None:
+        return []
+    parts = {
+        "forward and backward": time.forward_backward,
+        "recomputing": time.recompute,
+        "communication that is not hidden": time.communication,
+        "update": time.update,
+    }
+    shown = [f"{name} {seconds_text(seconds)}" for name, seconds in parts.items() if seconds]
+    device_hours = plan.steps * time.total * plan.batch.world_size / 3600
+    price = "" if price_per_hour is None else f", {device_hours * price_per_hour:,.0f} at {price_per_hour:g} an hour"
+    return [
+        f"about {seconds_text(time.total)} a step: {', '.join(shown)}",
+        f"{plan.batch.tokens_per_step / time.total:,.0f} tokens/s, {utilisation:.0%} of "
+        f"{plan.batch.world_size:,} x {(plan.peak_flops_per_worker or 0) / 1e12:,.1f} TFLOP/s",
+        f"{_duration(plan.steps * time.total)} for all steps: {device_hours:,.0f} GPU-hours{price}",
+    ]
+
+
+def fit_section(fits: Sequence[Fit], plan: RunPlan, shown: int = 8) -> Section:
+    """The fastest ways to train it that fit, and the words to add to the command for the first."""
+    rows: list[tuple[str, ...]] = [
+        ("ZeRO", "micro-batch", "recomputes", "offload", "memory", "a step", "tokens/s", "MFU")
+    ]
+    for fit in fits[:shown]:
+        step_s = fit.time.total
+        rows.append(
+            (
+                str(fit.load.zero_stage),
+                str(fit.load.micro_batch_size),
+                "yes" if fit.load.activation_checkpointing else "-",
+                "-" if fit.load.offload is Offload.none else fit.load.offload.value,
+                gigabytes(fit.memory_bytes),
+                seconds_text(step_s),
+                f"{plan.batch.tokens_per_step / step_s:,.0f}",
+                f"{model_flops_utilisation(plan, step_s) or 0:.0%}",
+            )
         )
-    return lines
+    words = " ".join(f"{key}={value}" for key, value in fits[0].overrides().items())
+    more = f"{len(fits)} ways fit; the fastest by estimate" if len(fits) > 1 else "one way fits"
+    return Section("Fit", (*_table(rows), more, words), marked=1)
+
+
+def seconds_text(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _placement_lines(placement: Placement) -> list[str]:

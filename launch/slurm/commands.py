@@ -29,7 +29,7 @@ def test_only(script: Path) -> str:
     """What SLURM would do with the script: `Job 12 to start at ...`. Raises ConfigError where it refuses."""
     done = _run("sbatch", "--test-only", str(script))
     if done.returncode:
-        raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {_way_out(_complaint(done))}")
+        raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return _complaint(done)
 
 
@@ -37,7 +37,7 @@ def submit(script: Path, *options: str) -> int:
     """The new job's id. Raises ConfigError where SLURM refuses it."""
     done = _run("sbatch", "--parsable", *options, str(script))
     if done.returncode:
-        raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {_way_out(_complaint(done))}")
+        raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return int(done.stdout.strip().partition(";")[0])
 
 
@@ -109,10 +109,11 @@ def _complaint(done: "subprocess.CompletedProcess[str]") -> str:
     return "; ".join(dict.fromkeys(said))
 
 
-def _way_out(complaint: str) -> str:
-    for words, way_out in _WAYS_OUT:
+def way_out(complaint: str) -> str:
+    """What to change where SLURM says `complaint`."""
+    for words, cure in _WAYS_OUT:
         if re.search(words, complaint, re.IGNORECASE):
-            return way_out
+            return cure
     return "look at the script with --dry-run, and at the partitions with: sinfo"
 
 

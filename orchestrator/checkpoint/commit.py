@@ -176,6 +176,8 @@ def steps_to_prune(
     standings = step_standings(store, lineage)
     committed = [item.step for item in standings if item.standing is Standing.committed]
     doomed = checkpoints_to_delete(committed, retention, metric_of or (lambda step: _loss(store, step)))
+    if not doomed and all(item.standing is not Standing.torn for item in standings):
+        return []
     newest = next((m for s in reversed(committed) if s not in doomed and (m := _whole(store, s))), None)
     if newest is None:
         return []

@@ -62,6 +62,9 @@ class LocalFiles:
         _fsync_folder(final.parent)
         return True
 
+    def refuses_second_put(self, path: str) -> bool:
+        return True  # a link or O_EXCL, which file systems do not ignore
+
     def read(self, path: str) -> bytes:
         return self._at(path).read_bytes()
 

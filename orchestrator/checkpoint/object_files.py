@@ -81,7 +81,7 @@ class ObjectFiles:
     def open(self, path: str) -> None:
         """Nothing is kept open: each range is a request of its own."""
 
-    def read_into(self, path: str, offset: int, out: memoryview, file: None = None) -> int:
+    def read_into(self, path: str, offset: int, out: memoryview, file: object = None) -> int:
         """Fill `out` from byte `offset` on; the number of bytes found, fewer only at the end of the object."""
         if not len(out):
             return 0

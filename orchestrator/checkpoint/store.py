@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.checkpoint.faults import fault_of, sentence
@@ -15,25 +16,43 @@ CHUNK_BYTES = 8 << 20
 """What streaming reads and writes hold in memory at a time."""
 
 
+class Files(Protocol):
+    """What holds a store's files. Raises whatever it raises; `Store` translates."""
+
+    def write_atomic(self, path: str, chunks: Iterable[Buffer]) -> None: ...
+    def create_exclusive(self, path: str, data: bytes) -> bool: ...
+    def refuses_second_put(self, path: str) -> bool: ...
+    def read(self, path: str) -> bytes: ...
+    def open(self, path: str) -> FileIO | None: ...
+    def read_into(self, path: str, offset: int, out: memoryview, file: FileIO | None = None) -> int: ...
+    def list(self, folder: str) -> "list[str]": ...
+    def size(self, path: str) -> int | None: ...
+    def remove(self, path: str) -> None: ...
+    def free_bytes(self) -> int | None: ...
+
+
 class Store:
     """A folder of checkpoints. Paths are relative to it, with `/`; everything raises StoreError.
 
     A file that is not there is None or an empty list for `size` and `list`, an error for the others.
     """
 
-    def __init__(self, url: str | Path, is_private: bool = False) -> None:
-        """`is_private`: what is written to a local folder is for its owner only (0600)."""
+    def __init__(self, url: str | Path, is_private: bool = False, files: "Files | None" = None) -> None:
+        """`is_private`: what is written to a local folder is for its owner only (0600). `files`: what else than the
+        folder or object store at `url` holds them."""
         text = str(url)
         self._is_private = is_private
         scheme, separator, rest = text.partition("://")
         self.url = text.rstrip("/") if text.strip("/") else text
         self.is_local = not separator or scheme in {"file", "local"}
-        if not self.is_local:
+        if files is not None:
+            self._files: Files = files
+        elif not self.is_local:
             with self._translated("open", ""):
                 # Imported only for URLs: a local store needs no fsspec.
                 from orchestrator.checkpoint.object_files import ObjectFiles
 
-                self._files: LocalFiles | ObjectFiles = ObjectFiles(self.url)
+                self._files = ObjectFiles(self.url)
         else:
             self._files = LocalFiles(Path(rest if separator else text).expanduser(), 0o600 if is_private else 0o666)
             self.url = str(self._files.root)
@@ -75,8 +94,6 @@ class Store:
 
         Some object stores ignore the condition; two live copies of a run could then both commit.
         """
-        if isinstance(self._files, LocalFiles):
-            return True
         probe = f".exclusive.{secrets.token_hex(4)}.tmp"
         with self._translated("write", probe):
             try:

@@ -190,18 +190,24 @@ class NodeAgent:
         return self._memory.reports(world_size, step)
 
     def start_ranks(
-        self, attempt: int, specs: Sequence[tuple[int, dict[str, Any]]], limits: HangLimits | None = None
+        self,
+        attempt: int,
+        common: dict[str, Any],
+        own_parts: Sequence[dict[str, Any]],
+        limits: HangLimits | None = None,
     ) -> None:
-        """Fork one rank for each (rank, encoded WorkerSpec); `limits` are the watchdog's, None leaves it out."""
+        """Fork one rank for each of `own_parts`, which with `common` are its encoded WorkerSpec; `limits` are the
+        watchdog's, None leaves it out."""
         self._need_zygote()
         self._stop_watch()
-        self.attempt_facts = attempt_facts(attempt, specs)
+        self.attempt_facts = attempt_facts(attempt, common, own_parts)
         started = []
-        for number, spec in specs:
+        for own_part in own_parts:
+            number = own_part["rank"]
             channel, theirs = Channel.pair()
             readable, writable = os.pipe()
             page = create_page(f"progress-{number}")
-            rank = RankHandle(attempt, number, spec["world_size"], channel, ProgressReader(page))
+            rank = RankHandle(attempt, number, common["world_size"], channel, ProgressReader(page))
             started.append(rank)
             rank.threads = [
                 threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
@@ -217,7 +223,7 @@ class NodeAgent:
                 os.close(page)
                 continue
             with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
-                channel.send_descriptors({"spec": spec}, [page])
+                channel.send_descriptors({"spec": {**common, **own_part}}, [page])
             os.close(page)
         if limits is not None:
             by_rank = {rank.rank: rank for rank in started}
@@ -382,7 +388,7 @@ class NodeAgent:
             self._changed.notify_all()
 
 
-def attempt_facts(attempt: int, specs: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+def attempt_facts(attempt: int, common: dict[str, Any], own_parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of an attempt's encoded WorkerSpecs, what tells whether its snapshots fit another attempt."""
-    shared = {key: specs[0][1][key] for key in ("world_size", "zero_stage", "resume")} if specs else {}
-    return {"number": attempt, "ranks": [rank for rank, _ in specs], **shared}
+    shared = {key: common[key] for key in ("world_size", "zero_stage", "resume")} if own_parts else {}
+    return {"number": attempt, "ranks": [part["rank"] for part in own_parts], **shared}

@@ -218,9 +218,19 @@ class RayCluster:
         return self._agents
 
     def _fill(self, placement: Placement, nodes: Sequence[int]) -> None:
-        """A new agent in each of the bundles `nodes`."""
-        self._wait_for(self._group, placement)
-        made = self._start_actors(placement, nodes)
+        """A new agent in each of the bundles `nodes`.
+
+        Where an agent was lost with its node, Ray may take that node for alive some seconds longer and send the new
+        one there, too, where it never runs. Its death says that Ray knows by then: the bundle moves.
+        """
+        for tries_left in reversed(range(START_TRIES)):
+            self._wait_for(self._group, placement)
+            try:
+                made = self._start_actors(placement, nodes)
+                break
+            except PlacementError as error:
+                if not (tries_left and isinstance(error.__cause__, import_ray().exceptions.RayActorError)):
+                    raise
         self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
 
     def _wait_for(self, group: Any, placement: Placement) -> None:
@@ -255,6 +265,9 @@ class RayCluster:
         try:
             return describe_all(actors, nodes, tenancy.generation, self._config)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
+            for actor in actors:
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
             raise PlacementError(
                 f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
                 "see `ray status`"
@@ -299,6 +312,31 @@ class RayCluster:
     def drain(self) -> Drain | None:
         """Of one of the run's nodes, by Ray."""
         return self._renewals.drain if self._renewals is not None else None
+
+    def call_living(
+        self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        """The same method of several agents at once; the results of those that are there and answer in time.
+
+        Raises SupersededError where a newer driver has them.
+        """
+        ray = import_ray()
+        asked = {agent.actor.command.remote(self.tenancy.generation, method, *arguments): agent for agent in agents}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting, answered, results = list(asked), [], []
+        while waiting and time.monotonic() < deadline_s:
+            left_s = deadline_s - time.monotonic()
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left_s, LOOK_S)))
+            answered += ready
+            waiting = [reference for reference in waiting if not self._is_silent(asked[reference])]
+        for reference in answered:
+            try:
+                results.append(ray.get(reference))
+            except ray.exceptions.RayActorError:
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+        return results
 
     def _is_silent(self, agent: AgentHandle) -> bool:
         return self._renewals is not None and self._renewals.is_silent(agent)

@@ -64,14 +64,15 @@ class Commits:
                     self._outcomes.append(Outcome(attempt, step, messages, delayed_by=error))
 
             try:
-                committed = retried(
-                    save, patience, pause=self._is_hurried.wait, on_wait=on_wait, clock=self._clock.monotonic
-                )
+                committed = retried(save, patience, pause=self._pause, on_wait=on_wait, clock=self._clock.monotonic)
                 self._outcomes.append(Outcome(attempt, step, messages, committed=committed))
             except CheckpointError as error:
                 self._outcomes.append(Outcome(attempt, step, messages, error=error))
 
         self._background.submit(work)
+
+    def _pause(self, seconds: float) -> bool:
+        return self._clock.wait(self._is_hurried, seconds)
 
     def discard(self, step: int, files: Sequence[str]) -> None:
         """Take away what some ranks wrote of a checkpoint that others could not: it would only fill the store."""

@@ -3,13 +3,11 @@
 All its state can be rebuilt from the run folder: a driver that dies is replaced by typing the command again.
 """
 
-import contextlib
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from orchestrator.checkpoint.fencing import Claim
-from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
 from orchestrator.control import lifecycle
@@ -24,13 +22,14 @@ from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
-from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields, branch_fields
+from orchestrator.control.resuming import Resuming
+from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields
 from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import next_claim, stored_point
+from orchestrator.control.starting import next_claim
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
-from orchestrator.errors import CheckpointError, PlacementError, StoreError, SupersededError
+from orchestrator.errors import CheckpointError, FencedError, PlacementError, SupersededError
 from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
@@ -49,16 +48,19 @@ class Controller:
         claim: Claim | None = None,
         clock: Clock = SYSTEM_CLOCK,
         background: Executor | None = None,
+        store: Store | None = None,
         decide: Decide = decide,
     ) -> None:
-        """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death
-        has cost; `claim` is the first attempt's, where the driver has it already; `background` commits checkpoints,
-        one after the other (default: a thread)."""
+        """`count_notices` counts the preemption notices so far; `interruption` is what an earlier driver's death has
+        cost; `claim` is the first attempt's, where the driver has it already; `background` commits checkpoints one by
+        one (default: a thread). A simulation gives the last four."""
         self.state = State.placing
         self.restarts = 0
         self.downtime_s = 0.0
         self.failure_digest: str | None = None
-        store = Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
+        self._reason: str | None = None
+        """Why the run was given up, where that was not for want of budget."""
+        store = store or Store(run.checkpoint_url, is_private=run.config.checkpoint.encrypt)
         self._disks = disk_tier(run.config, run.plan.run_id, cluster)
         self.reports = Reports(run, store, chronicle, clock, background, disks=self._disks)
         self._run = run
@@ -66,13 +68,15 @@ class Controller:
         self._decide = decide
         self._cluster = cluster
         self._chronicle = chronicle
-        self._store = store
         self._count_notices = count_notices
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
         self._rollbacks = Rollbacks(run.folder.branches, clock)
+        parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
+        self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
         self._attempt: Attempt | None = None
+        self._claim: Claim | None = None
         self._interruption = interruption
         self._first_claim = claim
         self._is_memory_trusted = True
@@ -164,14 +168,21 @@ class Controller:
 
     def _start_attempt(self) -> None:
         world_size = len(self._fleet.placement.ranks)
+        # Claimed first: whoever lives beside us commits nothing more, so what is the newest checkpoint stays so.
+        on_disks = self._disks.find_newest_attempt() if self._disks else 0
         try:
+            claim = next_claim(self._first_claim, self._claim, self._run, self._resuming.store, on_disks)
+            self._first_claim, self._claim = None, claim
             resume = self._choose_point()
-        except CheckpointError as error:
-            self.failure_digest = str(error)
-            self._tell(lifecycle.GaveUp())
+        except FencedError as error:
+            self.reports.fenced_by = str(error)
+            self._give_way_if_fenced()
             return
-        known_attempt = self._disks.newest_attempt if self._disks else 0
-        claim, self._first_claim = next_claim(self._first_claim, self._run, self._store, known_attempt), None
+        except CheckpointError as error:
+            self._give_up(str(error))
+            return
+        if resume is None:
+            return
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
@@ -183,39 +194,29 @@ class Controller:
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
 
-    def _choose_point(self) -> ResumePoint:
-        """Where the next attempt starts; after an anomaly, the start of a new branch. Raises CheckpointError."""
-        limit = self._rollbacks.limit
-        max_step = None if limit is None else limit.max_step
-        resume = None
-        if self._attempt is not None and self._is_memory_trusted and (limit is None or limit.is_memory_good):
-            resume = self._fleet.memory_point(self._attempt.resume, self.reports.committed_step, max_step)
-        if resume is None:
-            how = {"lineage": self._rollbacks.lineage, "max_step": max_step}
-            point = stored_point(self._run, self._store, self._disks, self._reject_checkpoint, **how)
-            resume = point.resume
-            if point.committed_step:
-                self.reports.restored(point.committed_step)
-        branch = self._rollbacks.branch_off(resume)
-        if branch is not None:
-            self._chronicle.event("rollback", self._number, self._last_step, **branch_fields(branch))
-            self.reports.leave_behind(branch.at_step)
-            with contextlib.suppress(StoreError):  # what is left behind is never chosen, marked or not
-                for step in self._rollbacks.set_aside(self._store):
-                    reason = f"left behind: the run went back to step {branch.at_step}"
-                    self._reject_checkpoint(step, reason, self._store.where(step_folder(step)))
-        return self._rollbacks.on_newest_branch(resume)
+    def _choose_point(self) -> ResumePoint | None:
+        """Raises CheckpointError. None where a node has died since the ranks were stopped, and that was acted on: the
+        others' memory is still good."""
+        attempt = self._attempt
+        if attempt is not None and self._is_memory_trusted:
+            try:
+                return self._resuming.point(attempt, is_memory_asked=True)
+            except ConnectionError:
+                self._hear_agents(POLL_S)
+                if self._attempt is not attempt or self.state is not State.starting:
+                    return None
+        return self._resuming.point(attempt, is_memory_asked=False)
 
-    def _reject_checkpoint(self, step: int, reason: str, path: str) -> None:
-        self._chronicle.event("checkpoint_rejected", self._number, step, path=path, message=reason)
+    def _give_up(self, reason: str) -> None:
+        self._reason = reason
+        self._tell(lifecycle.GaveUp())
 
     def _place_again(self) -> None:
         """After a node was lost: another takes its place; the others keep their agents, and so their snapshots."""
         try:
             self._fleet.replace_lost()
         except (PlacementError, ConnectionError) as error:
-            self.failure_digest = str(error)
-            self._tell(lifecycle.GaveUp())
+            self._give_up(str(error))
             return
         self._tell(lifecycle.Placed())
 
@@ -245,7 +246,9 @@ class Controller:
             return
         attempt = self._attempt
         rank = None
-        if attempt is not None and attempt.failures:
+        if self._reason is not None:
+            self.failure_digest = self._reason
+        elif attempt is not None and attempt.failures:
             rank = attempt.first_failure.rank
             done = f"restarted {self.restarts} times, then stopped: the budget in fault.* is used up"
             next_steps = [f"phalanx logs {self._run.folder.path} --rank {rank}"]
@@ -327,8 +330,7 @@ class Controller:
             return
         self.reports.flush(attempt)
         if self.reports.committed_step != done_step:
-            self.failure_digest = self.reports.unsaved_digest(done_step)
-            self._tell(lifecycle.GaveUp())
+            self._give_up(self.reports.unsaved_digest(done_step))
         elif attempt.is_drained:
             self._tell(lifecycle.Drained())
         else:
@@ -357,8 +359,7 @@ class Controller:
     def _tell_stragglers(self, attempt: Attempt) -> None:
         found, attempt.stragglers = attempt.stragglers, []
         for straggler in found:
-            host = host_of(self._fleet.agents, self._fleet.placement.ranks[straggler.rank].node)
-            fields = straggler_fields(straggler, host)
+            fields = straggler_fields(straggler, self._fleet.host_of_rank(straggler.rank))
             self._chronicle.event("straggler", attempt.number, attempt.last_step, **fields)
 
     def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
@@ -367,7 +368,8 @@ class Controller:
         if len(attempt.left) < attempt.world_size or not self.state.is_training:
             return
         anomaly = decode(Anomaly, message["anomaly"])
-        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly))
+        hosts = [self._fleet.host_of_rank(rank) for rank in anomaly.ranks]
+        self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly, hosts))
         self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
         self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
         self._begin_interruption()
@@ -380,8 +382,7 @@ class Controller:
         the copy that lives, and so on. The run itself has not failed: its ledger does not say so.
         """
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
-            self.failure_digest = self.reports.fenced_by
-            self._tell(lifecycle.GaveUp())
+            self._give_up(self.reports.fenced_by)
 
     def _lose_node(self, agent: AgentHandle) -> None:
         if agent not in self._fleet.agents or self.state.is_end:

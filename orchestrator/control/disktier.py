@@ -63,12 +63,12 @@ class DiskTier:
             answers = self._ask("held")
         except ConnectionError:
             return []
-        self._newest_attempt = max(answer["newest_attempt"] for answer in answers)
         return reachable_steps([held_steps(answer["steps"]) for answer in answers])
 
-    @property
-    def newest_attempt(self) -> int:
-        """That has claimed any of the disks, when `points` looked."""
+    def find_newest_attempt(self) -> int:
+        """That has claimed any of the disks; as last found, where an agent is gone."""
+        with contextlib.suppress(ConnectionError):
+            self._newest_attempt = max(answer["newest_attempt"] for answer in self._ask("held"))
         return self._newest_attempt
 
     def restorable(self, point: SpreadStep, fingerprint: str, on_reject: OnReject) -> ResumePoint | None:

@@ -11,7 +11,7 @@ from orchestrator.control.attempt import Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.disktier import DiskTier
 from orchestrator.control.domains import domain_problems
-from orchestrator.control.members import AgentHandle, Cluster, Events
+from orchestrator.control.members import AgentHandle, Cluster, Events, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.shares import WantedShares
 from orchestrator.control.specs import agent_settings, has_peers
@@ -42,6 +42,9 @@ class Fleet:
     def placement(self) -> Placement:
         assert self._placement is not None
         return self._placement
+
+    def host_of_rank(self, rank: int) -> str:
+        return host_of(self.agents, self.placement.ranks[rank].node)
 
     def start(self, placement: Placement) -> None:
         """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
@@ -104,9 +107,7 @@ class Fleet:
 
     def stop_ranks(self) -> None:
         """Stop every rank; what they said last is still to be heard."""
-        for agent in self.agents:
-            with contextlib.suppress(ConnectionError):  # its ranks ended with it
-                self._cluster.call(agent, "stop_ranks", STOP_TIMEOUT_S)
+        self._cluster.call_living(self.agents, "stop_ranks", STOP_TIMEOUT_S)
 
     def memory(self) -> dict[str, int] | None:
         """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None
@@ -121,15 +122,13 @@ class Fleet:
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary."""
-        for agent in self.agents:
-            with contextlib.suppress(ConnectionError):
-                self._cluster.call(agent, "drain")
+        self._cluster.call_living(self.agents, "drain")
 
     def memory_point(
         self, previous: ResumePoint, committed_step: int, max_step: int | None = None
     ) -> ResumePoint | None:
         """The agents' snapshots (up to `max_step`), where they are not older than what is in storage; lost ones come
-        from peers."""
+        from peers. Raises ConnectionError where a node is gone."""
         self._shares = None
         try:
             point = memory_point(self._cluster, self.agents, self.placement, max_step)
@@ -139,7 +138,7 @@ class Fleet:
             self._cluster.call_all(
                 [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
             )
-        except (ConnectionError, CheckpointError):
+        except CheckpointError:
             return None
         if point.world_size != len(self.placement.ranks):
             holders = tuple(sorted(point.holders.items()))

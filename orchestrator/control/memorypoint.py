@@ -61,18 +61,12 @@ def newest_memory_point(
 
 
 def _newest_step(memories: Sequence[NodeMemory], world_size: int, max_step: int | None) -> int | None:
-    return newest_common_step(
-        [
-            [
-                step
-                for memory in memories
-                for steps in (memory.own, memory.copies)
-                for step in steps.get(Share(world_size, rank), ())
-                if max_step is None or step <= max_step
-            ]
-            for rank in range(world_size)
-        ]
-    )
+    of_ranks: list[list[int]] = [[] for _ in range(world_size)]
+    for memory in memories:
+        for share, steps in (*memory.own.items(), *memory.copies.items()):
+            if share.world_size == world_size:
+                of_ranks[share.rank] += [step for step in steps if max_step is None or step <= max_step]
+    return newest_common_step(of_ranks)
 
 
 def _holders(

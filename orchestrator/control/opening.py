@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,7 @@ def environment_facts() -> dict[str, Any]:
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:

@@ -1,6 +1,7 @@
 """Rollbacks of one run: what was recorded of them, and the one that is under way. The driver's side."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,11 @@ def lineage_in(path: Path) -> Lineage:
     return lineage(read_branches(path))
 
 
-def anomaly_fields(anomaly: Anomaly) -> dict[str, Any]:
-    """What the `anomaly` event says beside the step."""
-    return {"kind": anomaly.kind.value, "ranks": list(anomaly.ranks), "message": anomaly.message}
+def anomaly_fields(anomaly: Anomaly, hosts: Sequence[str]) -> dict[str, Any]:
+    """What the `anomaly` event says beside the step; `hosts` are those of `anomaly.ranks`."""
+    named = f" (on {', '.join(dict.fromkeys(hosts))})" if hosts else ""
+    message = f"{anomaly.message}{named}"
+    return {"kind": anomaly.kind.value, "ranks": list(anomaly.ranks), "nodes": list(hosts), "message": message}
 
 
 def anomaly_digest(anomaly: Anomaly, fault: FaultConfig) -> str:

@@ -99,6 +99,12 @@ def disk_folder(config: RunConfig, run_id: str) -> str | None:
     return None if local_dir is None else f"{local_dir.rstrip('/')}/{run_id}"
 
 
+def own_part(spec: WorkerSpec) -> dict[str, Any]:
+    """What differs from rank to rank, encoded: the rest of a spec is sent to each node once. `{**spec, **own_part}`
+    of any other rank's encoded spec is the whole."""
+    return {name: getattr(spec, name) for name in ("rank", "local_rank", "local_size", "node", "network_interface")}
+
+
 def agent_settings(config: RunConfig) -> dict[str, Any]:
     """How every agent is started."""
     return {"is_warm": config.worker.start is WorkerStart.fork, "threads": worker_threads(config)}

@@ -1,6 +1,5 @@
 """A node says that its ranks stand still: what all nodes know, who is to blame, and every rank's stacks."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +18,8 @@ def examine(cluster: Cluster, agents: Sequence[AgentHandle], attempt: Attempt, n
     `now_s`: unix seconds. None where a rank that the others wait for may still move.
     """
     progress: list[RankProgress] = []
-    for agent in agents:
-        with contextlib.suppress(ConnectionError):
-            progress += cluster.call(agent, "progress", timeout_s=ANSWER_S)
+    for of_node in cluster.call_living(agents, "progress", timeout_s=ANSWER_S):
+        progress += of_node
     hang = judge(progress)
     if hang is None:
         return None
@@ -41,7 +39,6 @@ def examine(cluster: Cluster, agents: Sequence[AgentHandle], attempt: Attempt, n
 def dump_stacks(cluster: Cluster, agents: Sequence[AgentHandle], why: str) -> dict[int, list[str]]:
     """Every rank's stacks into its log; rank -> its innermost frames, empty where it could not be asked."""
     stacks: dict[int, list[str]] = {}
-    for agent in agents:
-        with contextlib.suppress(ConnectionError):
-            stacks |= cluster.call(agent, "dump_stacks", why, timeout_s=DUMP_S)
+    for of_node in cluster.call_living(agents, "dump_stacks", why, timeout_s=DUMP_S):
+        stacks |= of_node
     return stacks

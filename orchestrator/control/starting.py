@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.checkpoint.commit import committed_steps, newest_valid
-from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, take
+from orchestrator.checkpoint.fencing import Claim, new_claim, newest_attempt, refuse_if_fenced, take
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.lineage import WHOLE, Lineage
 from orchestrator.checkpoint.marker import Marker
@@ -18,7 +18,7 @@ from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.specs import hang_limits, worker_specs
+from orchestrator.control.specs import hang_limits, own_part, worker_specs
 from orchestrator.errors import StoreError
 from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
@@ -128,19 +128,26 @@ def cuda_fork_problems(cluster: Cluster, agents: Sequence[AgentHandle]) -> list[
     ]
 
 
-def next_claim(first: Claim | None, run: OpenRun, store: Store, newest_on_disks: int) -> Claim:
-    """`first`, taken before there were agents, where their disks know of no later attempt; else a new one."""
+def next_claim(
+    first: Claim | None, previous: Claim | None, run: OpenRun, store: Store, newest_on_disks: int
+) -> Claim:
+    """`first`, taken before there were agents, where their disks know of no later attempt; else a new one after
+    `previous`, this driver's last. Raises FencedError."""
     if first is not None and first.attempt > newest_on_disks:
         return first
-    return claim_attempt(run, store, newest_on_disks)
+    return claim_attempt(run, store, newest_on_disks, previous)
 
 
-def claim_attempt(run: OpenRun, store: Store, newest_on_disks: int = 0) -> Claim:
+def claim_attempt(run: OpenRun, store: Store, newest_on_disks: int = 0, previous: Claim | None = None) -> Claim:
     """The next attempt's number, taken by exclusive create in the run folder and in the checkpoint store: no two
     drivers ever have the same, and older ones commit nothing from here on.
 
+    `previous` is this driver's own last claim: FencedError where another driver has taken the run over since.
     Where the store does not answer, it is claimed by the attempt's first commit: a restart from memory goes on.
     """
+    if previous is not None:
+        with contextlib.suppress(StoreError):
+            refuse_if_fenced(store, previous.attempt, previous)
     taken = [int(path.name.removeprefix("attempt_")) for path in run.folder.path.glob("attempt_[0-9]*")]
     number = max(newest_on_disks, *taken, 0) + 1
     with contextlib.suppress(StoreError):
@@ -182,8 +189,8 @@ def start_ranks(
         interfaces={agent.node: run.config.cluster.network_interface or agent.interface for agent in agents},
         peer_secret=secret,
     )
-    by_node: dict[int, list[tuple[int, dict[str, Any]]]] = {agent.node: [] for agent in agents}
+    by_node: dict[int, list[dict[str, Any]]] = {agent.node: [] for agent in agents}
     for spec in specs:
-        by_node[spec.node].append((spec.rank, encode(spec)))
-    limits = hang_limits(run.config)
-    cluster.call_all([(agent, (number, by_node[agent.node], limits)) for agent in agents], "start_ranks")
+        by_node[spec.node].append(own_part(spec))
+    common, limits = encode(specs[0]), hang_limits(run.config)
+    cluster.call_all([(agent, (number, common, by_node[agent.node], limits)) for agent in agents], "start_ranks")

@@ -17,6 +17,12 @@ from orchestrator.control.channel import Message, receive_with_descriptors, send
 from orchestrator.control.surroundings import has_gpu
 
 MODULE = "orchestrator.control.zygote"
+KEEP_FREED_MEMORY = (
+    "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
+)
+"""A step frees what the next one needs again. By default glibc gives blocks of 32 MiB and more back to the kernel,
+which then clears every page anew: tens of thousands of page faults a step with 10 M parameters, a fifth of its time.
+"""
 
 
 class ZygoteHandle:
@@ -115,7 +121,7 @@ class ZygoteAhead:
 
 
 def environment(threads: int, accelerator: str) -> dict[str, str]:
-    """This process's, and what torch and deepspeed read when they are imported."""
+    """This process's, and what libc, torch and deepspeed read when they are loaded."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -124,6 +130,7 @@ def environment(threads: int, accelerator: str) -> dict[str, str]:
         "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", accelerator),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY),
     }
 
 

@@ -1,12 +1,14 @@
 """Jobs that lose nodes, and jobs that are preempted again and again."""
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
 
+from launch.slurm.record import newest_submission
 from launch.virtual.cluster import VirtualCluster
 
 pytestmark = pytest.mark.cluster
@@ -17,17 +19,20 @@ WITH_SPARE = ["cluster.slurm.spare_nodes=1", "cluster.cpus_per_worker=2", "clust
 def test_a_spare_node_takes_the_place_of_one_that_dies(new_cluster: NewCluster, tmp_path: Path) -> None:
     site = new_cluster(nodes=3, cpus=2)
     data = prepare_data(site)
-    run = SubmittedRun(site, data, "lost", *WITH_SPARE, "train.steps=2000", "optim.schedule_steps=40")
+    run = SubmittedRun(site, data, "lost", *WITH_SPARE, "train.steps=300", "optim.schedule_steps=40")
     run.submit()
     run.wait_for_step(10)
-    site.crash(site.nodes[1])
+    logs = [run.folder.rank_log(1, rank).read_text() for rank in (0, 1)]
+    hosts = {found[1] for log in logs if (found := re.search(r" on (\S+): attempt 1, pid", log))}
+    (lost,) = sorted(hosts - {run.fields()["BatchHost"]})[:1]
+    site.crash(lost)
     wait_until("the loss", lambda: run.events("node_lost"))
     wait_until("the recovery", lambda: run.events("recovered"))
     assert run.events("recovered")[0]["steps_lost"] <= 7
     ended = run.wait_for_state()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), run.output()
     assert {row.world_size for row in run.rows().values()} == {2}
-    assert [left_on(site, node) for node in (site.nodes[0], site.nodes[2])] == [[], []]
+    assert [left_on(site, node) for node in site.nodes if node != lost] == [[], []]
 
 
 @pytest.mark.soak
@@ -84,3 +89,22 @@ def test_a_real_time_limit(new_cluster: NewCluster, tmp_path: Path) -> None:
     assert "caught SIGUSR1, " in run.output()
     assert run.fields()["JobState"] != "TIMEOUT"
     run.wait_for_step(run.events("requeued")[0]["step"] + 1, attempt=2)
+
+
+@pytest.mark.soak
+def test_a_chain_of_jobs_where_requeueing_is_forbidden(new_cluster: NewCluster, tmp_path: Path) -> None:
+    site = new_cluster(nodes=1)
+    data = prepare_data(site)
+    reference = local_rows(data, tmp_path)
+    run = SubmittedRun(site, data, "chain", "cluster.slurm.requeue=chain", "cluster.workers_per_node=2")
+    first = run.submit()
+    run.wait_for_step(5)
+    site.run(site.head, "scancel", "--batch", "--signal=USR1", first)
+    ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0"), run.output()
+    newest = newest_submission(run.folder)
+    assert newest is not None and newest.follows
+    assert f"goes on in job {newest.job_id}" in run.output()
+    run.job = str(newest.job_id)
+    assert run.wait_for_state()["JobState"] == "COMPLETED", run.output()
+    assert learned(run.rows()) == learned(reference)

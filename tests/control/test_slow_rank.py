@@ -1,21 +1,16 @@
 """A real rank that is really slow: stopped and let go again many times a second."""
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from ranks import Heard, Ranks, open_run
+from slowing import slowed
 
 from orchestrator.control.collect import Gathering
 from orchestrator.control.stragglers import Straggler, StragglerWatch
 
 pytestmark = pytest.mark.real
 
-PULSE_S = 0.015
 WORDS = (
     "train.steps=1000000",
     "train.seq_len=64",
@@ -24,27 +19,6 @@ WORDS = (
     "cluster.num_workers=2",
     "parallel.zero_stage=2",
 )
-
-
-@contextmanager
-def slowed(pid: int) -> Iterator[None]:
-    """Stopped half of the time."""
-    is_over = threading.Event()
-
-    def pulse() -> None:
-        while not is_over.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            is_over.wait(PULSE_S)
-            os.kill(pid, signal.SIGCONT)
-            is_over.wait(PULSE_S)
-
-    thread = threading.Thread(target=pulse)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def named(heard: Heard, first_step: int) -> list[Straggler]:

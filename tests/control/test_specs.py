@@ -7,7 +7,7 @@ import pytest
 
 from launch.compose import compose
 from orchestrator.codec import decode, encode
-from orchestrator.control.specs import worker_specs, worker_threads
+from orchestrator.control.specs import own_part, worker_specs, worker_threads
 from orchestrator.data.manifest import Manifest, Shard, Split, TokenizerFacts
 from orchestrator.placement import place
 from orchestrator.plan import plan_run
@@ -99,3 +99,10 @@ def test_a_spec_travels_as_json():
 )
 def test_threads_of_a_rank(words, threads):
     assert worker_threads(compose([*WORDS, *words]).config) == threads
+
+
+def test_a_ranks_own_part_on_another_ranks_spec_is_its_whole_spec():
+    first, *others = specs_of("cluster.network_interface=null")
+    for spec in (first, *others):
+        assert {**encode(first), **own_part(spec)} == encode(spec)
+        assert {**encode(others[-1]), **own_part(spec)} == encode(spec)

@@ -13,7 +13,7 @@ from processes import Watched, descendants
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.channel import Channel
-from orchestrator.control.zygotehandle import ZygoteAhead, ZygoteHandle
+from orchestrator.control.zygotehandle import ZygoteAhead, ZygoteHandle, environment
 
 SAFETY_S = 120.0
 
@@ -99,3 +99,29 @@ def test_an_agent_needs_no_zygote_of_its_own_where_one_is_ahead(ahead):
     with closing(NodeAgent(0, "127.0.0.1", is_warm=False, threads=1, zygote_ahead=ahead.path)) as agent:
         assert agent.start_store() > 0
         assert descendants() - before == descendants(ahead.pid)
+
+
+PAGE_FAULTS_OF_STEPS = """
+import resource
+import numpy as np
+def steps(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        held = [np.ones(size, np.float32) for size in (1 << 22, 12 << 20)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+steps(2)
+print(steps(10))
+"""
+
+
+def test_ranks_use_freed_memory_again():
+    """64 MiB allocated, written and freed ten times over, without new pages from the kernel."""
+    command = [sys.executable, "-c", PAGE_FAULTS_OF_STEPS]
+    done = subprocess.run(command, env=environment(1, "cpu"), stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 1000
+
+
+def test_a_persons_own_settings_of_libc_are_kept(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    assert environment(1, "cpu")["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"

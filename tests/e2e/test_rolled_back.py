@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from comparing import assert_bit_equal
 from noisy import copy_with_noise
+from slowing import slowed
 from typed import Driver, Run, Typist
 
 from orchestrator.checkpoint.reader import read_marker
@@ -19,6 +20,7 @@ from orchestrator.observe.metrics import read_rows
 
 pytestmark = pytest.mark.real
 
+CORRUPT = Path(__file__).parent.parent / "control" / "corrupt"
 WINDOW = 40
 WORDS = ("fault.spike_threshold=6", "fault.spike_window=16", "run.id=noisy")
 
@@ -78,6 +80,41 @@ def test_a_spike_is_skipped_though_the_driver_dies_right_then(noisy: Typist, run
     attempts = {row.attempt for row in read_rows(run.folder.metrics) if row.step == WINDOW + 1}
     assert len(attempts) > 1, "metrics.jsonl has the bad row, too"
     assert_bit_equal(run, told)
+
+
+def test_a_flipped_bit_is_found_and_leaves_no_trace(local_typist: Typist, run: Run, reference: Run) -> None:
+    path = os.pathsep.join(filter(None, [str(CORRUPT), local_typist.environment.get("PYTHONPATH")]))
+    local_typist.environment = {**local_typist.environment, "PYTHONPATH": path}
+    driver = local_typist.train(run, "fault.recheck_every_steps=1")
+    driver.wait_for_step(run, 9)
+    pid = run.rank_pid(1, 1)
+    assert pid is not None
+    os.kill(pid, signal.SIGUSR2)
+    driver.finish()
+
+    (anomaly,) = run.events("anomaly")
+    assert (anomaly["kind"], anomaly["ranks"]) == ("step_not_repeatable", [])
+    (rollback,) = run.events("rollback")
+    assert (rollback["to_step"], rollback["windows"]) == (anomaly["step"] - 1, [])
+    assert [event["source"] for event in run.events("recovered")] == ["memory"]
+    assert run.events("rank_died", "run_failed") == []
+    assert_bit_equal(run, reference)
+
+
+def test_a_slow_rank_is_named_while_the_run_goes_on(typist: Typist, run: Run) -> None:
+    driver = typist.train(run, "train.steps=100000", "train.eval_every_steps=0")
+    driver.wait_for_step(run, 3)
+    pid = run.rank_pid(1, 1)
+    assert pid is not None
+    with slowed(pid):
+        driver.wait_for("a straggler", lambda: run.events("straggler"))
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait() == 75
+    (straggler,) = run.events("straggler")
+    assert (straggler["rank"], straggler["phase"]) == (1, "compute")
+    assert straggler["factor"] > 1.5
+    assert f"rank 1 on {straggler['node']} is slow: it {straggler['message']}" in driver.output
+    assert run.events("anomaly", "hang_detected", "rank_died") == []
 
 
 def test_numbers_that_run_away_end_the_run(typist: Typist, run: Run) -> None:

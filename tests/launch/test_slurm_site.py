@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm.commands import way_out
 from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_job, parse_queue
 from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.request import JobRequest
@@ -116,3 +117,18 @@ def test_folders_of_this_machine_alone_are_known() -> None:
     assert not_shared("run.root", "/home/nobody/runs") is None
     assert not_shared("data.path", "s3://bucket/data") is None
     assert not_shared("run.root", str(Path("/").joinpath("runs"))) is None
+
+
+@pytest.mark.parametrize(
+    ("complaint", "key"),
+    [
+        ("Batch job submission failed: Invalid account or account/partition combination specified", "account"),
+        ("allocation failure: Invalid qos specification", "qos"),
+        ("allocation failure: Requested time limit is invalid (missing or exceeds some limit)", "time_limit_min"),
+        ("allocation failure: Memory specification can not be satisfied", "memory_per_node"),
+        ("allocation failure: Requested reservation is invalid", "reservation"),
+    ],
+)
+def test_a_refusal_names_the_key_that_may_cure_it(complaint: str, key: str) -> None:
+    assert f"cluster.slurm.{key}" in way_out(complaint)
+    assert "sinfo" in way_out("something new")

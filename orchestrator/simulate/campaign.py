@@ -1,0 +1,102 @@
+"""Many schedules, over the machine's cores; each is the same whenever its seed is."""
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.control.lifecycle import Decide, decide
+from orchestrator.control.opening import OpenRun
+from orchestrator.runfolder import RunFolder
+from orchestrator.simulate.faults import UNINJECTED, Fault, Scenario, reported_interval_s
+from orchestrator.simulate.outcome import Course
+from orchestrator.simulate.saving import Payloads
+from orchestrator.simulate.schedule import Schedule
+from orchestrator.simulate.setting import Setting
+
+CROWDED_FAULTS = 3.0
+"""Of the reported mix, on average in one schedule of a few hours."""
+CROWDED_UNINJECTED = 3
+RESTARTS = (1, 3, 10)
+"""Values of fault.max_restarts: small ones, so that runs use them up."""
+DAY_S = 86_400.0
+
+
+class Rehearsals:
+    """Short runs into which faults are crowded, so that few hours see what years bring."""
+
+    def __init__(self, setting: Setting, decide: Decide = decide, kinds: tuple[Fault, ...] = UNINJECTED) -> None:
+        """`kinds`: of what nobody injects, what is drawn from."""
+        self._kinds = kinds
+        self._setting = setting
+        self._decide = decide
+        self._payloads = Payloads(len(setting.placement.ranks))
+
+    def run(self, seed: int) -> Course:
+        """One to four hours with faults, checkpoints and a budget, all drawn from `seed`."""
+        rng = np.random.default_rng([seed, 1])
+        hours = float(rng.uniform(1, 4))
+        steps = max(10, int(hours * 3600 / self._setting.costs.step_s))
+        setting = self._setting.with_steps(steps, save_every=max(1, steps // int(rng.integers(2, 7))))
+        setting = setting.with_restarts(int(rng.choice(RESTARTS)))
+        interval_s = hours * 3600 / CROWDED_FAULTS
+        scenario = Scenario(
+            steps=steps, hours=hours, interval_s=interval_s, uninjected=CROWDED_UNINJECTED, kinds=self._kinds
+        )
+        return course(setting, scenario, seed, self._payloads, decide=self._decide)
+
+
+def predict(
+    setting: Setting, *, days: float, seed: int, on_progress: Callable[[float], None] = lambda share: None
+) -> Course:
+    """One run of so many days of steps, with the faults that were reported, at the rate that follows for its GPUs."""
+    steps = max(10, int(days * DAY_S / setting.costs.step_s))
+    scenario = Scenario(steps=steps, hours=days * 24, interval_s=reported_interval_s(setting.gpus), uninjected=0)
+    payloads = Payloads(len(setting.placement.ranks))
+    return course(setting.with_steps(steps), scenario, seed, payloads, on_progress=on_progress)
+
+
+def course(
+    setting: Setting,
+    scenario: Scenario,
+    seed: int,
+    payloads: Payloads,
+    *,
+    decide: Decide = decide,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Course:
+    """One schedule in a folder of its own, which is taken away."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="phalanx-simulate-", dir=memory, ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "run"
+        path.mkdir()
+        run = OpenRun(setting.config, setting.plan, setting.manifest, RunFolder(path), "simulated://store", False)
+        how = {"scenario": scenario, "seed": seed, "decide": decide, "on_progress": on_progress}
+        return Schedule(run, setting.placement, setting.costs, payloads, **how).run()
+
+
+def rehearse(setting: Setting, seeds: Iterable[int], processes: int | None = None) -> Iterator[Course]:
+    """The courses of `seeds`, in their order, as they are done."""
+    processes = processes or os.cpu_count() or 1
+    rehearsals = Rehearsals(setting)
+    if processes == 1:
+        yield from map(rehearsals.run, seeds)
+        return
+    with multiprocessing.get_context("fork").Pool(processes, _prepare, (rehearsals,)) as pool:
+        yield from pool.imap(_run, seeds, chunksize=4)
+
+
+_rehearsals: Rehearsals | None = None
+
+
+def _prepare(rehearsals: Rehearsals) -> None:
+    global _rehearsals  # noqa: PLW0603 -- what a worker process of the pool works on
+    _rehearsals = rehearsals
+
+
+def _run(seed: int) -> Course:
+    assert _rehearsals is not None
+    return _rehearsals.run(seed)

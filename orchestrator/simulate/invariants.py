@@ -1,0 +1,108 @@
+"""What must hold whatever goes wrong. Each finds its violations; the schedule asks after every event. Plan half."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.checkpoint.layout import MARKER, step_of
+from orchestrator.simulate.trained import Trained, trained_on
+
+_CLAIM = re.compile(r"attempts/attempt_(\d+)\.json")
+_NUMBER = re.compile(rb'^"(attempt|step)": (\d+)', re.MULTILINE)
+LOST_ATTEMPT = frozenset({"rank_died", "node_lost", "hang_detected"})
+
+
+class Invariants:
+    """Hears what is put into the store, what the drivers write down, what ranks are started from."""
+
+    def __init__(self, *, max_restarts: int) -> None:
+        self.violations: list[str] = []
+        self.committed: dict[int, int] = {}
+        """Step -> the attempt whose marker stands, of those that nothing has damaged or rejected."""
+        self.newest_claim = 0
+        self.furthest_step = 0
+        """That any attempt has done."""
+        self._max_restarts = max_restarts
+        self._failures: dict[str, int] = {}
+        """Driver -> failed attempts without a checkpoint in between."""
+        self._failed_attempts: set[tuple[str, int]] = set()
+
+    def put(self, path: str, data: bytes) -> None:
+        """A file of the checkpoint store was written."""
+        claim = _CLAIM.fullmatch(path)
+        if claim:
+            number = int(claim.group(1))
+            self._require(number > self.newest_claim, f"attempt {number} was claimed after {self.newest_claim}")
+            self.newest_claim = max(number, self.newest_claim)
+            return
+        folder, _, name = path.partition("/")
+        step = step_of(folder)
+        if step is None or name != MARKER:
+            return
+        found = {key.decode(): int(value) for key, value in _NUMBER.findall(data)}
+        attempt = found["attempt"]
+        self._require(found["step"] == step, f"the marker of step {found['step']} lies in {folder}")
+        self._require(
+            attempt == self.newest_claim,
+            f"attempt {attempt} committed step {step} although attempt {self.newest_claim} had claimed the run",
+        )
+        newest = max(self.committed, default=0)
+        self._require(step > newest, f"attempt {attempt} committed step {step} after step {newest}: not monotonic")
+        self.committed[step] = attempt
+
+    def damaged(self, step: int) -> None:
+        """What was committed of `step` is not whole any more, or was set aside, or retention has deleted it."""
+        self.committed.pop(step, None)
+
+    def started(self, attempt: int, resume_step: int, resumed: Trained) -> None:
+        """Ranks are started from what was found."""
+        newest = max(self.committed, default=0)
+        self._require(
+            attempt == self.newest_claim or resume_step >= 0, f"attempt {attempt} started after {self.newest_claim}"
+        )
+        self._require(
+            resume_step >= newest, f"attempt {attempt} went back to step {resume_step}, behind the commit of {newest}"
+        )
+        self._require(
+            resume_step <= self.furthest_step,
+            f"attempt {attempt} started from step {resume_step}, which nobody has done: samples are lost",
+        )
+        self._require(
+            resumed == trained_on(Trained(0, 0), resume_step),
+            f"attempt {attempt} started from step {resume_step} with a state that has seen {resumed}",
+        )
+
+    def ended(self, steps: int, final: Trained | None) -> None:
+        """The run has finished; `final` is what its last checkpoint holds."""
+        wanted = trained_on(Trained(0, 0), steps)
+        self._require(final == wanted, f"the last checkpoint has seen {final}, {wanted} was to be seen")
+
+    def recorded(self, driver: str, event: Mapping[str, Any]) -> None:
+        """A driver has written an event."""
+        name, attempt = event["event"], event["attempt"]
+        if name in LOST_ATTEMPT and (driver, attempt) not in self._failed_attempts:
+            self._failed_attempts.add((driver, attempt))
+            self._failures[driver] = self._failures.get(driver, 0) + 1
+        elif name == "checkpoint_committed":
+            self._failures[driver] = 0
+        elif name == "checkpoint_rejected":
+            self.damaged(event["step"])
+        elif name == "attempt_started":
+            failures = self._failures.get(driver, 0)
+            self._require(
+                failures <= self._max_restarts,
+                f"attempt {attempt} started after {failures} failures, fault.max_restarts={self._max_restarts}",
+            )
+        for step in event.get("pruned") or ():
+            self.damaged(step)
+
+    def gave_up(self, driver: str, digest: str) -> None:
+        """A driver has ended as failed; `digest` is what it says of it."""
+        if "fault.* is used up" in digest:
+            failures = self._failures.get(driver, 0)
+            is_spent = failures > self._max_restarts or "identical" in digest
+            self._require(is_spent, f"it gave up after {failures} failures, fault.max_restarts={self._max_restarts}")
+
+    def _require(self, holds: bool, violation: str) -> None:
+        if not holds:
+            self.violations.append(violation)
