@@ -136,6 +136,7 @@ def details(
         "step": f"{status.step}{of}",
         "loss": "none yet" if status.loss is None else f"{status.loss:.4f}",
         "speed": "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f} tok/s",
+        "workers": status.workers,
         "time left": None if status.eta_s is None else duration_text(status.eta_s),
         "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{restarts})",
         "goodput": goodput_words(goodput) if goodput.wall_us else None,

@@ -284,7 +284,9 @@ def sealed_step(descriptor: int) -> int | None:
 
 def newest_common_step(steps_of_ranks: Sequence[Sequence[int]]) -> int | None:
     """The newest step that every rank has sealed, None where there is none: [[4, 5], [5, 6]] gives 5."""
-    common = set.intersection(*(set(steps) for steps in steps_of_ranks)) if steps_of_ranks else set()
+    common = set(steps_of_ranks[0]) if steps_of_ranks else set()
+    for steps in steps_of_ranks[1:]:
+        common.intersection_update(steps)
     return max(common, default=None)
 
 

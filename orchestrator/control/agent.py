@@ -24,6 +24,7 @@ from orchestrator.checkpoint.slots import Share
 from orchestrator.control.agentmemory import AgentMemory
 from orchestrator.control.channel import Channel
 from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
+from orchestrator.control.inheritance import attempt_facts
 from orchestrator.control.mailbox import Mailbox
 from orchestrator.control.nodedisk import NodeDisk
 from orchestrator.control.oomkills import OomKills
@@ -78,6 +79,7 @@ class NodeAgent:
     # ---- the zygote
 
     def _start_zygote(self, ahead: str | None = None) -> None:
+        self._is_zygote_ready = threading.Event()
         taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
         self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
         self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote,), daemon=True)
@@ -95,7 +97,9 @@ class NodeAgent:
                 answer = zygote.hear()
             except (EOFError, OSError):
                 break
-            if answer["op"] == "forked" and answer["label"] in self._ranks:
+            if answer["op"] == "pong":
+                self._is_zygote_ready.set()
+            elif answer["op"] == "forked" and answer["label"] in self._ranks:
                 self._ranks[answer["label"]].pid = answer["pid"]
             elif answer["op"] == "exited" and answer["label"] in self._ranks:
                 self._rank_exited(self._ranks[answer["label"]], answer)
@@ -127,11 +131,15 @@ class NodeAgent:
             self._store = channel, channel.receive()["port"]
         return self._store[1]
 
-    def check_cuda_fork(self) -> str | None:
-        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on.
+    def warm_up(self) -> None:
+        """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
+        self._need_zygote()
+        self._zygote.send({"op": "ping"})
+        self._is_zygote_ready.wait(STORE_TIMEOUT_S)
 
-        Returns what the canary said, None if all is well.
-        """
+    def check_cuda_fork(self) -> str | None:
+        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on. Returns what
+        the canary said, None if all is well."""
         self._need_zygote()
         channel, theirs = Channel.pair()
         self._fork("canary", "canary", [theirs, os.dup(2)])
@@ -154,8 +162,7 @@ class NodeAgent:
         return self._memory.copies.sealed_steps()
 
     def keep_snapshots(self, step: int | None, world_size: int) -> None:
-        """Before an attempt of so many ranks that starts from `step`: the snapshots of other steps are not the run's
-        any more."""
+        """Before an attempt of so many ranks that starts from `step`: no other snapshot is the run's any more."""
         self._memory.keep_only(step, world_size)
 
     def memory(self) -> dict[str, int]:
@@ -278,12 +285,17 @@ class NodeAgent:
             return  # the zygote is gone, and its children with it
 
     def drain(self) -> None:
-        """Ask every rank to leave at a step boundary; they agree among themselves on which."""
+        """Ask every rank to leave at a step boundary, saved; they agree among themselves on which."""
+        self._ask_ranks("drain")
+
+    def pause(self) -> None:
+        """Ask every rank to leave at a step boundary, with a snapshot in memory."""
+        self._ask_ranks("pause")
+
+    def _ask_ranks(self, kind: str) -> None:
         for rank in list(self._ranks.values()):
-            try:
-                rank.channel.send({"kind": "drain"})
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):
+                rank.channel.send({"kind": kind})
 
     def next_events(self, timeout_s: float) -> list[Event]:
         """Everything since the last call; waits for the first event, and briefly for company where that may wait."""
@@ -386,9 +398,3 @@ class NodeAgent:
         with self._changed:
             rank.is_gone = True
             self._changed.notify_all()
-
-
-def attempt_facts(attempt: int, common: dict[str, Any], own_parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of an attempt's encoded WorkerSpecs, what tells whether its snapshots fit another attempt."""
-    shared = {key: common[key] for key in ("world_size", "zero_stage", "resume")} if own_parts else {}
-    return {"number": attempt, "ranks": [part["rank"] for part in own_parts], **shared}

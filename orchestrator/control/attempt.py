@@ -22,6 +22,10 @@ class Interruption:
     """Monotonic."""
     at_step: int
 
+    def steps_lost(self, resume: ResumePoint) -> int:
+        """Steps that are done again by an attempt that starts there."""
+        return max(0, self.at_step - resume.step)
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -75,6 +79,10 @@ class Attempt:
     @property
     def is_drained(self) -> bool:
         return any(done["is_drained"] for done in self.dones.values())
+
+    @property
+    def is_paused(self) -> bool:
+        return any(done.get("is_paused") for done in self.dones.values())
 
     def ended_well(self, message: Message) -> bool:
         """Whether a rank's `exited` is the end that was expected."""
@@ -137,13 +145,3 @@ class Attempt:
         if first.is_hung:
             return f"step {self.last_step}: hang of rank {first.rank} in {self.hung_in}"
         return f"step {self.last_step}: {classify(first)}: {first.message.splitlines()[:1]}"
-
-
-def death_fields(failure: RankFailure) -> dict[str, Any]:
-    """What `rank_died` says."""
-    return {name: getattr(failure, name) for name in ("rank", "node", "signal", "exit_code", "message")}
-
-
-def resume_fields(resume: ResumePoint) -> dict[str, Any]:
-    """What `attempt_started` says of where it starts."""
-    return {"resume_step": resume.step, "source": resume.source, "checkpoint": resume.checkpoint}

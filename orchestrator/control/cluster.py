@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ClusterConfig
+from orchestrator.control.coming import ComingAgents
 from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
 from orchestrator.control.inheritance import Inherited
 from orchestrator.control.members import AgentHandle
 from orchestrator.control.preemption import Drain
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.renewals import Renewals
+from orchestrator.control.reserving import is_whole, resources, wait_for
 from orchestrator.control.stream import EventStream
 from orchestrator.control.surroundings import (
     hand_on_token,
@@ -34,6 +36,7 @@ from orchestrator.control.surroundings import (
 from orchestrator.control.tenancy import Tenancy
 from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import ConfigError, PlacementError, SupersededError
+from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import NodeFacts, Placement
 
 NAMESPACE = "phalanx"
@@ -65,6 +68,8 @@ class RayCluster:
         self._group: Any = None
         self._group_name = ""
         self._agents: list[AgentHandle] = []
+        self._coming: ComingAgents | None = None
+        """For the bundles of lost agents, on nodes that have come."""
         self.inherited: list[Inherited] = []
         """What the agents of an earlier driver said last."""
         self.is_ours = not is_joining(config)
@@ -161,7 +166,7 @@ class RayCluster:
 
         Those that an earlier driver has left are taken over where they fit (`inherited`), else ended. Raises
         PlacementError where the nodes don't come free in `cluster.start_timeout_s`, SupersededError where a newer
-        driver has the run.
+        driver has the run. Where those that are taken over are enough, others are not waited for so long, nor needed.
         """
         self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
         estate = take_over(self.tenancy, self._layout, self._config)
@@ -170,7 +175,14 @@ class RayCluster:
         self._group = self._group or self._reserve(placement)
         self._agents = estate.agents
         found = {agent.node for agent in estate.agents}
-        self._fill(placement, [node for node in range(len(placement.bundles)) if node not in found])
+        missing = [node for node in range(len(placement.bundles)) if node not in found]
+        is_enough = bool(found) and may_go_on(self._config, remaining(placement, found))
+        try:
+            wait_s = self._config.replace_timeout_s if is_enough else self._config.start_timeout_s
+            self._fill(placement, missing, wait_s)
+        except PlacementError:
+            if not is_enough:
+                raise
         return self._agents
 
     @property
@@ -185,7 +197,7 @@ class RayCluster:
         after our death.
         """
         util = import_ray().util
-        bundles = [_resources(bundle.cpus, bundle.gpus) for bundle in placement.bundles]
+        bundles = [resources(bundle) for bundle in placement.bundles]
         strategy = "STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK"
         while True:
             name = self.tenancy.group_name(next(self._serials))
@@ -196,54 +208,79 @@ class RayCluster:
             util.remove_placement_group(group)
             waiting = util.placement_group(bundles, strategy=strategy)
             try:
-                self._wait_for(waiting, placement)
+                limit_s = self._config.start_timeout_s
+                wait_for(waiting, placement, limit_s, limit_s)
             finally:
                 util.remove_placement_group(waiting)
 
-    def replace_agents(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
         """New agents for the bundles of lost ones: Ray moves a dead node's bundle to where there is room.
 
         The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
-        PlacementError where no node takes the bundles in `cluster.start_timeout_s`.
+        PlacementError where no node takes the bundles in `wait_s`, or their agents don't start.
         """
-        ray = import_ray()
-        for agent in lost:
-            with contextlib.suppress(Exception):
-                ray.kill(agent.actor)
-        nodes = [agent.node for agent in lost]
+        for agent in self._agents:
+            if agent.node in nodes:
+                with contextlib.suppress(Exception):
+                    import_ray().kill(agent.actor)
         self._agents = [agent for agent in self._agents if agent.node not in nodes]
-        self._fill(placement, nodes)
+        coming, self._coming = self._coming, None
+        if coming is not None and coming.nodes == list(nodes):
+            self._take(coming)
+            return self._agents
+        if coming is not None:
+            coming.end()
+        self._fill(placement, nodes, wait_s)
         return self._agents
 
-    def _fill(self, placement: Placement, nodes: Sequence[int]) -> None:
-        """A new agent in each of the bundles `nodes`.
+    def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        """Whether the reservation is whole again, and agents are up and warm in the bundles of lost ones."""
+        if self._coming is None and is_whole(self._group):
+            actors = self._actors(placement, nodes)
+            calls = [actor.command.remote(self.tenancy.generation, "warm_up") for actor in actors]
+            self._coming = ComingAgents(actors, nodes, calls)
+        if self._coming is None:
+            return False
+        try:
+            return self._coming.are_up(0.0)
+        except PlacementError:  # that node is gone, too
+            self._coming.end()
+            self._coming = None
+            return False
+
+    def _fill(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> None:
+        """A new agent in each of the bundles `nodes`, for which nodes come within `wait_s`.
 
         Where an agent was lost with its node, Ray may take that node for alive some seconds longer and send the new
-        one there, too, where it never runs. Its death says that Ray knows by then: the bundle moves.
+        one there, too, where it never runs. Its death, or a reservation that is not whole any more, says that Ray
+        knows by then: the bundle moves.
         """
-        for tries_left in reversed(range(START_TRIES)):
-            self._wait_for(self._group, placement)
+        reserved_by_s, tries_left = time.monotonic() + wait_s, START_TRIES
+        while nodes:
+            wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
+            actors = self._actors(placement, nodes)
+            calls = [actor.describe.remote(self.tenancy.generation) for actor in actors]
+            coming = ComingAgents(actors, nodes, calls)
             try:
-                made = self._start_actors(placement, nodes)
-                break
+                if coming.come_up(self._config.start_timeout_s, lambda: is_whole(self._group)):
+                    self._take(coming)
+                    return
             except PlacementError as error:
+                tries_left -= 1
                 if not (tries_left and isinstance(error.__cause__, import_ray().exceptions.RayActorError)):
                     raise
+            coming.end()
+
+    def _take(self, coming: ComingAgents) -> None:
+        ray = import_ray()
+        try:
+            made = describe_all(coming.actors, coming.nodes, self.tenancy.generation, self._config)
+        except ray.exceptions.RayError as error:
+            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
         self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
 
-    def _wait_for(self, group: Any, placement: Placement) -> None:
-        limit_s = self._config.start_timeout_s
-        if not group.wait(timeout_seconds=limit_s):
-            wanted = ", ".join(f"{bundle.cpus} CPUs and {bundle.gpus} GPUs" for bundle in placement.bundles)
-            raise PlacementError(
-                f"the cluster has not freed nodes with {wanted} in cluster.start_timeout_s={limit_s:g}; "
-                "wait for other jobs, ask for less, or raise the limit"
-            )
-
-    def _start_actors(self, placement: Placement, nodes: Sequence[int]) -> list[AgentHandle]:
-        """One agent in each of the placement's bundles `nodes`; waits until all answer."""
+    def _actors(self, placement: Placement, nodes: Sequence[int]) -> list[Any]:
+        """A new agent in each of the placement's bundles `nodes`."""
         ray = import_ray()
         in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
         actor_class, tenancy = ray.remote(AgentActor), self.tenancy
@@ -261,17 +298,7 @@ class RayCluster:
             )
             ahead = self._zygote.path if self._zygote and node == 0 else None
             actors.append(options.remote(tenancy, name, self._group_name, self._layout, ahead))
-        limit_s = self._config.start_timeout_s
-        try:
-            return describe_all(actors, nodes, tenancy.generation, self._config)
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
-            for actor in actors:
-                with contextlib.suppress(Exception):
-                    ray.kill(actor)
-            raise PlacementError(
-                f"the agents did not start in cluster.start_timeout_s={limit_s:g} ({first_line(error)}); "
-                "see `ray status`"
-            ) from error
+        return actors
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
@@ -350,6 +377,9 @@ class RayCluster:
         agents, self._agents = self._agents, []
         group, self._group = self._group, None
         renewals, self._renewals = self._renewals, None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.end()
         if renewals is not None:
             renewals.close()
         try:
@@ -372,7 +402,3 @@ class RayCluster:
         if self._temp_dir_lock is not None:
             os.close(self._temp_dir_lock)
             self._temp_dir_lock = None
-
-
-def _resources(cpus: int, gpus: int) -> dict[str, float]:
-    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

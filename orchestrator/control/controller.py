@@ -10,13 +10,14 @@ from concurrent.futures import Executor
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
-from orchestrator.control import lifecycle
+from orchestrator.control import lifecycle, telling
 from orchestrator.control.anomalies import Anomaly
-from orchestrator.control.attempt import Attempt, Interruption, Message, death_fields, resume_fields
+from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.disktier import disk_tier
 from orchestrator.control.fleet import Fleet
+from orchestrator.control.growth import Growth
 from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.members import AgentHandle, Cluster, host_of
@@ -30,7 +31,6 @@ from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import next_claim
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
 from orchestrator.errors import CheckpointError, FencedError, PlacementError, SupersededError
-from orchestrator.observe.failure import digest
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5
@@ -72,6 +72,7 @@ class Controller:
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
+        self._growth = Growth(self._fleet, clock, run.config.cluster.grow_interval_s)
         self._rollbacks = Rollbacks(run.folder.branches, clock)
         parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
         self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
@@ -132,12 +133,16 @@ class Controller:
             case Action.start:
                 self._start_attempt()
             case Action.stop:
+                is_planned = isinstance(event, lifecycle.Paused)
+                self.restarts += self.state in (State.stopping, State.replacing) and not is_planned
                 self._stop_ranks()
                 self._tell(lifecycle.Stopped())
             case Action.place:
                 self._place_again()
             case Action.drain:
                 self._fleet.drain()
+            case Action.pause:
+                self._fleet.pause()
             case Action.fail:
                 self._record_failure()
             case Action.finish | Action.leave | Action.none:
@@ -157,6 +162,8 @@ class Controller:
             self._chronicle.event("preemption_notice", self._number, self._last_step)
             self._tell(lifecycle.PreemptionNotice())
         self._check_start_timeout()
+        if self.state is State.running and self._growth.is_possible():
+            self._tell(lifecycle.NodesBack())
 
     @property
     def _number(self) -> int:
@@ -186,10 +193,15 @@ class Controller:
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
+        previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
-        lost = max(0, self._interruption.at_step - resume.step) if self._interruption else 0
+        if previous is not None and previous.world_size != world_size:
+            self._chronicle.event(
+                "resized", number, resume.step, **telling.resized_fields(previous.world_size, world_size)
+            )
+        lost = self._interruption.steps_lost(resume) if self._interruption else 0
         fields = {"world_size": world_size, "zero_stage": self._run.plan.zero_stage, "steps_lost": lost}
-        self._chronicle.event("attempt_started", number, resume.step, **resume_fields(resume), **fields)
+        self._chronicle.event("attempt_started", number, resume.step, **telling.resume_fields(resume), **fields)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -212,7 +224,7 @@ class Controller:
         self._tell(lifecycle.GaveUp())
 
     def _place_again(self) -> None:
-        """After a node was lost: another takes its place; the others keep their agents, and so their snapshots."""
+        """After a node was lost, or came back: others keep their agents, and so their snapshots."""
         try:
             self._fleet.replace_lost()
         except (PlacementError, ConnectionError) as error:
@@ -238,21 +250,16 @@ class Controller:
             self.reports.flush(self._attempt)
         self.reports.settle()
         self._chronicle.end_attempt()
-        self.restarts += self.state in (State.stopping, State.replacing)
 
     def _record_failure(self) -> None:
         if self.reports.fenced_by is not None:
             self.failure_digest = self.reports.fenced_by
             return
-        attempt = self._attempt
-        rank = None
+        attempt, rank = self._attempt, None
         if self._reason is not None:
             self.failure_digest = self._reason
         elif attempt is not None and attempt.failures:
-            rank = attempt.first_failure.rank
-            done = f"restarted {self.restarts} times, then stopped: the budget in fault.* is used up"
-            next_steps = [f"phalanx logs {self._run.folder.path} --rank {rank}"]
-            self.failure_digest = digest(attempt.failures, done=done, next_steps=next_steps)
+            rank, self.failure_digest = telling.failure_words(attempt, self.restarts, self._run.folder.path)
         self.failure_digest = self.failure_digest or "no rank could be started"
         self._chronicle.event("run_failed", self._number, self._last_step, rank=rank, digest=self.failure_digest)
 
@@ -278,7 +285,8 @@ class Controller:
                     self._on_first_step(attempt)
                 self._tell_stragglers(attempt)
             case "done":
-                self._on_done(attempt, message)
+                attempt.dones[message["rank"]] = message
+                self._conclude_if_done()
             case "snapshot_rejected":
                 self._is_memory_trusted = False
                 where = f"memory of rank {message['rank']}"
@@ -300,30 +308,23 @@ class Controller:
         if not self.state.is_training:  # the last words of ranks that are being stopped
             return
         self._is_memory_trusted = True
+        self._growth.on_first_step()
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            downtime_s = self._clock.monotonic() - interruption.since_s
-            self.downtime_s += downtime_s
-            self._chronicle.event(
-                "recovered",
-                attempt.number,
-                attempt.last_step,
-                downtime_s=downtime_s,
-                steps_lost=max(0, interruption.at_step - attempt.resume.step),
-                source=attempt.resume.source,
-                resume_step=attempt.resume.step,
-            )
+            fields = telling.recovered_fields(interruption, attempt.resume, self._clock.monotonic())
+            self.downtime_s += fields["downtime_s"]
+            self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
-
-    def _on_done(self, attempt: Attempt, message: Message) -> None:
-        attempt.dones[message["rank"]] = message
-        self._conclude_if_done()
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""
         attempt = self._attempt
         if attempt is None or not attempt.is_done or not self.state.is_training:
+            return
+        if attempt.is_paused:
+            self._begin_interruption()
+            self._tell(lifecycle.Paused())
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):
@@ -341,7 +342,7 @@ class Controller:
         if attempt.ended_well(message):
             return
         failure = attempt.add_failure(message, host_of(self._fleet.agents, message["node"]))
-        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **death_fields(failure))
+        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **telling.death_fields(failure))
         self._begin_interruption()
         self._tell(lifecycle.AttemptFailed(attempt.signature()))
 

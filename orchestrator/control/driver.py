@@ -264,7 +264,8 @@ class _Session:
         previous = [e["world_size"] for e in self._events if e["event"] == "attempt_started"]
         if previous and previous[-1] != plan.batch.world_size:
             size = plan.batch.world_size
-            self._chronicle.event("resized", 0, facts.resume.step, world_size=size, previous=previous[-1])
+            change = {"from": previous[-1], "to": size, "why": f"started with cluster.num_workers={size}"}
+            self._chronicle.event("resized", 0, facts.resume.step, **change)
 
     def _tell_end(self, controller: Controller, memory: str | None) -> None:
         console, plan = self._chronicle.console, self._run.plan

@@ -16,7 +16,8 @@ from orchestrator.control.opening import OpenRun
 from orchestrator.control.shares import WantedShares
 from orchestrator.control.specs import agent_settings, has_peers
 from orchestrator.control.starting import cuda_fork_problems, memory_point, set_peers, start_ranks
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import Placement, ResumePoint
 
 STOP_TIMEOUT_S = 60.0
@@ -26,14 +27,16 @@ class Fleet:
     def __init__(self, run: OpenRun, cluster: Cluster, chronicle: Chronicle, disks: DiskTier | None = None) -> None:
         self.agents: list[AgentHandle] = []
         """In the placement's order, without those that are lost."""
-        self._lost: list[AgentHandle] = []
         self._run = run
         self._cluster = cluster
         self._chronicle = chronicle
         self._disks = disks
         self._secret = secrets.token_hex(32)
         """By which the agents know each other."""
+        self._whole: Placement | None = None
+        """Of all workers that are asked for."""
         self._placement: Placement | None = None
+        """Of those that there are."""
         self._shares: WantedShares | None = None
         """Where the snapshots of the former world are that the next attempt starts from."""
         self._stream: Events | None = None
@@ -52,8 +55,9 @@ class Fleet:
         Raises PlacementError where the nodes don't come free in time.
         """
         config = self._run.config
-        self._placement = placement
+        self._whole = placement
         self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
+        self._placement = remaining(placement, {agent.node for agent in self.agents})
         self._introduce_peers()
         if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
             for problem in cuda_fork_problems(self._cluster, self.agents):
@@ -63,16 +67,43 @@ class Fleet:
     def replace_lost(self) -> None:
         """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
 
-        Raises PlacementError or ConnectionError.
+        Where nodes for them don't come in time, it is those that are left, if they are enough; else this raises
+        PlacementError. ConnectionError where another node is lost meanwhile.
         """
         assert self._stream is not None
-        lost, self._lost = self._lost, []
-        settings = agent_settings(self._run.config)
-        self.agents = list(self._cluster.replace_agents(self.placement, lost, **settings))
+        assert self._whole is not None
+        cluster, present = self._run.config.cluster, {agent.node for agent in self.agents}
+        is_enough = bool(present) and may_go_on(cluster, remaining(self._whole, present))
+        wait_s = cluster.replace_timeout_s if is_enough else cluster.start_timeout_s
+        try:
+            agents = self._cluster.replace_agents(self._whole, self._missing, wait_s)
+        except PlacementError:
+            if not is_enough:
+                raise
+        else:
+            for agent in agents:
+                if agent.node not in present:
+                    self._stream.add(agent)
+            self.agents = list(agents)
+        self._placement = remaining(self._whole, {agent.node for agent in self.agents})
         self._introduce_peers()
-        for agent in self.agents:
-            if any(agent.node == gone.node for gone in lost):
-                self._stream.add(agent)
+
+    @property
+    def _missing(self) -> list[int]:
+        """Nodes of the whole placement whose agents are lost and not replaced."""
+        assert self._whole is not None
+        present = {agent.node for agent in self.agents}
+        return [node for node in self._whole.nodes if node not in present]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it goes on without lost nodes."""
+        return bool(self._missing)
+
+    def has_replacements(self) -> bool:
+        """Whether new agents are up in place of all that are missing; returns at once, so ask again."""
+        assert self._whole is not None
+        return self._cluster.has_replacements(self._whole, self._missing)
 
     def _introduce_peers(self) -> None:
         if has_peers(self._run.config, len(self.agents)):
@@ -91,7 +122,6 @@ class Fleet:
     def lose(self, agent: AgentHandle) -> list[int]:
         """The ranks that end with this agent. Until `replace_lost` it is missing."""
         self.agents.remove(agent)
-        self._lost.append(agent)
         return [place.rank for place in self.placement.ranks if place.node == agent.node]
 
     def start_ranks(self, number: int, resume: ResumePoint) -> None:
@@ -121,8 +151,12 @@ class Fleet:
         return {name: max(of_node[name] for of_node in found) for name in ("bytes", "agent_bytes")}
 
     def drain(self) -> None:
-        """Ask every rank to leave at a step boundary."""
+        """Ask every rank to leave at a step boundary, with a checkpoint in storage."""
         self._cluster.call_living(self.agents, "drain")
+
+    def pause(self) -> None:
+        """Ask every rank to leave at a step boundary, with a snapshot in memory."""
+        self._cluster.call_living(self.agents, "pause")
 
     def memory_point(
         self, previous: ResumePoint, committed_step: int, max_step: int | None = None

@@ -1,17 +1,28 @@
 """What an agent tells a rank while it trains: to drain, that a slot has been copied, which slots are the rank's."""
 
 from collections.abc import Callable
+from enum import IntEnum
 
 from orchestrator.checkpoint.slots import Slot
 from orchestrator.control.channel import Channel, Message
 from orchestrator.errors import CheckpointError
 
 
+class Asked(IntEnum):
+    """What the ranks are asked to do at a step boundary; the larger outranks."""
+
+    nothing = 0
+    pause = 1
+    """Leave, with a snapshot in memory."""
+    drain = 2
+    """Leave, with a checkpoint in storage."""
+
+
 class Inbox:
     """Read by the training thread only."""
 
     def __init__(self, channel: Channel) -> None:
-        self.is_drain_asked = False
+        self.asked = Asked.nothing
         self._on_persisted: Callable[[int, int | None, bool], None] | None = None
         self._on_replicated: Callable[[int, int | None], None] | None = None
         self._early: list[Message] = []
@@ -68,8 +79,8 @@ class Inbox:
         match message["kind"]:
             case "shares":
                 self._shares = message, self._channel.receive_descriptors(message)
-            case "drain":
-                self.is_drain_asked = True
+            case "drain" | "pause":
+                self.asked = max(self.asked, Asked[message["kind"]])
             case "slots":
                 self._slots = message, self._channel.receive_descriptors(message)
             case "persisted" | "replicated" if self._on_persisted is None or self._on_replicated is None:

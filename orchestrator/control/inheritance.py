@@ -19,7 +19,7 @@ class Inherited:
 
     node: int
     attempt: dict[str, Any] | None
-    """See agent.attempt_facts; None where it had started none."""
+    """See `attempt_facts`; None where it had started none."""
     events: list[Message]
     """What its ranks said last; a driver may have heard some of it."""
 
@@ -64,3 +64,9 @@ def _fits(facts: dict[str, Any], node: int, placement: Placement, zero_stage: in
     ranks = [place.rank for place in placement.ranks if place.node == node]
     is_same_world = facts.get("world_size") == len(placement.ranks)
     return sorted(facts["ranks"]) == ranks and is_same_world and facts.get("zero_stage") == zero_stage
+
+
+def attempt_facts(attempt: int, common: dict[str, Any], own_parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of an attempt's encoded WorkerSpecs, what tells whether its snapshots fit another attempt."""
+    shared = {key: common[key] for key in ("world_size", "zero_stage", "resume")} if own_parts else {}
+    return {"number": attempt, "ranks": [part["rank"] for part in own_parts], **shared}

@@ -14,7 +14,7 @@ from orchestrator.codec import encode
 from orchestrator.control.anomalies import Anomaly, LossWatch
 from orchestrator.control.channel import Channel, Message
 from orchestrator.control.checks import Repetition, ReplicaCheck
-from orchestrator.control.inbox import Inbox
+from orchestrator.control.inbox import Asked, Inbox
 from orchestrator.control.progress import Progress
 from orchestrator.control.residentbytes import peak_resident_bytes
 from orchestrator.control.snapshots import Snapshots
@@ -94,6 +94,9 @@ class Loop:
                 self._keep_s = time.perf_counter() - kept
                 if self._is_evaluation_due(done):
                     self._evaluate(done)
+                if outcome.is_pausing and done < spec.steps:
+                    self._pause(done, report)
+                    return
                 if is_leaving and done < spec.steps:
                     self._progress.enter(Phase.done)
                     self._channel.send({"kind": "done", "step": done, "is_drained": True})
@@ -146,7 +149,8 @@ class Loop:
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})
         else:
             self._channel.send(report)
-        return _Outcome(report, vote.is_leaving, anomaly or replicas or self._recheck(step + 1, vote, batch, result))
+        anomaly = anomaly or replicas or self._recheck(step + 1, vote, batch, result)
+        return _Outcome(report, vote.is_leaving, vote.is_pausing, anomaly)
 
     def _recheck(self, done: int, vote: "Vote", batch: StepBatch, result: StepResult) -> Anomaly | None:
         self._recheck_s = 0.0
@@ -188,8 +192,18 @@ class Loop:
         if is_persisted or self._snapshots.is_due_on_disk(done) or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
-            facts = {"report": report, "recent_losses": self._watch.recent}
-            self._snapshots.take(done, facts, is_persisted=is_persisted, is_last=is_last)
+            self._snapshots.take(done, self._facts(report), is_persisted=is_persisted, is_last=is_last)
+
+    def _pause(self, done: int, report: Message) -> None:
+        """Leave with a snapshot in memory, from which another attempt goes on."""
+        self._progress.enter(Phase.saving)
+        self._snapshots.secure(done, self._facts(report))
+        self._progress.enter(Phase.done)
+        self._channel.send({"kind": "done", "step": done, "is_drained": False, "is_paused": True})
+
+    def _facts(self, report: Message) -> Message:
+        """What is kept with a snapshot."""
+        return {"report": report, "recent_losses": self._watch.recent}
 
     def _evaluate(self, done: int) -> None:
         spec = self._spec
@@ -221,7 +235,9 @@ class _Outcome:
 
     report: Message
     is_leaving: bool
-    """The ranks agreed to leave after it."""
+    """The ranks agreed to leave after it, saved."""
+    is_pausing: bool
+    """They agreed to leave after it, with a snapshot in memory."""
     anomaly: Anomaly | None
     """Every rank has the same one."""
 
@@ -257,6 +273,9 @@ class Vote:
     """What all ranks know after a step."""
 
     is_leaving: bool
+    """Somebody was asked to drain."""
+    is_pausing: bool
+    """Somebody was asked to leave, but nobody to drain."""
     snapshots: tuple[int, ...]
     """The minimum of every rank's `Snapshots.votes`."""
     loss_sum: float
@@ -289,7 +308,7 @@ class Ballot:
         self._progress.enter(Phase.snapshot)
         self.stall_s = self._snapshots.wait()
         self._inbox.look()
-        self._values[0] = -int(self._inbox.is_drain_asked)
+        self._values[0] = -int(self._inbox.asked)
         self._values[1:] = self._snapshots.votes()
         self._loss_sum[0] = loss_sum
         values, loss_sums = self._shared
@@ -303,5 +322,5 @@ class Ballot:
             if work is not None:
                 with self._progress.collective():
                     work.wait()
-        drain, *snapshots = self._values.tolist()
-        return Vote(drain < 0, tuple(snapshots), float(self._loss_sum[0]))
+        asked, *snapshots = self._values.tolist()
+        return Vote(asked == -Asked.drain, asked == -Asked.pause, tuple(snapshots), float(self._loss_sum[0]))

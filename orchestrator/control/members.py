@@ -41,9 +41,13 @@ class Events(Protocol):
 class Cluster(Protocol):
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]: ...
 
-    def replace_agents(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
-    ) -> list[AgentHandle]: ...
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
+        """New agents in place of those of `nodes`, which are lost; returns all. Raises PlacementError where nodes
+        don't come in `wait_s`."""
+
+    def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        """Whether `replace_agents` would not have to wait: nodes have come, and agents are up on them. Begins to
+        start them; returns at once."""
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any: ...
 

@@ -71,7 +71,8 @@ class Resuming:
             self._reject(number, step, reason, path)
 
         def look() -> StoredPoint:
-            how = {"lineage": self.rollbacks.lineage, "max_step": max_step}
+            known = previous and self.reports.committed_step  # this driver's own: only it commits
+            how = {"lineage": self.rollbacks.lineage, "max_step": max_step, "known_committed": known}
             return stored_point(self.run, self.store, self.disks, reject, **how)
 
         point = retried(

@@ -181,6 +181,18 @@ class Snapshots:
             while snapshotter.num_persisting:
                 self._inbox.wait()
 
+    def secure(self, step: int, facts: Message) -> None:
+        """Return once `step` is whole in memory, whether a snapshot of it was due or not."""
+        snapshotter = self._snapshotter or self._open()
+        snapshotter.wait()
+        if snapshotter.sealed_step == step:
+            return
+        parts, small = self._engine.state_parts(), {**self._small(), **facts}
+        how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
+        while not snapshotter.take(step, parts, small, **how):
+            self._inbox.wait()
+        snapshotter.wait()
+
     @property
     def _max_backlog(self) -> int:
         """Checkpoints that may be on their way to storage at a time."""

@@ -1,6 +1,7 @@
 """One WorkerSpec per rank from the plan, the placement and the resume point. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.config import FaultConfig, RunConfig, WorkerStart
@@ -13,7 +14,7 @@ COPIES_OF_RANK = 2
 """What a peer holds of each rank of another node: the newest copy that is whole, and the one that is arriving."""
 
 
-def worker_specs(
+def common_spec(
     config: RunConfig,
     plan: RunPlan,
     manifest: Manifest,
@@ -26,49 +27,77 @@ def worker_specs(
     store_port: int,
     interfaces: Mapping[int, str | None],
     peer_secret: str = "",
-) -> list[WorkerSpec]:
-    """In rank order. `interfaces` has the network interface of each node that has ranks."""
-    num_nodes = len(placement.nodes)
+) -> WorkerSpec:
+    """Rank 0's; `own_parts` has what the others differ in. `interfaces`: the network interface of each node that has
+    ranks."""
+    num_nodes, place = len(placement.nodes), placement.ranks[0]
+    return WorkerSpec(
+        run_id=plan.run_id,
+        fingerprint=plan.fingerprint,
+        attempt=attempt,
+        rank=place.rank,
+        world_size=len(placement.ranks),
+        local_rank=place.local_rank,
+        local_size=placement.bundles[place.node].workers,
+        node=place.node,
+        device=plan.device,
+        threads=worker_threads(config),
+        seed=config.run.seed,
+        steps=plan.steps,
+        schedule_steps=plan.schedule_steps,
+        model=plan.model,
+        optim=config.optim,
+        train=config.train,
+        data=config.data,
+        manifest=manifest,
+        snapshot=config.snapshot,
+        checkpoint=config.checkpoint,
+        checkpoint_url=checkpoint_url,
+        disk_folder=disk_folder(config, plan.run_id),
+        peer_secret=peer_secret,
+        num_slots=num_slots(config, num_nodes),
+        num_busy_slots=busy_slots(config, num_nodes),
+        has_peer=has_peers(config, num_nodes),
+        batch=plan.batch,
+        zero_stage=plan.zero_stage,
+        activation_checkpointing=config.parallel.activation_checkpointing,
+        ds_config=plan.ds_config,
+        resume=resume,
+        store_host=store_host,
+        store_port=store_port,
+        network_interface=interfaces[place.node],
+        fault=config.fault,
+    )
+
+
+def own_parts(placement: Placement, interfaces: Mapping[int, str | None]) -> list[dict[str, Any]]:
+    """What differs from rank to rank, in rank order: `{**encode(common_spec), **own_part}` is an encoded WorkerSpec.
+    The rest is made once, and sent to each node once: there may be a hundred thousand ranks."""
+    sizes = [bundle.workers for bundle in placement.bundles]
     return [
-        WorkerSpec(
-            run_id=plan.run_id,
-            fingerprint=plan.fingerprint,
-            attempt=attempt,
-            rank=place.rank,
-            world_size=len(placement.ranks),
-            local_rank=place.local_rank,
-            local_size=placement.bundles[place.node].workers,
-            node=place.node,
-            device=plan.device,
-            threads=worker_threads(config),
-            seed=config.run.seed,
-            steps=plan.steps,
-            schedule_steps=plan.schedule_steps,
-            model=plan.model,
-            optim=config.optim,
-            train=config.train,
-            data=config.data,
-            manifest=manifest,
-            snapshot=config.snapshot,
-            checkpoint=config.checkpoint,
-            checkpoint_url=checkpoint_url,
-            disk_folder=disk_folder(config, plan.run_id),
-            peer_secret=peer_secret,
-            num_slots=num_slots(config, num_nodes),
-            num_busy_slots=busy_slots(config, num_nodes),
-            has_peer=has_peers(config, num_nodes),
-            batch=plan.batch,
-            zero_stage=plan.zero_stage,
-            activation_checkpointing=config.parallel.activation_checkpointing,
-            ds_config=plan.ds_config,
-            resume=resume,
-            store_host=store_host,
-            store_port=store_port,
-            network_interface=interfaces[place.node],
-            fault=config.fault,
-        )
+        {
+            "rank": place.rank,
+            "local_rank": place.local_rank,
+            "local_size": sizes[place.node],
+            "node": place.node,
+            "network_interface": interfaces[place.node],
+        }
         for place in placement.ranks
     ]
+
+
+def worker_specs(
+    config: RunConfig,
+    plan: RunPlan,
+    manifest: Manifest,
+    placement: Placement,
+    *,
+    interfaces: Mapping[int, str | None],
+    **settings: Any,
+) -> list[WorkerSpec]:
+    """All of them, whole, in rank order; `settings` as of `common_spec`."""
+    common = common_spec(config, plan, manifest, placement, interfaces=interfaces, **settings)
+    return [replace(common, **part) for part in own_parts(placement, interfaces)]
 
 
 def has_peers(config: RunConfig, num_nodes: int) -> bool:
@@ -97,12 +126,6 @@ def disk_folder(config: RunConfig, run_id: str) -> str | None:
     """Of the run's checkpoints on each node's own disk."""
     local_dir = config.checkpoint.local_dir
     return None if local_dir is None else f"{local_dir.rstrip('/')}/{run_id}"
-
-
-def own_part(spec: WorkerSpec) -> dict[str, Any]:
-    """What differs from rank to rank, encoded: the rest of a spec is sent to each node once. `{**spec, **own_part}`
-    of any other rank's encoded spec is the whole."""
-    return {name: getattr(spec, name) for name in ("rank", "local_rank", "local_size", "node", "network_interface")}
 
 
 def agent_settings(config: RunConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from orchestrator.control.initial import initial_point
 from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.specs import hang_limits, own_part, worker_specs
+from orchestrator.control.specs import common_spec, hang_limits, own_parts
 from orchestrator.errors import StoreError
 from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
@@ -59,11 +59,13 @@ def stored_point(
     *,
     lineage: Lineage = WHOLE,
     max_step: int | None = None,
+    known_committed: int | None = None,
 ) -> StoredPoint:
     """The newest point that verifies, on the nodes' own disks or at checkpoint.url; of equal ones that on the disks.
 
     What `lineage` has left behind, or lies after `max_step`, is not looked at. A damaged one is set aside and told to
-    `on_reject(step, reason, where)`. Raises CheckpointError as `resume_point`.
+    `on_reject(step, reason, where)`. `known_committed` is the newest step at checkpoint.url if this driver has seen
+    it: then the disks serve also while the store does not answer. Raises CheckpointError as `resume_point`.
     """
 
     def reject_stored(step: int, reason: str) -> None:
@@ -74,12 +76,17 @@ def stored_point(
         if not lineage.survives(point.attempt, point.step) or (max_step is not None and point.step > max_step):
             continue
         how = {"lineage": lineage, "above": point.step, "max_step": max_step}
-        newer = newest_valid(store, fingerprint, reject_stored, identity, **how)
+        try:
+            newer = newest_valid(store, fingerprint, reject_stored, identity, **how)
+            committed = max((s for s in committed_steps(store, lineage) if s <= point.step), default=0)
+        except StoreError:
+            if known_committed is None or known_committed > point.step:
+                raise
+            newer, committed = None, known_committed
         if newer is not None:
             return StoredPoint(_committed_point(store, newer), newer.step)
         resume = disks.restorable(point, fingerprint, on_reject)
         if resume is not None:
-            committed = max((s for s in committed_steps(store, lineage) if s <= resume.step), default=0)
             return StoredPoint(replace(resume, is_durable=committed == resume.step), committed)
     resume = resume_point(run, store, reject_stored, lineage=lineage, max_step=max_step)
     has_own = resume.checkpoint is not None and not resume.is_initial
@@ -176,7 +183,8 @@ def start_ranks(
     secret: str = "",
 ) -> None:
     """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
-    specs = worker_specs(
+    interfaces = {a.node: run.config.cluster.network_interface or a.interface for a in agents}
+    common = common_spec(
         run.config,
         at_world_size(run.config, run.plan, len(placement.ranks)),
         run.manifest,
@@ -186,11 +194,13 @@ def start_ranks(
         checkpoint_url=run.checkpoint_url,
         store_host=agents[0].address,
         store_port=cluster.call(agents[0], "start_store"),
-        interfaces={agent.node: run.config.cluster.network_interface or agent.interface for agent in agents},
+        interfaces=interfaces,
         peer_secret=secret,
     )
+    encoded = encode(common)
     by_node: dict[int, list[dict[str, Any]]] = {agent.node: [] for agent in agents}
-    for spec in specs:
-        by_node[spec.node].append(own_part(spec))
-    common, limits = encode(specs[0]), hang_limits(run.config)
-    cluster.call_all([(agent, (number, common, by_node[agent.node], limits)) for agent in agents], "start_ranks")
+    for part in own_parts(placement, interfaces):
+        by_node[part["node"]].append(part)
+    limits = hang_limits(run.config)
+    calls = [(agent, (number, encoded, by_node[agent.node], limits)) for agent in agents]
+    cluster.call_all(calls, "start_ranks")

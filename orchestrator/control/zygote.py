@@ -94,6 +94,8 @@ class Zygote:
         elif message["op"] == "environment":
             os.environ.clear()
             os.environ.update(cast(dict[str, str], message["environment"]))
+        elif message["op"] == "ping":
+            send_with_descriptors(self._agent, {"op": "pong"}, [])
         elif message["op"] == "fork":
             self._fork(str(message["entry"]), str(message["label"]), descriptors)
 

@@ -14,6 +14,7 @@ def row_values(row: StepRow) -> dict[str, Any]:
     values = {
         "train/step": row.step,
         "train/attempt": row.attempt,
+        "train/workers": row.world_size,
         "loss_metrics/global_avg_loss": row.loss,
         "grad_norm": row.grad_norm,
         "lr": row.lr,

@@ -37,6 +37,8 @@ class RunStatus:
     """None where the plan was not written."""
     loss: float | None
     tokens_per_s: float | None
+    workers: int | None
+    """Of the newest attempt."""
     attempts: int
     restarts: int
     downtime_s: float
@@ -57,7 +59,8 @@ def run_state(folder: RunFolder) -> RunStatus:
     steps = _planned_steps(folder.plan)
     state = state_of(events, is_held(folder.lock))
     row = rows[-1] if rows else None
-    attempts = max((event["attempt"] for event in _named(events, EventName.attempt_started)), default=0)
+    started = _named(events, EventName.attempt_started)
+    attempts = max((event["attempt"] for event in started), default=0)
     committed = _named(events, EventName.checkpoint_committed)
     return RunStatus(
         run_id=folder.run_id,
@@ -67,6 +70,7 @@ def run_state(folder: RunFolder) -> RunStatus:
         steps=steps,
         loss=row.loss if row else None,
         tokens_per_s=row.tokens_per_s if row else None,
+        workers=started[-1].get("world_size") if started else None,
         attempts=attempts,
         restarts=max(0, attempts - 1),
         downtime_s=sum(event.get("downtime_s") or 0.0 for event in _named(events, EventName.recovered)),

@@ -225,7 +225,9 @@ _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     ),
     "preemption_notice": lambda record: "the machine is to be taken away: saving and stopping",
     "requeued": lambda record: "put back into the queue",
-    "resized": lambda record: f"going on with {plural(record.get('world_size', 0), 'worker')}",
+    "resized": lambda record: (
+        f"going on with {plural(record.get('to', 0), 'worker')} instead of {record.get('from')}: {record.get('why')}"
+    ),
 }
 
 

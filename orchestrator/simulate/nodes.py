@@ -74,19 +74,20 @@ class FakeCluster:
         self.nodes = [agent.actor for agent in self._agents]
         return list(self._agents)
 
-    def replace_agents(
-        self, placement: Placement, lost: Sequence[AgentHandle], *, is_warm: bool, threads: int
-    ) -> list[AgentHandle]:
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
         self._world.advance(self._costs.place_s)
         if not self.has_spares:
             raise PlacementError("the cluster has not freed nodes in cluster.start_timeout_s")
         self._world.advance(self._costs.agent_s)
-        places = {agent.node for agent in lost}
+        places = set(nodes)
         made = [self._new_agent(place) for place in sorted(places)]
         kept = [agent for agent in self._agents if agent.node not in places]
         self._agents = sorted([*kept, *made], key=lambda agent: agent.node)
         self.nodes = [agent.actor for agent in self._agents]
         return list(self._agents)
+
+    def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        return self.has_spares
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]

@@ -163,11 +163,11 @@ def _anonymous_mib() -> float:
     return median(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-CAUSE = """What the bare loop leaves out has its price. In processor time per token of the bare loop's batch of
-8 x 2048, each measured alone: the digest's hash 11 %, the rows as it hashes them (uint32) 11 %, the order by formula
-6 %, sums and objects 5 %. A gather row by row into memory that is used again and a conversion from uint32 earn 10 %
-of it back. With rows of 256 tokens hash and order cost four times as much a token. One rank of a real run needs some
-thousands of tokens per second: 0.01 % of this."""
+CAUSE = """What the bare loop leaves out has its price. Each measured alone, in parts of the bare loop's time for
+8 x 2048: the digest's hash 11 %, the rows as it hashes them (uint32) 11 %, the order by formula 5 %, sums 3 %;
+gather and conversion, into memory that is used again, take a quarter less than the loop's. With rows of 256 tokens
+hash and order take 23 % and 12 %, gather and conversion half. The rest is the hand-over between two threads that
+share one interpreter. One rank of a real run needs some thousands of tokens per second: 0.01 % of this."""
 
 BENCH = Bench(
     name="loader",

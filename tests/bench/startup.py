@@ -115,7 +115,8 @@ def phases(kind: str, runs: list[Run], folders: list[RunFolder]) -> list[Figure]
 
 
 CAUSE = """Ray's own start and the zygote's imports run side by side where the Ray is ours, and both need the
-processor: two cores share about eight seconds of it. What is left over torchrun is what Ray needs for itself."""
+processor: four seconds Ray with its driver, two and a half the zygote. What is left over torchrun is Ray's: it starts
+its processes one after the other, and each imports before the next begins."""
 
 BENCH = Bench(
     name="startup",

@@ -26,7 +26,7 @@ from orchestrator.control.collect import Gathering, step_row
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.persist import Saved, save_checkpoint
 from orchestrator.control.shares import WantedShares
-from orchestrator.control.specs import hang_limits, own_part, worker_specs
+from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.prepare import map_in_process, prepare_data
 from orchestrator.observe.metrics import StepRow
@@ -227,7 +227,8 @@ class Ranks:
         self.agent.keep_snapshots(resume.step if resume.is_in_memory else None, len(specs))
         if resume.world_size not in (None, len(specs)):
             self.agent.show_shares(wanted_shares(resume, holder or self.agent))
-        parts = [own_part(spec) for spec in specs]
+        own = ("rank", "local_rank", "local_size", "node", "network_interface")
+        parts = [{name: getattr(spec, name) for name in own} for spec in specs]
         self.agent.start_ranks(heard.attempt, encode(specs[0]), parts, hang_limits(run.config))
         return LiveAttempt(self.agent, heard)
 

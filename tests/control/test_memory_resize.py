@@ -81,6 +81,26 @@ def test_every_range_may_come_from_another_node(ranks: Ranks, tmp_path: Path) ->
     assert_the_same_run(found, ranks.train(calm_run), resume.step)
 
 
+def test_ranks_that_pause_leave_their_last_step_in_memory(ranks: Ranks, tmp_path: Path) -> None:
+    """Also where no snapshot was due, and without a checkpoint: another world goes on, and nothing is lost."""
+    run = a_run(ranks, tmp_path / "paused", 2, 2, ENDLESS, "snapshot.every_steps=1000")
+    with ranks.start(run) as live:
+        live.hear_until(lambda heard: len(heard.rows) >= 3)
+        ranks.agent.pause()
+        before = live.hear_all()
+    before.check_all_done()
+    assert {message["is_paused"] for message in before.by_kind["done"]} == {True}
+    (step,) = {message["step"] for message in before.by_kind["done"]}
+    assert step == max(before.rows)
+    assert ranks.agent.sealed_steps() == {Share(2, 0): [step], Share(2, 1): [step]}
+    assert before.markers == {}
+
+    resume = ResumePoint(step=step, source="memory", is_durable=False, world_size=2)
+    calm_run = resized(ranks, a_run(ranks, tmp_path / "calm", 2, 2, ENDLESS), 2, 2, resume)
+    found = ranks.train(resized(ranks, run, 1, 2, resume), resume)
+    assert_the_same_run(found, ranks.train(calm_run), step)
+
+
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_damaged_snapshot_of_the_former_world_is_told(ranks: Ranks, tmp_path: Path, is_elsewhere: bool) -> None:
     run = a_run(ranks, tmp_path, 2, 1, ENDLESS)

@@ -7,11 +7,11 @@ import pytest
 
 from launch.compose import compose
 from orchestrator.codec import decode, encode
-from orchestrator.control.specs import own_part, worker_specs, worker_threads
+from orchestrator.control.specs import own_parts, worker_specs, worker_threads
 from orchestrator.data.manifest import Manifest, Shard, Split, TokenizerFacts
 from orchestrator.placement import place
 from orchestrator.plan import plan_run
-from orchestrator.spec import NodeFacts, ResumePoint, WorkerSpec
+from orchestrator.spec import NodeFacts, Placement, ResumePoint, WorkerSpec
 
 SPLIT = Split(
     documents=3,
@@ -42,16 +42,19 @@ WORDS = [
 ]
 
 
+def placement_of_three() -> Placement:
+    nodes = [NodeFacts(name="a", cpus=2, gpus=0), NodeFacts(name="b", cpus=4, gpus=0)]
+    return place(num_workers=3, workers_per_node=None, cpus_per_worker=1, gpus_per_worker=0, nodes=nodes)
+
+
 def specs_of(*words: str) -> list[WorkerSpec]:
     """Three workers on a node of two and a node of one."""
     config = compose([*WORDS, *words]).config
-    nodes = [NodeFacts(name="a", cpus=2, gpus=0), NodeFacts(name="b", cpus=4, gpus=0)]
-    placement = place(num_workers=3, workers_per_node=None, cpus_per_worker=1, gpus_per_worker=0, nodes=nodes)
     return worker_specs(
         config,
         plan_run(config, MANIFEST, device="cpu"),
         MANIFEST,
-        placement,
+        placement_of_three(),
         attempt=4,
         resume=RESUME,
         checkpoint_url="store",
@@ -101,8 +104,7 @@ def test_threads_of_a_rank(words, threads):
     assert worker_threads(compose([*WORDS, *words]).config) == threads
 
 
-def test_a_ranks_own_part_on_another_ranks_spec_is_its_whole_spec():
-    first, *others = specs_of("cluster.network_interface=null")
-    for spec in (first, *others):
-        assert {**encode(first), **own_part(spec)} == encode(spec)
-        assert {**encode(others[-1]), **own_part(spec)} == encode(spec)
+def test_a_ranks_own_part_on_the_encoded_common_spec_is_its_whole_spec():
+    specs = specs_of()
+    parts = own_parts(placement_of_three(), {0: "eth0", 1: None})
+    assert [{**encode(specs[0]), **part} for part in parts] == [encode(spec) for spec in specs]

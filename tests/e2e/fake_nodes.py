@@ -2,6 +2,8 @@
 
 It prints its address and ends with its stdin.
 
+Each line of its stdin adds a node in such a rack, and is answered by a line.
+
 python fake_nodes.py NUM_NODES; the token is in $RAY_AUTH_TOKEN_PATH, everything Ray writes in $RAY_TMPDIR, whose path
 must be short: sockets.
 """
@@ -32,7 +34,10 @@ def main(num_nodes: int) -> None:
             for number in range(1, num_nodes):
                 cluster.add_node(**NODE, labels={"rack": f"rack-{number}"})
         print(cluster.address, flush=True)
-        sys.stdin.read()
+        for number, _ in enumerate(sys.stdin, num_nodes):
+            with contextlib.redirect_stdout(sys.stderr):
+                cluster.add_node(**NODE, labels={"rack": f"rack-{number}"})
+            print("added", flush=True)
     finally:
         with contextlib.redirect_stdout(sys.stderr):
             cluster.shutdown()

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from comparing import assert_bit_equal
+from comparing import assert_bit_equal, assert_same_course
 from typed import PHALANX, Run, SharedRay, Typist, is_alive, wait_for
 from typists import clean_environment, joined_typist
 
@@ -22,12 +23,25 @@ from orchestrator.errors import EXIT_PREEMPTED
 pytestmark = pytest.mark.real
 
 NUM_NODES = 3
-"""Two to train on and a spare one."""
+"""Two to train on and a spare one, or three to train on and none."""
 KILL_STEP = 20
 
 
+@dataclass(frozen=True)
+class FakeNodes:
+    ray: SharedRay
+    process: "subprocess.Popen[str]"
+
+    def add_one(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "added\n"
+
+
 @pytest.fixture(scope="module")
-def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
+def fake_nodes(nothing_left: None) -> Iterator[FakeNodes]:
     folder = Path(tempfile.mkdtemp(prefix="phx-fk-", dir="/tmp"))
     token_path = folder / "token"
     token_path.touch(mode=0o600)
@@ -47,7 +61,7 @@ def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
     try:
         address = process.stdout.readline().strip()
         assert address, f"Ray did not start: {(folder / 'stderr').read_text()[-2000:]}"
-        yield SharedRay(address, authentication)
+        yield FakeNodes(SharedRay(address, authentication), process)
     finally:
         process.stdin.close()
         process.wait()
@@ -56,9 +70,9 @@ def fake_nodes(nothing_left: None) -> Iterator[SharedRay]:
 
 
 @pytest.fixture
-def typist_on_nodes(tmp_path: Path, data: Path, fake_nodes: SharedRay) -> Iterator[Typist]:
-    typist = joined_typist(tmp_path, data, fake_nodes)
-    typist.words = [*typist.words, f"cluster.address={fake_nodes.address}", "cluster.workers_per_node=1"]
+def typist_on_nodes(tmp_path: Path, data: Path, fake_nodes: FakeNodes) -> Iterator[Typist]:
+    typist = joined_typist(tmp_path, data, fake_nodes.ray)
+    typist.words = [*typist.words, f"cluster.address={fake_nodes.ray.address}", "cluster.workers_per_node=1"]
     yield typist
     typist.close()
 
@@ -93,6 +107,56 @@ def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run,
     assert_bit_equal(run, reference)
 
 
+def lose_a_node(run: Run) -> int:
+    """Kill a node's raylet and agent, as a power cut would, though not the first node's, where Ray's own service is;
+    returns the rank that it had."""
+    for rank in (2, 1, 0):
+        pid = run.rank_pid(1, rank)
+        assert pid is not None
+        agent = agent_of(pid)
+        raylet = agent.parent()
+        assert raylet is not None
+        assert "raylet" in raylet.name()
+        if "--head" not in " ".join(raylet.cmdline()):
+            raylet.kill()
+            agent.kill()
+            return rank
+    raise AssertionError("every rank is on the first node")
+
+
+def test_without_a_spare_node_the_run_goes_on_with_two_and_grows_again(
+    typist_on_nodes: Typist, fake_nodes: FakeNodes, tmp_path: Path, run: Run
+) -> None:
+    """18 samples don't divide over two ranks with micro-batches of two."""
+    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "checkpoint.every_steps=0"]
+    words += ["optim.schedule_steps=100000"]
+    sizes = ["cluster.num_workers=3", "cluster.min_workers=2", "cluster.replace_timeout_s=1"]
+    driver = typist_on_nodes.train(run, *words, *sizes, "cluster.grow_interval_s=0.1", "train.steps=100000")
+    driver.wait_for_step(run, KILL_STEP)
+    lose_a_node(run)
+    driver.wait_for("two ranks that train", lambda: run.newest_attempt() == 2)
+    driver.wait_for_step(run, run.events("attempt_started")[1]["resume_step"] + 5)
+    fake_nodes.add_one()
+    driver.wait_for("three ranks that train", lambda: run.newest_attempt() == 3)
+    driver.wait_for_step(run, run.events("attempt_started")[2]["resume_step"] + 5)
+    driver.process.terminate()
+    assert driver.wait() == EXIT_PREEMPTED
+
+    assert [(event["from"], event["to"]) for event in run.events("resized")] == [(3, 2), (2, 3)]
+    attempts = run.events("attempt_started")
+    assert [event["world_size"] for event in attempts] == [3, 2, 3]
+    assert [event["source"] for event in attempts] == ["start", "peer", "memory"]
+    shrunk, grown = run.events("recovered")
+    assert shrunk["source"] == "peer"
+    assert (grown["source"], grown["steps_lost"]) == ("memory", 0)
+    rows = run.rows()
+    assert sorted({row.world_size for row in rows.values()}) == [2, 3]
+    alone = Run(tmp_path / "alone")
+    last = f"train.steps={max(rows)}"
+    typist_on_nodes.train(alone, *words, "cluster.num_workers=1", last).finish()
+    assert_same_course(run, alone)
+
+
 def test_an_agent_that_says_nothing_for_a_lease_is_lost(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
     """Ray takes it for alive, as it does with a node behind a partition for a minute."""
     driver = typist_on_nodes.train(run, "checkpoint.every_steps=0", "fault.lease_timeout_s=4")
@@ -110,15 +174,15 @@ def test_an_agent_that_says_nothing_for_a_lease_is_lost(typist_on_nodes: Typist,
     assert_bit_equal(run, reference)
 
 
-def test_a_node_that_ray_drains_is_a_notice(typist_on_nodes: Typist, run: Run, fake_nodes: SharedRay) -> None:
+def test_a_node_that_ray_drains_is_a_notice(typist_on_nodes: Typist, run: Run, fake_nodes: FakeNodes) -> None:
     """The last of this file: the node stays drained."""
     driver = typist_on_nodes.train(run, "train.steps=100000", "optim.schedule_steps=60", "checkpoint.every_steps=0")
     driver.wait_for_step(run, KILL_STEP)
-    environment = typist_on_nodes.environment | {"RAY_ADDRESS": fake_nodes.address}
+    environment = typist_on_nodes.environment | {"RAY_ADDRESS": fake_nodes.ray.address}
     name = json.loads(run.folder.agents.read_text())["name"]
     script = str(Path(__file__).with_name("nodes_of_agents.py"))
     found = subprocess.run([sys.executable, script, name], env=environment, stdout=subprocess.PIPE, check=True)
-    words = ["drain-node", "--address", fake_nodes.address, "--node-id", json.loads(found.stdout)[1]]
+    words = ["drain-node", "--address", fake_nodes.ray.address, "--node-id", json.loads(found.stdout)[1]]
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
     words += ["--deadline-remaining-seconds", "3600"]
     subprocess.run([str(Path(PHALANX).with_name("ray")), *words], env=environment, check=True)

@@ -94,7 +94,7 @@ def test_interrupted_twice_then_three_workers_at_another_stage(typist: Typist, r
     assert not any(map(is_alive, run.rank_pids()))
 
     typist.train(run, "cluster.num_workers=3", "parallel.zero_stage=1").finish()
-    assert [(event["previous"], event["world_size"]) for event in run.events("resized")] == [(2, 3)]
+    assert [(event["from"], event["to"]) for event in run.events("resized")] == [(2, 3)]
     assert {row.world_size for row in run.rows().values()} == {2, 3}
     assert_same_course(run, reference)
 

@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_is_a_notice(folder: RunFolder) -> None:
 
 def test_every_name_is_one_that_prometheus_takes() -> None:
     names = [prometheus_name(name) for name in row_values(row(1, **EVERYTHING, eval_bits_per_byte=1.0, goodput=0.9))]
-    assert len({*names}) == len(names) == 16
+    assert len({*names}) == len(names) == 17
     assert "phalanx_time_metrics_data_loading_seconds" in names
     assert "phalanx_memory_max_reserved_gib" in names
     assert "phalanx_goodput_percent" in names

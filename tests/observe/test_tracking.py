@@ -309,6 +309,7 @@ def test_rows_have_torchtitan_s_names():
     assert values == {
         "train/step": 7,
         "train/attempt": 1,
+        "train/workers": 8,
         "loss_metrics/global_avg_loss": 3.421,
         "grad_norm": 0.91,
         "lr": 2.9e-4,

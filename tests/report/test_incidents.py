@@ -61,9 +61,11 @@ def test_a_failure_without_an_end_has_no_price() -> None:
 
 
 def test_notices_are_no_failures() -> None:
-    found = incidents([event(1, "preemption_notice"), event(2, "resized", 0, 10, world_size=3)])
+    found = incidents(
+        [event(1, "preemption_notice"), event(2, "resized", 0, 10, **{"from": 4, "to": 3, "why": "why"})]
+    )
     assert [one.kind for one in found] == [Kind.preemption, Kind.resize]
-    assert found[1].words == "going on with 3 workers"
+    assert found[1].words == "going on with 3 workers instead of 4: why"
 
 
 def test_of_many_the_costliest_in_order_of_time() -> None:
