@@ -187,7 +187,7 @@ class Snapshots:
         snapshotter.wait()
         if snapshotter.sealed_step == step:
             return
-        parts, small = self._engine.state_parts(), {**self._small(), **facts}
+        parts, small = self._engine.state_parts(), {**self._small(is_stored=False), **facts}
         how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
         while not snapshotter.take(step, parts, small, **how):
             self._inbox.wait()

@@ -31,6 +31,10 @@ RAY_SETTINGS = {
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "4000",
     "RAY_health_check_failure_threshold": "3",
+    # And a node that the head has fallen silent to ends its Ray by itself; else it would wait for many minutes.
+    "RAY_grpc_client_keepalive_time_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 """Environment of a Ray that we start on the nodes of a cluster."""
 
