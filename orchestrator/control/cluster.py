@@ -43,8 +43,7 @@ NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
-SHORT_WAIT_S = 2.0
-LOOK_S = 1.0
+SHORT_WAIT_S, LOOK_S = 2.0, 1.0
 
 
 class RayCluster:
@@ -157,7 +156,6 @@ class RayCluster:
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
     def belong_to(self, tenancy: Tenancy) -> None:
-        """Before agents are started: whose they will be. Its lease is renewed from here on."""
         self._tenancy = tenancy
         self._renewals = Renewals(tenancy, lambda: self._agents)
 
@@ -337,7 +335,6 @@ class RayCluster:
 
     @property
     def drain(self) -> Drain | None:
-        """Of one of the run's nodes, by Ray."""
         return self._renewals.drain if self._renewals is not None else None
 
     def call_living(
