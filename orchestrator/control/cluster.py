@@ -299,8 +299,7 @@ class RayCluster:
         return actors
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
-        """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
-        answer in time."""
+        """Call a method of an agent and wait. Raises ConnectionError where it is gone or does not answer in time."""
         return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]
 
     def call_all(
