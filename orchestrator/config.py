@@ -261,6 +261,9 @@ class FaultConfig:
     lease_timeout_s: float = 15.0
     """A node that hears nothing from the driver for so long stops its ranks; a node that the driver hears nothing
     from for so long is lost."""
+    preemption_grace_s: float | None = None
+    """How long after SIGTERM or SIGUSR1 the machine is taken away, where that is known: a run that could not save by
+    then ends by itself. Ray's drain of a node brings its own time."""
     driver_grace_s: float = 600.0
     """How long a node without a driver then keeps its snapshots for the next one, before it releases everything."""
     hang_timeout_factor: float = 3.0

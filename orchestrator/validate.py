@@ -90,6 +90,7 @@ _ABOVE_ZERO = (
     "fault.collective_timeout_s",
     "fault.hang_constant_s",
     "fault.lease_timeout_s",
+    "fault.preemption_grace_s",
 )
 _ZERO_OR_MORE = (
     "optim.weight_decay",
@@ -153,8 +154,9 @@ def _ranges(config: RunConfig) -> Iterator[str]:
         if value is not None and value < least:
             yield f"{key}={value} is too small; use {least} or more"
     for key in _ABOVE_ZERO:
-        if not 0 < _value(config, key) < math.inf:
-            yield f"{key}={_value(config, key)} is out of range; use a finite number above 0"
+        value = _value(config, key)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{key}={value} is out of range; use a finite number above 0"
     for key in _ZERO_OR_MORE:
         if not 0 <= _value(config, key) < math.inf:
             yield f"{key}={_value(config, key)} is out of range; use 0 or a finite number above it"

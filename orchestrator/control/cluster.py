@@ -20,6 +20,7 @@ from orchestrator.control.coming import ComingAgents
 from orchestrator.control.detached import AgentActor, describe_all, end_actor, layout_of, take_over
 from orchestrator.control.inheritance import Inherited
 from orchestrator.control.members import AgentHandle
+from orchestrator.control.preemption import Drain
 from orchestrator.control.raylib import first_line, import_ray, quiet
 from orchestrator.control.renewals import Renewals
 from orchestrator.control.reserving import is_whole, resources, wait_for
@@ -42,8 +43,7 @@ NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
-SHORT_WAIT_S = 2.0
-LOOK_S = 1.0
+SHORT_WAIT_S, LOOK_S = 2.0, 1.0
 
 
 class RayCluster:
@@ -156,7 +156,6 @@ class RayCluster:
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
     def belong_to(self, tenancy: Tenancy) -> None:
-        """Before agents are started: whose they will be. Its lease is renewed from here on."""
         self._tenancy = tenancy
         self._renewals = Renewals(tenancy, lambda: self._agents)
 
@@ -300,8 +299,7 @@ class RayCluster:
         return actors
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
-        """Call a method of an agent and wait. Raises ConnectionError where its node or process is gone, or does not
-        answer in time."""
+        """Call a method of an agent and wait. Raises ConnectionError where it is gone or does not answer in time."""
         return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]
 
     def call_all(
@@ -333,6 +331,10 @@ class RayCluster:
             raise ConnectionError(f"an agent is gone: {first_line(error)}") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    @property
+    def drain(self) -> Drain | None:
+        return self._renewals.drain if self._renewals is not None else None
 
     def call_living(
         self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None

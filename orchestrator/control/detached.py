@@ -44,7 +44,9 @@ class AgentActor(LeasedAgent):
         ray = import_ray()
         address = ray.util.get_node_ip_address()
         agent = NodeAgent(node, address, layout["is_warm"], layout["threads"], zygote_ahead)
-        facts = {"group": group, "layout": layout, "labels": ray.get_runtime_context().get_node_labels()}
+        context = ray.get_runtime_context()
+        facts = {"ray_node": context.get_node_id(), "labels": context.get_node_labels()}
+        facts |= {"group": group, "layout": layout}
         super().__init__(agent, tenancy.generation, tenancy.terms, facts, lambda: leave(tenancy.run, name))
 
 
@@ -143,6 +145,7 @@ def _handle(actor: Any, node: int, facts: dict[str, Any], config: ClusterConfig)
         facts["interface"],
         facts["port"],
         domain_of(facts["host"], facts["labels"], facts["topology"], config),
+        facts["ray_node"],
     )
 
 

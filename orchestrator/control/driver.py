@@ -34,6 +34,7 @@ from orchestrator.control.opening import (
     plan_for,
     read_data,
 )
+from orchestrator.control.preemption import Preemptions
 from orchestrator.control.rollback import lineage_in
 from orchestrator.control.snapshotmemory import FittingSnapshots, fitting_snapshots, interval_words, snapshot_words
 from orchestrator.control.specs import worker_threads
@@ -189,11 +190,12 @@ class _Session:
         try:
             claim = claim_attempt(run, Store(run.checkpoint_url))
             self._cluster.belong_to(tenancy(run, claim))
+            grace_s = run.config.fault.preemption_grace_s
             controller = Controller(
                 run,
                 self._cluster,
                 chronicle,
-                count_notices,
+                Preemptions(count_notices, lambda: self._cluster.drain, grace_s, chronicle.console.warn),
                 interruption=interruption(run.folder, self._events),
                 claim=claim,
             )

@@ -20,6 +20,8 @@ class AgentHandle:
     """Where it takes and gives copies of snapshots."""
     domain: str | None = None
     """Its failure domain, where that is known."""
+    ray_node: str = ""
+    """Ray's id of its node."""
 
 
 def host_of(agents: Sequence[AgentHandle], node: int) -> str:

@@ -20,6 +20,13 @@ def import_ray() -> Any:
     return ray
 
 
+def draining_nodes() -> dict[str, float]:
+    """Id of each node that Ray was told to drain -> its deadline in unix seconds, 0 where there is none."""
+    from ray._private.state import state  # Ray has no public word for it
+
+    return {node: deadline_ms / 1000 for node, deadline_ms in state.get_draining_nodes().items()}
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

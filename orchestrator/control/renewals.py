@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.control.lease import Lease
 from orchestrator.control.members import AgentHandle
-from orchestrator.control.raylib import import_ray
+from orchestrator.control.preemption import Drain
+from orchestrator.control.raylib import draining_nodes, import_ray
 from orchestrator.control.tenancy import Tenancy
 from orchestrator.errors import SupersededError
 
@@ -22,6 +23,8 @@ class Renewals:
     def __init__(self, tenancy: Tenancy, agents: Callable[[], Sequence[AgentHandle]]) -> None:
         self.superseded: SupersededError | None = None
         """Set once a newer driver has an agent of this run."""
+        self.drain: Drain | None = None
+        """Of the first of the run's nodes that Ray was told to drain."""
         self._tenancy = tenancy
         self._agents = agents
         self._leases: dict[int, Lease] = {}
@@ -45,9 +48,13 @@ class Renewals:
         looked_s = time.monotonic()
         while not self._closing.is_set():
             agents = list(self._agents())
+            until_s = time.monotonic() + interval_s
             with contextlib.suppress(Exception):  # Ray is going away: the calls of the driver itself will tell
                 self._send(agents)
-                self._hear(time.monotonic() + interval_s)
+                self._hear(until_s)
+            with contextlib.suppress(Exception):
+                self._see_drains(agents)
+            self._closing.wait(until_s - time.monotonic())
             now_s = time.monotonic()
             self._look(agents, now_s - looked_s, interval_s)
             looked_s = now_s
@@ -56,6 +63,14 @@ class Renewals:
         for agent in agents:
             if sum(asked is agent for _, asked in self._unanswered) < MAX_UNANSWERED:
                 self._unanswered.append((agent.actor.renew.remote(self._tenancy.generation), agent))
+
+    def _see_drains(self, agents: Sequence[AgentHandle]) -> None:
+        draining = {} if self.drain else draining_nodes()
+        for agent in agents:
+            if agent.ray_node in draining:
+                until_s = draining[agent.ray_node]
+                self.drain = Drain(agent.host, until_s - time.time() if until_s else None)
+                return
 
     def _hear(self, until_s: float) -> None:
         ray = import_ray()

@@ -20,10 +20,6 @@ FACTS = {"layout": {"threads": 1}, "group": "g"}
 FOREVER = LeaseTerms(timeout_s=1e9, grace_s=1e9)
 
 
-class Ended(threading.Event):
-    """Set when the agent has released everything."""
-
-
 @pytest.fixture
 def own(data: Data) -> Iterator[Ranks]:
     with Ranks(data) as ranks:
@@ -31,9 +27,9 @@ def own(data: Data) -> Iterator[Ranks]:
 
 
 def memfds() -> int:
-    return sum(
-        "memfd:phalanx" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
-    )
+    """Of snapshots."""
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("memfd:phalanx-rank" in str(link) for link in links)
 
 
 def test_without_a_word_the_ranks_end_and_what_they_left_stays(own: Ranks, tmp_path: Path) -> None:
@@ -77,15 +73,16 @@ def test_after_the_grace_everything_is_released(own: Ranks, tmp_path: Path) -> N
 
 
 def test_words_keep_it_alive(own: Ranks, tmp_path: Path) -> None:
-    terms = LeaseTerms(timeout_s=5.0, grace_s=0.0)
     ended = threading.Event()
-    leased = LeasedAgent(own.agent, 1, terms, FACTS, ended.set)
+    leased = LeasedAgent(own.agent, 1, FOREVER, FACTS, ended.set)
     with own.start(open_run(own.data, tmp_path, *ENDLESS)) as live:
-        for count in range(1, 40):
-            leased.renew(1)
+        live.hear_until(lambda heard: len(heard.rows) > 3)
+        leased.adopt(2, LeaseTerms(timeout_s=10.0, grace_s=0.0))
+        for count in range(4, 40):
+            leased.renew(2)
             live.hear_until(lambda heard, count=count: len(heard.rows) > count)
         assert not live.heard.exits
         assert not ended.is_set()
-        leased.close(1)
+        leased.close(2)
         live.hear_all()
     assert not ended.is_set()  # it was told to end

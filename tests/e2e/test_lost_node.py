@@ -1,5 +1,6 @@
 """Losing a node: its agent dies with every snapshot that it held, and the run goes on from the copies of its peer."""
 
+import json
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from comparing import assert_bit_equal, assert_same_course
-from typed import Run, SharedRay, Typist, wait_for
+from typed import PHALANX, Run, SharedRay, Typist, is_alive, wait_for
 from typists import clean_environment, joined_typist
 
 from orchestrator.errors import EXIT_PREEMPTED
@@ -154,3 +155,40 @@ def test_without_a_spare_node_the_run_goes_on_with_two_and_grows_again(
     last = f"train.steps={max(rows)}"
     typist_on_nodes.train(alone, *words, "cluster.num_workers=1", last).finish()
     assert_same_course(run, alone)
+
+
+def test_an_agent_that_says_nothing_for_a_lease_is_lost(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
+    """Ray takes it for alive, as it does with a node behind a partition for a minute."""
+    driver = typist_on_nodes.train(run, "checkpoint.every_steps=0", "fault.lease_timeout_s=4")
+    driver.wait_for_step(run, KILL_STEP)
+    rank_pid = run.rank_pid(1, 1)
+    assert rank_pid is not None
+    agent = agent_of(rank_pid)
+    agent.suspend()
+    driver.finish()
+
+    wait_for("the end of the lost agent and its rank", lambda: not (is_alive(rank_pid) or is_alive(agent.pid)))
+    assert len(run.events("node_lost")) == 1
+    assert run.events("recovered")[-1]["source"] == "peer"
+    assert list(run.rows()) == list(range(1, 61))
+    assert_bit_equal(run, reference)
+
+
+def test_a_node_that_ray_drains_is_a_notice(typist_on_nodes: Typist, run: Run, fake_nodes: FakeNodes) -> None:
+    """The last of this file: the node stays drained."""
+    driver = typist_on_nodes.train(run, "train.steps=100000", "optim.schedule_steps=60", "checkpoint.every_steps=0")
+    driver.wait_for_step(run, KILL_STEP)
+    environment = typist_on_nodes.environment | {"RAY_ADDRESS": fake_nodes.ray.address}
+    name = json.loads(run.folder.agents.read_text())["name"]
+    script = str(Path(__file__).with_name("nodes_of_agents.py"))
+    found = subprocess.run([sys.executable, script, name], env=environment, stdout=subprocess.PIPE, check=True)
+    words = ["drain-node", "--address", fake_nodes.ray.address, "--node-id", json.loads(found.stdout)[1]]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+    words += ["--deadline-remaining-seconds", "3600"]
+    subprocess.run([str(Path(PHALANX).with_name("ray")), *words], env=environment, check=True)
+    assert driver.wait() == EXIT_PREEMPTED
+    assert "Ray drains it" in driver.output + driver.error_output
+    last = run.newest_row()
+    assert last is not None
+    assert run.committed_steps() == [last.step]
+    assert len(run.events("preemption_notice")) == 1
