@@ -7,6 +7,7 @@ everything anyway, and what W&B lacks of it is sent when it can next be reached.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from typing import IO, Any
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator.config import WandbConfig, WandbMode
+from orchestrator.data.manifest import Manifest
 from orchestrator.observe.goodput import Goodput, in_order
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
@@ -90,6 +92,8 @@ class WandbTracker:
         self._is_late = False
         self._notices: list[str] = []
         self._known = threading.Event()
+        self._checkpoint: dict[str, Any] | None = None
+        """The newest, as an artifact."""
         self._has: dict[str, int] | None = None
         """What W&B's server says it has of the run, once it has said."""
         log = str(run_folder.wandb / "client.log")
@@ -118,6 +122,8 @@ class WandbTracker:
         A rollback takes back what W&B has of the branch that was left.
         """
         self._put(_item(record))
+        if record["event"] == "checkpoint_committed":
+            self._checkpoint = checkpoint_artifact(self.wandb_run_id, record)
         if record["event"] == "rollback":
             self._put({"rewind": record["to_step"]})
 
@@ -139,6 +145,7 @@ class WandbTracker:
         with self._changed:
             if self._closing:
                 return
+            self._queue.append({"lineage": {"data": self._start["data"], "checkpoint": self._checkpoint}})
             self._queue.append({"close": exit_code})
             self._closing = True
             self._changed.notify()
@@ -244,12 +251,13 @@ def start_tracking(
     run_folder: RunFolder,
     run_config: dict[str, Any],
     resumed: bool,
+    data: dict[str, Any] | None = None,
     must_be_online: bool = False,
 ) -> Tracker:
     """Begins the run's W&B run, or goes on with it, in the background. Call once per driver, never per rank.
 
-    `run_config` is shown in W&B without what looks like a secret. `must_be_online`: stop, with a notice, rather than
-    record offline. Never raises.
+    `run_config` is shown in W&B without what looks like a secret; `data` is what `data_artifact` makes.
+    `must_be_online`: stop, with a notice, rather than record offline. Never raises.
     """
     if not must_be_online and (os.environ.get("WANDB_MODE") or config.mode) == WandbMode.disabled:
         return NullTracker()
@@ -257,6 +265,7 @@ def start_tracking(
         "init": init_arguments(config, run_id, run_folder, os.environ) | {"config": without_secrets(run_config)},
         "mode": "must_be_online" if must_be_online else os.environ.get("WANDB_MODE") or str(config.mode),
         "started_s": time.time(),
+        "data": data,
         "resumed": resumed,
         "sync_command": f"phalanx sync {shlex.quote(str(run_folder.path))}",
         "init_timeout_s": None if os.environ.get("WANDB_INIT_TIMEOUT") else config.start_timeout_s,
@@ -312,6 +321,30 @@ def _item(record: StepRow | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(record, StepRow):
         return {"log": row_values(record), "step": record.step}
     return {"event": event_values(record), "name": record["event"]}
+
+
+def data_artifact(path: str, manifest: Manifest) -> dict[str, Any]:
+    """The prepared data as W&B's artifact: another preparation has another name."""
+    text = manifest.to_json()
+    metadata = {
+        "train_tokens": manifest.train.tokens,
+        "validation_tokens": manifest.validation.tokens,
+        "vocab_size": manifest.tokenizer.vocab_size,
+    }
+    stem = path.rstrip("/").rpartition("/")[2] or "data"
+    name = f"data-{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return {"name": wandb_safe(name), "uri": _as_uri(path), "metadata": metadata}
+
+
+def checkpoint_artifact(run_id: str, event: Mapping[str, Any]) -> dict[str, Any]:
+    """A committed checkpoint as W&B's artifact."""
+    metadata = {"step": event["step"], "bytes": event.get("bytes")}
+    return {"name": f"{run_id}-checkpoint"[:128], "uri": _as_uri(str(event.get("path"))), "metadata": metadata}
+
+
+def _as_uri(path: str) -> str:
+    """URLs stay as they are, but for a user in them."""
+    return _URL_USER.sub("***@", path) if "://" in path else Path(path).resolve().as_uri()
 
 
 def rewind_point(rollbacks: Sequence[Mapping[str, Any]], *, newest_step: int, newest_attempt: int) -> int | None:

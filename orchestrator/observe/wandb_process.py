@@ -1,8 +1,8 @@
 """The process that holds W&B's client: the only file that imports wandb. Started by tracking.py only.
 
-Commands come as JSON lines on standard input: first `start`, then `log`, `event`, `alert`, `rewind`, last `close`;
-the end of the input without `close` means that the driver was killed. Answers go out as JSON lines: `where` (with
-what W&B has of the run) and `notice`. Standard library and wandb only: this file runs on its own.
+Commands come as JSON lines on standard input: first `start`, then `log`, `event`, `alert`, `rewind`, at the end
+`lineage` and `close`; the end of the input without `close` means that the driver was killed. Answers go out as JSON
+lines: `where` (with what W&B has of the run) and `notice`. Standard library and wandb only: it runs on its own.
 
 W&B's own step is ours, and it only grows: a row of a step that W&B has is left out. After a restart that is the same
 row again. After a rollback W&B's history is first cut back to where the new branch begins (`resume_from`): by the
@@ -143,12 +143,35 @@ class WandbRun:
                 self._run.log(values)
             else:
                 self._run.log(values | {"train/step": self._open_step}, step=self._open_step)
+        elif "lineage" in command:
+            self._record_lineage(command["lineage"])
         elif "rewind" in command:
             self._rewind(command["rewind"])
         elif "alert" in command:
             self._run.alert(**command["alert"])
         elif "summary" in command:
             self._run.summary.update(command["summary"])
+
+    def _record_lineage(self, lineage: dict[str, Any]) -> None:
+        """What the run used and made, as references: nothing is uploaded. A server that is slow with it is left."""
+        recording = threading.Thread(target=self._log_artifacts, args=(lineage,), daemon=True)
+        recording.start()
+        recording.join(self._start["finish_timeout_s"] / 2)
+
+    def _log_artifacts(self, lineage: dict[str, Any]) -> None:
+        import wandb
+
+        made, used = lineage.get("checkpoint"), lineage.get("data")
+        with contextlib.suppress(Exception):  # the history counts for more
+            if made is not None:
+                checkpoint = wandb.Artifact(made["name"], type="model", metadata=made["metadata"])
+                checkpoint.add_reference(made["uri"], name="checkpoint", checksum=False)
+                self._run.log_artifact(checkpoint, aliases=["latest", f"step-{made['metadata']['step']}"])
+        with contextlib.suppress(Exception):
+            if used is not None and self._is_online:  # W&B has no such record offline
+                data = wandb.Artifact(used["name"], type="dataset", metadata=used["metadata"])
+                data.add_reference(used["uri"], name="data", checksum=False)
+                self._run.use_artifact(data)
 
     def _rewind(self, step: int) -> None:
         """Take back what W&B has after `step`, of which the run has made another branch."""

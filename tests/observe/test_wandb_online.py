@@ -54,12 +54,19 @@ class Told:
         self.notices: list[str] = []
         self._now_s = 1000.0
 
-    def drive(self, first: int, last: int, *, exit_code: int | None = 0, **settings: Any) -> WandbTracker:
+    def drive(
+        self, first: int, last: int, *, exit_code: int | None = 0, data: Any = None, **settings: Any
+    ) -> WandbTracker:
         """A driver that does the steps `first` to `last`; with `exit_code` None it is left open."""
         is_resumed = self.folder.metrics.exists()
         config = WandbConfig(**({"tags": ["a"], "start_timeout_s": 5.0, "close_timeout_s": 20.0} | settings))
         tracker = start_tracking(
-            config, run_id="demo", run_folder=self.folder, run_config={"lr": 0.125}, resumed=is_resumed
+            config,
+            run_id="demo",
+            run_folder=self.folder,
+            run_config={"lr": 0.125},
+            resumed=is_resumed,
+            data=data,
         )
         assert isinstance(tracker, WandbTracker)
         self.attempt += 1
@@ -128,6 +135,23 @@ def test_one_run_with_its_history_config_and_alerts(server: WandbServer, told: T
     assert [created[key] for key in ("groupName", "jobType", "notes", "displayName")] == ["g", "train", "n", "demo"]
     assert [(alert["title"], alert["severity"]) for alert in server.alerts] == [("a rank died", "WARN")]
     assert run.summary["goodput(%)"] == 93.5
+
+
+def test_what_the_run_used_and_made_is_referred_to(server: WandbServer, told: Told) -> None:
+    data = {"name": "data-books-1a2b3c4d", "uri": "s3://bucket/books", "metadata": {"train_tokens": 5}}
+    tracker = told.drive(1, 5, exit_code=None, data=data)
+    for step in (2, 4):
+        (told.folder.checkpoints / f"step_{step}").mkdir(parents=True)
+        told.event(tracker, "checkpoint_committed", step, path=f"{told.folder.path}/checkpoints/step_{step}", bytes=7)
+    tracker.close(0)
+    assert tracker.take_notices() == []
+    made = {artifact["artifactCollectionName"]: artifact for artifact in server.artifacts}
+    assert {*made} == {"data-books-1a2b3c4d", "demo-checkpoint"}
+    assert json.loads(made["demo-checkpoint"]["metadata"]) == {"step": 4, "bytes": 7}
+    aliases = {entry["alias"] for entry in made["demo-checkpoint"]["aliases"]}
+    assert aliases == {"latest", "step-4"}
+    assert [use["runName"] for use in server.uses] == ["demo"]
+    assert steps_of(server.runs["demo"]) == [1, 2, 3, 4, 5]
 
 
 def test_restarts_go_on_with_the_same_run_and_repeat_no_step(server: WandbServer, told: Told) -> None:

@@ -167,6 +167,28 @@ class WandbServer:
         run.history = dict(enumerate(kept))
         return {"rewindRun": {"rewoundRun": self._bucket(run) | {"historyLineCount": len(kept)}}}
 
+    def _on_CreateArtifact(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        with self.changed:
+            self.artifacts.append(asked["input"])
+        sequence = {"id": "s", "latestArtifact": None}
+        made = {"id": f"artifact-{len(self.artifacts)}", "state": "PENDING", "artifactSequence": sequence}
+        return {"createArtifact": {"artifact": made}}
+
+    def _on_CreateArtifactManifest(self, _: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        file = {"id": "f", "name": "m", "displayName": "m", "uploadUrl": f"{self.url}/upload/m", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+
+    def _on_CommitArtifact(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": "d"}}}
+
+    def _on_UseArtifact(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.uses.append(asked["input"])
+        return {"useArtifact": {"artifact": {"id": asked["input"]["artifactID"]}}}
+
+    def _on_(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Questions without a name: about artifacts that there are. There are none."""
+        return {"project": None, "artifact": None}
+
     def _on_NotifyScriptableRunAlert(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         with self.changed:
             self.alerts.append(asked)
