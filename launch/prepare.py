@@ -73,7 +73,7 @@ def _skipped_lines(manifest: Manifest) -> list[str]:
 def _map_on_ray(
     cluster: ClusterConfig, task: UnitTask, units: Sequence[Unit]
 ) -> Generator[UnitResult | UnitFailure, None, None]:
-    from orchestrator.control.tasks import map_tasks
+    from orchestrator.fleet.tasks import map_tasks
 
     def on_one_core(unit: Unit) -> UnitResult | UnitFailure:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -22,7 +22,7 @@ from orchestrator.simulate.setting import Setting, setting_of
 
 EXAMPLES = """  phalanx simulate experiment=llama_8b_h100x64
   phalanx simulate experiment=llama_8b_h100x64 --gpus 2000 --schedules 1000
-  phalanx simulate model=llama_70b parallel=zero3 cluster=h100x64 --gpus 16384 --days 365 --schedules 0
+  phalanx simulate experiment=llama_8b_h100x64 --gpus 16384 --days 365 --schedules 0
   phalanx simulate experiment=gpt_1_3b_h100x8 checkpoint.every_steps=50 --json
   phalanx simulate experiment=llama_8b_h100x64 --gpus 2000 --days 0 --schedules 1 --seed 123"""
 SAY_EVERY_S = 5.0

@@ -13,9 +13,9 @@ from launch.sweep_words import SweepWords, read_words
 from orchestrator.config import RunConfig
 from orchestrator.control.driver import Notices
 from orchestrator.control.opening import read_data
-from orchestrator.control.surroundings import here, is_joining
 from orchestrator.data.files import join, write_atomically
 from orchestrator.errors import EXIT_PREEMPTED, ConfigError
+from orchestrator.fleet.surroundings import here, is_joining
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder

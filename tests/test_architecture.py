@@ -15,7 +15,7 @@ PACKAGES = ("model", "orchestrator", "launch")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
 ONLY_IN = {
-    "ray": "orchestrator/control/raylib.py",
+    "ray": "orchestrator/fleet/raylib.py",
     "deepspeed": "model/engine.py",
     "wandb": "orchestrator/observe/wandb_process.py",
     "hydra": "launch/compose.py",
@@ -35,7 +35,7 @@ PLAN_HALF: list[str] = [
 
 
 def imported_names(file: Path) -> Iterator[str]:
-    """Full names of all that `file` imports, wherever in it: `orchestrator.control.cluster`."""
+    """Full names of all that `file` imports, wherever in it: `orchestrator.fleet.cluster`."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -137,3 +137,10 @@ def test_no_two_test_files_share_a_name() -> None:
     """pytest imports them by name alone: two of one name can't be collected together."""
     names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_every_package_is_installed() -> None:
+    """An editable install hides a package that a wheel would lack."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {file.parent.relative_to(ROOT).as_posix().replace("/", ".") for file in SOURCES}
+    assert there <= set(listed)

@@ -31,4 +31,4 @@ def test_a_command_names_what_there_is(page: str, line: str, tmp_path: Path, mon
     assert verb in VERBS, page
     is_plain = not {"--config-dir", "-m"} & {*words} and "..." not in line
     if VERBS[verb].takes_config and is_plain:
-        compose([word for word in words if not word.startswith("-")])
+        compose([word for word in words if "=" in word and not word.startswith("-")])

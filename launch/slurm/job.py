@@ -35,8 +35,8 @@ from launch.slurm.nodestep import NodeStep, job_environment
 from launch.slurm.record import Submission, append_submission
 from launch.slurm.waking import Wakeup
 from orchestrator.codec import decode
-from orchestrator.control.surroundings import locked_temp_dir, remove_stale_temp_dirs
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PhalanxError
+from orchestrator.fleet.surroundings import locked_temp_dir, remove_stale_temp_dirs
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.state import is_held
 from orchestrator.runfolder import RunFolder

@@ -33,8 +33,8 @@ from launch.slurm.jobstate import JobState
 from launch.slurm.lines import LineReader, Message, line
 from launch.slurm.raystart import PORTS_PER_BLOCK, allocated, port_blocks, ray_words
 from launch.slurm.waking import Wakeup
-from orchestrator.control.surroundings import RAY_SETTINGS, locked_temp_dir, remove_stale_temp_dirs
 from orchestrator.errors import PhalanxError
+from orchestrator.fleet.surroundings import RAY_SETTINGS, locked_temp_dir, remove_stale_temp_dirs
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 START_TRIES = 3

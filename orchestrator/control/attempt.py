@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.agent.watchdog import PHASE_WORDS, Hang
 from orchestrator.control.collect import Gathering
 from orchestrator.control.stragglers import Straggler, StragglerWatch
-from orchestrator.control.watchdog import PHASE_WORDS, Hang
 from orchestrator.observe.failure import RankFailure, classify, end_in_words, first_failure
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import ResumePoint

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from orchestrator.agent.persist import Committed
 from orchestrator.checkpoint.layout import MARKER, step_folder
 from orchestrator.checkpoint.retry import ANY, Patience, retried
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.clock import Clock
-from orchestrator.control.persist import Committed
 from orchestrator.errors import CheckpointError, StoreError
 
 

@@ -16,11 +16,9 @@ from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.disktier import disk_tier
-from orchestrator.control.fleet import Fleet
 from orchestrator.control.growth import Growth
 from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
-from orchestrator.control.members import AgentHandle, Cluster, host_of
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.resuming import Resuming
@@ -31,6 +29,8 @@ from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import next_claim
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
 from orchestrator.errors import CheckpointError, FencedError, PlacementError, SupersededError
+from orchestrator.fleet.fleet import Fleet
+from orchestrator.fleet.members import AgentHandle, Cluster, host_of
 from orchestrator.spec import Placement, ResumePoint
 
 POLL_S = 0.5

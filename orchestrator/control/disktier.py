@@ -15,9 +15,9 @@ from orchestrator.checkpoint.marker import Marker
 from orchestrator.checkpoint.spread import SpreadStep, held_steps, reachable_steps
 from orchestrator.config import RunConfig
 from orchestrator.control.attempt import Attempt, Message
-from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.specs import disk_folder
 from orchestrator.errors import CheckpointError
+from orchestrator.fleet.members import AgentHandle, Cluster
 from orchestrator.spec import ResumePoint
 
 OnReject = Callable[[int, str, str], None]

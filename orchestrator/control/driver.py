@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.agent.lease import LeaseTerms
+from orchestrator.agent.zygotehandle import ZygoteAhead
 from orchestrator.checkpoint.commit import committed_steps
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
@@ -16,11 +18,9 @@ from orchestrator.codec import encode
 from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
-from orchestrator.control.cluster import RayCluster
 from orchestrator.control.controller import Controller
 from orchestrator.control.inheritance import heritage
 from orchestrator.control.initial import check_start
-from orchestrator.control.lease import LeaseTerms
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
     OpenRun,
@@ -39,10 +39,10 @@ from orchestrator.control.rollback import lineage_in
 from orchestrator.control.snapshotmemory import FittingSnapshots, fitting_snapshots, interval_words, snapshot_words
 from orchestrator.control.specs import worker_threads
 from orchestrator.control.starting import claim_attempt
-from orchestrator.control.surroundings import here, is_joining
-from orchestrator.control.tenancy import Tenancy
-from orchestrator.control.zygotehandle import ZygoteAhead
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
+from orchestrator.fleet.cluster import RayCluster
+from orchestrator.fleet.surroundings import here, is_joining
+from orchestrator.fleet.tenancy import Tenancy
 from orchestrator.observe.console import Console
 from orchestrator.observe.eyes import check_eyes, open_eyes
 from orchestrator.observe.ledger import read_events

@@ -1,7 +1,7 @@
 """When a run that goes on without lost nodes looks for others."""
 
 from orchestrator.control.clock import Clock
-from orchestrator.control.fleet import Fleet
+from orchestrator.fleet.fleet import Fleet
 
 LOOK_S = 2.0
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
+from orchestrator.agent.persist import Committed, Saved, marker_of, save_checkpoint
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.lineage import WHOLE, Lineage
@@ -15,7 +16,6 @@ from orchestrator.control.collect import slowest_phases, step_row, with_evaluati
 from orchestrator.control.commits import Commits, Outcome, patience_for
 from orchestrator.control.disktier import DiskTier
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.persist import Committed, Saved, marker_of, save_checkpoint
 from orchestrator.control.storehealth import Say, StoreHealth
 from orchestrator.errors import FencedError, StoreError
 from orchestrator.observe.units import duration_text, plural

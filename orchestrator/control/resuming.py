@@ -11,12 +11,12 @@ from orchestrator.control.attempt import Attempt
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import Clock
 from orchestrator.control.disktier import DiskTier
-from orchestrator.control.fleet import Fleet
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.rollback import Rollbacks, branch_fields
 from orchestrator.control.starting import StoredPoint, stored_point
 from orchestrator.errors import StoreError
+from orchestrator.fleet.fleet import Fleet
 from orchestrator.spec import ResumePoint
 
 PAUSE_S = 0.5

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.agent.watchdog import HangLimits
 from orchestrator.config import FaultConfig, RunConfig, WorkerStart
 from orchestrator.control.lifecycle import Budget
-from orchestrator.control.watchdog import HangLimits
 from orchestrator.data.manifest import Manifest
 from orchestrator.spec import Placement, ResumePoint, RunPlan, WorkerSpec
 

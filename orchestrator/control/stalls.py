@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.agent.watchdog import RankProgress, judge
 from orchestrator.control.attempt import Attempt
-from orchestrator.control.members import AgentHandle, Cluster, host_of
-from orchestrator.control.watchdog import RankProgress, judge
+from orchestrator.fleet.members import AgentHandle, Cluster, host_of
 
 ANSWER_S = 10.0
 """A node that does not answer in this time is judged by the others."""

@@ -15,11 +15,11 @@ from orchestrator.codec import encode
 from orchestrator.control.disktier import DiskTier, OnReject
 from orchestrator.control.domains import copy_holders
 from orchestrator.control.initial import initial_point
-from orchestrator.control.members import AgentHandle, Cluster
 from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_memory_point
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import common_spec, hang_limits, own_parts
 from orchestrator.errors import FencedError, StoreError
+from orchestrator.fleet.members import AgentHandle, Cluster
 from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
 

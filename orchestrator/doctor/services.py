@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator.control.surroundings import TOKEN_FILE, knock
 from orchestrator.doctor.finding import Finding, Level
+from orchestrator.fleet.surroundings import TOKEN_FILE, knock
 
 WANDB_URL = "https://api.wandb.ai"
 REACH_TIMEOUT_S = 3.0

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.agent.watchdog import RankProgress
 from orchestrator.checkpoint.slots import Share
-from orchestrator.control.members import AgentHandle
-from orchestrator.control.watchdog import RankProgress
 from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.fleet.members import AgentHandle
 from orchestrator.simulate.costs import Costs
 from orchestrator.simulate.trained import Trained
 from orchestrator.simulate.training import Message, Training

@@ -4,7 +4,7 @@ interest is arithmetic, and costs nothing to simulate."""
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.control.watchdog import Phase, Position, RankProgress
+from orchestrator.agent.watchdog import Phase, Position, RankProgress
 from orchestrator.data.order import GlobalOrder, window_of_step
 from orchestrator.simulate.costs import Costs
 from orchestrator.simulate.trained import Trained, digest_of, trained_on

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config import RunConfig
-from orchestrator.control.surroundings import is_joining
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
+from orchestrator.fleet.surroundings import is_joining
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
 from orchestrator.observe.units import plural

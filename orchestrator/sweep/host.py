@@ -18,9 +18,9 @@ import psutil  # type: ignore[import-untyped]
 
 from orchestrator.codec import decode, encode
 from orchestrator.config import ClusterConfig
-from orchestrator.control.cluster import RayCluster
-from orchestrator.control.surroundings import knock
 from orchestrator.errors import EXIT_FAILED, PhalanxError
+from orchestrator.fleet.cluster import RayCluster
+from orchestrator.fleet.surroundings import knock
 from orchestrator.spec import NodeFacts
 
 LOOK_S = 0.5

@@ -19,10 +19,10 @@ from torch import distributed as dist
 from model.engine import Engine
 from model.schedule import learning_rate
 from orchestrator.codec import decode
-from orchestrator.control.worker import engine_settings
 from orchestrator.data.batches import BatchLoader
 from orchestrator.data.order import GlobalOrder
 from orchestrator.data.shards import TokenReader
+from orchestrator.rank.worker import engine_settings
 from orchestrator.spec import WorkerSpec
 
 

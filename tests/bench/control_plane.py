@@ -15,8 +15,8 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.controller import Controller
 from orchestrator.control.lifecycle import State
-from orchestrator.control.members import AgentHandle
 from orchestrator.control.opening import OpenRun
+from orchestrator.fleet.members import AgentHandle
 from orchestrator.observe.console import Console
 from orchestrator.observe.tracking import NullTracker
 from orchestrator.runfolder import RunFolder

@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from model.engine import Engine
 from orchestrator.codec import decode
-from orchestrator.control.worker import engine_settings
 from orchestrator.data.batches import BatchLoader
 from orchestrator.data.order import GlobalOrder
 from orchestrator.data.shards import TokenReader
+from orchestrator.rank.worker import engine_settings
 from orchestrator.spec import WorkerSpec
 
 MEMCPYS = 9

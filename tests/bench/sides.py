@@ -13,8 +13,8 @@ from pathlib import Path
 from launch.compose import compose
 from orchestrator.codec import encode
 from orchestrator.control.specs import worker_specs
-from orchestrator.control.surroundings import here
 from orchestrator.data.manifest import Manifest
+from orchestrator.fleet.surroundings import here
 from orchestrator.observe.metrics import StepRow, read_rows
 from orchestrator.placement import place_workers
 from orchestrator.plan import plan_run

@@ -20,7 +20,7 @@ WORDS = [
 def forked_on(site: VirtualCluster, node: str) -> int:
     """How many processes of a zygote are on a node: itself, and its ranks."""
     listed = site.run(node, "ps", "-eo", "args").stdout
-    return sum("orchestrator.control.zygote" in line for line in listed.splitlines())
+    return sum("orchestrator.agent.zygote" in line for line in listed.splitlines())
 
 
 def test_the_cut_side_stops_and_counts_as_lost_in_a_lease(new_cluster: Callable[..., VirtualCluster]) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.agent.lease import LeaseTerms
 from orchestrator.codec import encode
 from orchestrator.control.inheritance import Inherited, heritage
-from orchestrator.control.lease import LeaseTerms
-from orchestrator.control.tenancy import Tenancy, newest_agents
+from orchestrator.fleet.tenancy import Tenancy, newest_agents
 from orchestrator.observe.metrics import StepRow
 from orchestrator.spec import Bundle, Placement, RankPlace, ResumePoint
 

@@ -10,7 +10,7 @@ from typed import Run, Typist
 
 pytestmark = pytest.mark.real
 
-STUCK = Path(__file__).parent.parent / "control" / "stuck"
+STUCK = Path(__file__).parent.parent / "rank" / "stuck"
 
 
 def test_a_stopped_rank_and_one_that_holds_the_gil(local_typist: Typist, run: Run, reference: Run) -> None:

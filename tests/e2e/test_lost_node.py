@@ -80,7 +80,7 @@ def typist_on_nodes(tmp_path: Path, data: Path, fake_nodes: FakeNodes) -> Iterat
 def agent_of(rank_pid: int) -> psutil.Process:
     """The agent's process: a rank is forked by the zygote, which the agent has started."""
     zygote = psutil.Process(psutil.Process(rank_pid).ppid())
-    assert "orchestrator.control.zygote" in zygote.cmdline()
+    assert "orchestrator.agent.zygote" in zygote.cmdline()
     return psutil.Process(zygote.ppid())
 
 

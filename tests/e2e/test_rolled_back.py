@@ -20,7 +20,7 @@ from orchestrator.observe.metrics import read_rows
 
 pytestmark = pytest.mark.real
 
-CORRUPT = Path(__file__).parent.parent / "control" / "corrupt"
+CORRUPT = Path(__file__).parent.parent / "rank" / "corrupt"
 WINDOW = 40
 WORDS = ("fault.spike_threshold=6", "fault.spike_window=16", "run.id=noisy")
 

@@ -1,0 +1,400 @@
+"""One agent per node: starts ranks through a zygote, hears them, tells the controller, stops them.
+
+A plain class: `cluster.py` makes a Ray actor of it, tests use it directly. Calls come from several threads.
+
+Ranks talk to their agent over a socket pair each and print into a pipe each, so that neither a killed rank nor a
+missing shared file system loses a line. What they say becomes events: dictionaries with at least
+{"kind", "attempt", "rank", "node"}. Kinds from ranks: see loop.py. Kinds of the agent's own:
+    output   {"text"}                                     what the rank printed
+    exited   {"exit_code", "signal", "is_stopped", "tail", "stack", "reason"}  after everything else from that
+             rank; is_stopped where the agent was told to stop it; reason: what the agent knows of its end
+    stalled  {}                                           the watchdog finds that this rank hangs
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.agent.agentmemory import AgentMemory
+from orchestrator.agent.channel import Channel
+from orchestrator.agent.mailbox import Mailbox
+from orchestrator.agent.nodedisk import NodeDisk
+from orchestrator.agent.oomkills import OomKills
+from orchestrator.agent.rankhandle import KILLED, RankHandle
+from orchestrator.agent.slotkeeper import Peer, PersistJob
+from orchestrator.agent.stacks import dump
+from orchestrator.agent.watchdog import HangLimits, RankProgress
+from orchestrator.agent.watching import Watch
+from orchestrator.agent.zygotehandle import ZygoteHandle
+from orchestrator.checkpoint.retry import ANY, PASSING, Patience
+from orchestrator.checkpoint.slots import Share
+from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
+from orchestrator.control.inheritance import attempt_facts
+from orchestrator.errors import WorkerFailedError
+from orchestrator.fleet.surroundings import interface_of
+from orchestrator.rank.progress import ProgressReader, create_page
+from orchestrator.rank.residentbytes import peak_resident_bytes
+from orchestrator.rank.shares import WantedShares
+
+Event = dict[str, Any]
+STORE_TIMEOUT_S = 300.0
+"""The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
+
+
+class NodeAgent:
+    def __init__(self, node: int, address: str, is_warm: bool, threads: int, zygote_ahead: str | None = None) -> None:
+        """`is_warm`: ranks are forked from a process that has imported everything; else each imports for itself.
+        `zygote_ahead`: where such a process listens that was started before this agent."""
+        self._node = node
+        self._address = address
+        self._is_warm = is_warm
+        self._threads = threads
+        self._mailbox = Mailbox()
+        self._changed = threading.Condition()
+        self._ranks: dict[str, RankHandle] = {}
+        self._store: tuple[Channel, int] | None = None
+        self._memory = AgentMemory(address)
+        self._peer: Peer | None = None
+        self._disk: NodeDisk | None = None
+        self._watch: Watch | None = None
+        self._oom_kills = OomKills()
+        self.attempt_facts: dict[str, Any] | None = None
+        """What the last attempt here was, for a driver that did not start it."""
+        self._start_zygote(zygote_ahead)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "host": socket.gethostname(),
+            "address": self._address,
+            "interface": interface_of(self._address),
+            "port": self._memory.copies.port,
+            "pid": os.getpid(),
+            "topology": {name: os.environ[name] for name in (SLURM_ADDRESS, SLURM_PATTERN) if name in os.environ},
+        }
+
+    # ---- the zygote
+
+    def _start_zygote(self, ahead: str | None = None) -> None:
+        self._is_zygote_ready = threading.Event()
+        taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
+        self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
+        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote,), daemon=True)
+        self._hearing.start()
+
+    def _need_zygote(self) -> None:
+        """Start another where the last has died, once all that died with it is told of."""
+        if self._zygote.is_gone:
+            self._hearing.join()
+            self._start_zygote()
+
+    def _hear_zygote(self, zygote: ZygoteHandle) -> None:
+        while True:
+            try:
+                answer = zygote.hear()
+            except (EOFError, OSError):
+                break
+            if answer["op"] == "pong":
+                self._is_zygote_ready.set()
+            elif answer["op"] == "forked" and answer["label"] in self._ranks:
+                self._ranks[answer["label"]].pid = answer["pid"]
+            elif answer["op"] == "exited" and answer["label"] in self._ranks:
+                self._rank_exited(self._ranks[answer["label"]], answer)
+        zygote.wait()
+        self._store = None
+        for rank in list(self._ranks.values()):  # they died with it
+            self._rank_exited(rank, KILLED)
+
+    def _fork(self, entry: str, label: str, descriptors: list[int]) -> None:
+        """Hand [channel, output] to a new child; our copies are closed."""
+        command = {"op": "fork", "entry": entry, "label": label}
+        try:
+            self._zygote.send(command, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    # ---- what the controller calls
+
+    def start_store(self) -> int:
+        """Port of the TCPStore on this node, started if there is none; it outlives attempts."""
+        self._need_zygote()
+        if self._store is None:
+            channel, theirs = Channel.pair()
+            self._fork("store", "store", [theirs, os.dup(2)])
+            channel.send({"host": self._address})
+            if not channel.ready(STORE_TIMEOUT_S):
+                raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
+            self._store = channel, channel.receive()["port"]
+        return self._store[1]
+
+    def warm_up(self) -> None:
+        """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
+        self._need_zygote()
+        self._zygote.send({"op": "ping"})
+        self._is_zygote_ready.wait(STORE_TIMEOUT_S)
+
+    def check_cuda_fork(self) -> str | None:
+        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on. Returns what
+        the canary said, None if all is well."""
+        self._need_zygote()
+        channel, theirs = Channel.pair()
+        self._fork("canary", "canary", [theirs, os.dup(2)])
+        try:
+            problem: str | None = channel.receive()["problem"]
+        except (EOFError, OSError):
+            problem = "the forked process died"
+        if problem is not None:
+            self._end_zygote()
+            self._is_warm = False
+            self._start_zygote()
+        return problem
+
+    def sealed_steps(self) -> dict[Share, list[int]]:
+        """Steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
+        return self._memory.slots.sealed_steps()
+
+    def copied_steps(self) -> dict[Share, list[int]]:
+        """Of other nodes' ranks: steps of which this node's memory holds a whole copy."""
+        return self._memory.copies.sealed_steps()
+
+    def keep_snapshots(self, step: int | None, world_size: int) -> None:
+        """Before an attempt of so many ranks that starts from `step`: no other snapshot is the run's any more."""
+        self._memory.keep_only(step, world_size)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the snapshots and copies that it holds, and the peak of this process without them."""
+        return {"bytes": self._memory.num_bytes(), "agent_bytes": peak_resident_bytes()}
+
+    def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
+        """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
+        self._memory.copies.trust(secret)
+        self._peer = None if peer is None else Peer(*peer, secret)
+
+    def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
+        """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
+        self._disk = NodeDisk(folder, is_private)
+        self._memory.copies.trust(secret)
+        self._memory.copies.serve_files(self._disk.folder)
+
+    def on_disk(self, operation: str, *arguments: Any) -> Any:
+        """One of NodeDisk's methods. Raises CheckpointError."""
+        return getattr(self._disk, operation)(*arguments)
+
+    def adopt_copies(self, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:
+        """Fetch each (share, step, peer): this node has taken a lost one's place. Raises CheckpointError."""
+        self._memory.adopt(secret, copies)
+
+    def show_shares(self, wanted: WantedShares) -> None:
+        """Before an attempt of another world size: where its ranks find the snapshots that they start from."""
+        self._memory.show(wanted)
+
+    def reports(self, world_size: int, step: int) -> dict[int, Event]:
+        """rank of a world -> what it had reported of `step`, of those whose snapshot or copy is here."""
+        return self._memory.reports(world_size, step)
+
+    def start_ranks(
+        self,
+        attempt: int,
+        common: dict[str, Any],
+        own_parts: Sequence[dict[str, Any]],
+        limits: HangLimits | None = None,
+    ) -> None:
+        """Fork one rank for each of `own_parts`, which with `common` are its encoded WorkerSpec; `limits` are the
+        watchdog's, None leaves it out."""
+        self._need_zygote()
+        self._stop_watch()
+        self.attempt_facts = attempt_facts(attempt, common, own_parts)
+        started = []
+        for own_part in own_parts:
+            number = own_part["rank"]
+            channel, theirs = Channel.pair()
+            readable, writable = os.pipe()
+            page = create_page(f"progress-{number}")
+            rank = RankHandle(attempt, number, common["world_size"], channel, ProgressReader(page))
+            started.append(rank)
+            rank.threads = [
+                threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
+                threading.Thread(target=self._read_output, args=(rank, readable), daemon=True),
+            ]
+            for thread in rank.threads:
+                thread.start()
+            self._ranks[f"{attempt}.{number}"] = rank  # before the zygote can answer
+            try:
+                self._fork("worker", f"{attempt}.{number}", [theirs, writable])
+            except OSError:  # the zygote has died just now
+                self._rank_exited(rank, KILLED)
+                os.close(page)
+                continue
+            with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
+                channel.send_descriptors({"spec": {**common, **own_part}}, [page])
+            os.close(page)
+        if limits is not None:
+            by_rank = {rank.rank: rank for rank in started}
+            self._watch = Watch(self._node, started, limits, lambda n: self._emit(by_rank[n], {"kind": "stalled"}))
+
+    def progress(self) -> list[RankProgress]:
+        """How far every live rank is; empty without a watchdog."""
+        return self._watch.progress() if self._watch else []
+
+    def dump_stacks(self, why: str) -> dict[int, list[str]]:
+        """Every live rank's stacks into its log, after a line that says `why`; rank -> its innermost frames."""
+        living = [rank for rank in list(self._ranks.values()) if not rank.is_gone]
+
+        def ask(pid: int) -> None:
+            with contextlib.suppress(OSError):
+                self._zygote.send({"op": "dump", "pid": pid})
+
+        def say(rank: RankHandle, line: str) -> None:
+            self._emit(rank, {"kind": "output", "text": f"{line}\n"})
+
+        return dump(living, why, ask, say)
+
+    def _stop_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+
+    def stop_ranks(self, timeout_s: float, why: str | None = None) -> bool:
+        """SIGKILL every live rank; True once all are gone and everything they said is an event.
+
+        `why` where it is not the controller that asks: it is told then that they died, and of what.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._stop_watch()
+        with self._changed:
+            while living := [rank for rank in self._ranks.values() if not rank.is_gone]:
+                for rank in living:
+                    rank.why_stopped = rank.why_stopped or why
+                    if rank.pid is not None:
+                        self._kill(rank.pid)
+                if not self._changed.wait(timeout=min(0.5, max(0.0, deadline - time.monotonic()))) and (
+                    time.monotonic() >= deadline
+                ):
+                    return False
+            self._ranks.clear()
+        return True
+
+    def _kill(self, pid: int) -> None:
+        try:
+            self._zygote.send({"op": "kill", "pid": pid})
+        except OSError:
+            return  # the zygote is gone, and its children with it
+
+    def drain(self) -> None:
+        """Ask every rank to leave at a step boundary, saved; they agree among themselves on which."""
+        self._ask_ranks("drain")
+
+    def pause(self) -> None:
+        """Ask every rank to leave at a step boundary, with a snapshot in memory."""
+        self._ask_ranks("pause")
+
+    def _ask_ranks(self, kind: str) -> None:
+        for rank in list(self._ranks.values()):
+            with contextlib.suppress(OSError):
+                rank.channel.send({"kind": kind})
+
+    def next_events(self, timeout_s: float) -> list[Event]:
+        """Everything since the last call; waits for the first event, and briefly for company where that may wait."""
+        return self._mailbox.take(timeout_s)
+
+    def tell_again(self) -> None:
+        """For a new driver: the reports that the last one may not have written down come once more."""
+        self._mailbox.tell_again()
+
+    def close(self) -> None:
+        """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
+        self._stop_watch()
+        self._end_zygote()
+        self._memory.close()
+
+    def _end_zygote(self) -> None:
+        self._zygote.end()
+        self._hearing.join()
+
+    # ---- what the ranks do
+
+    def _emit(self, rank: RankHandle, message: Event) -> None:
+        self._mailbox.put({**message, "attempt": rank.attempt, "rank": rank.rank, "node": self._node})
+
+    def _hear_rank(self, rank: RankHandle) -> None:
+        while True:
+            try:
+                message = rank.channel.receive()
+                match message["kind"]:
+                    case "slots":
+                        self._memory.hand_slots(rank, message)
+                    case "persist":
+                        self._persist(rank, message)
+                    case "replicate":
+                        self._replicate(rank, message)
+                    case "shares":
+                        self._memory.hand_shares(rank)
+                    case "settled":
+                        self._memory.forget_other_worlds(rank.world_size)
+                    case _:
+                        self._emit(rank, message)
+            except (EOFError, OSError):
+                return
+
+    def _persist(self, rank: RankHandle, message: Event) -> None:
+        """Tell first, release then: a rank that was released knows that the controller will hear of it."""
+        job = PersistJob(
+            rank=rank.rank,
+            world_size=message["world_size"],
+            attempt=rank.attempt,
+            slot=message["slot"],
+            step=message["step"],
+            url=message["url"],
+            is_disk=message["is_disk"],
+            is_last=message["is_last"],
+            is_encrypted=message["is_encrypted"],
+            key_file=message["key_file"],
+            patience=Patience(message["timeout_s"], ANY if message["is_last"] else PASSING),
+        )
+
+        def on_done(event: Event) -> None:
+            self._emit(rank, event)
+            for living in list(self._ranks.values()):
+                if living.rank == rank.rank:
+                    done = {"slot": job.slot, "step": job.step if living is rank else None, "is_disk": job.is_disk}
+                    with contextlib.suppress(OSError):
+                        living.channel.send({"kind": "persisted", **done})
+
+        self._memory.slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
+
+    def _replicate(self, rank: RankHandle, message: Event) -> None:
+        assert self._peer is not None
+
+        def on_done(is_copied: bool) -> None:
+            for living in list(self._ranks.values()):
+                if living.rank == rank.rank:
+                    step = message["step"] if is_copied and living is rank else None
+                    with contextlib.suppress(OSError):
+                        living.channel.send({"kind": "replicated", "slot": message["slot"], "step": step})
+
+        self._memory.slots.replicate(rank.share, message["slot"], self._peer, on_done)
+
+    def _read_output(self, rank: RankHandle, descriptor: int) -> None:
+        rank.read_output(descriptor, lambda line: self._emit(rank, {"kind": "output", "text": line}))
+
+    def _rank_exited(self, rank: RankHandle, end: dict[str, Any]) -> None:
+        """Told once, whoever notices first; the rank's own threads have everything it said once they end."""
+        with self._changed:
+            if rank.is_ending:
+                return
+            rank.is_ending = True
+        for thread in rank.threads:
+            thread.join(timeout=2.0)  # a grandchild may still hold the pipe open
+        rank.channel.close()
+        how = {key: end[key] for key in ("exit_code", "signal", "is_stopped")}
+        reason = end.get("reason") or self._oom_kills.reason(end)
+        if how["is_stopped"] and rank.why_stopped is not None:
+            how["is_stopped"], reason = False, rank.why_stopped
+        self._emit(rank, {"kind": "exited", **how, **rank.last_words(), "reason": reason, "time": time.time()})
+        with self._changed:
+            rank.is_gone = True
+            self._changed.notify_all()

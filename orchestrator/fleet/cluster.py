@@ -1,0 +1,400 @@
+"""A Ray cluster: reserving nodes, starting agents, finding dead nodes.
+
+Ray is started if none is there and joined if one is; only what this process started is ever stopped. Ray never
+carries training traffic.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.zygotehandle import ZygoteAhead
+from orchestrator.config import ClusterConfig
+from orchestrator.control.inheritance import Inherited
+from orchestrator.control.preemption import Drain
+from orchestrator.errors import ConfigError, PlacementError, SupersededError
+from orchestrator.fleet.coming import ComingAgents
+from orchestrator.fleet.detached import AgentActor, describe_all, end_actor, layout_of, take_over
+from orchestrator.fleet.members import AgentHandle
+from orchestrator.fleet.raylib import first_line, import_ray, quiet
+from orchestrator.fleet.renewals import Renewals
+from orchestrator.fleet.reserving import is_whole, resources, wait_for
+from orchestrator.fleet.stream import EventStream
+from orchestrator.fleet.surroundings import (
+    hand_on_token,
+    here,
+    is_joining,
+    knock,
+    locked_temp_dir,
+    remove_stale_temp_dirs,
+)
+from orchestrator.fleet.tenancy import Tenancy
+from orchestrator.placement import may_go_on, remaining
+from orchestrator.spec import NodeFacts, Placement
+
+NAMESPACE = "phalanx"
+LOCAL_OBJECT_STORE_BYTES = 80_000_000
+"""Ray's smallest: nothing of ours goes through it."""
+START_TRIES = 3
+SHORT_WAIT_S, LOOK_S = 2.0, 1.0
+
+
+class RayCluster:
+    """A Ray cluster, ours or joined. Use as a context manager: leaving it ends what it started."""
+
+    def __init__(
+        self, config: ClusterConfig, min_cpus: int, start_zygote: Callable[[Path], ZygoteAhead] | None = None
+    ) -> None:
+        """`start_zygote` is called before Ray is started here, with a private folder; not where one is joined.
+
+        Raises ConfigError where the address does not answer.
+        """
+        self._config = config
+        self._zygote: ZygoteAhead | None = None
+        self._temp_dir: str | None = None
+        self._temp_dir_lock: int | None = None
+        self._tenancy: Tenancy | None = None
+        self._renewals: Renewals | None = None
+        self._layout: dict[str, Any] = {}
+        self._serials = itertools.count(1)
+        self._group: Any = None
+        self._group_name = ""
+        self._agents: list[AgentHandle] = []
+        self._coming: ComingAgents | None = None
+        """For the bundles of lost agents, on nodes that have come."""
+        self.inherited: list[Inherited] = []
+        """What the agents of an earlier driver said last."""
+        self.is_ours = not is_joining(config)
+        if self.is_ours:
+            self._start_here(min_cpus, start_zygote)
+        else:
+            self._join(config.address or os.environ["RAY_ADDRESS"])
+
+    def __enter__(self) -> "RayCluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start_here(self, min_cpus: int, start_zygote: Callable[[Path], ZygoteAhead] | None) -> None:
+        remove_stale_temp_dirs()
+        self._temp_dir, self._temp_dir_lock = locked_temp_dir()
+        if start_zygote is not None:
+            self._zygote = start_zygote(Path(self._temp_dir))
+        token_path = Path(self._temp_dir) / "token"
+        token_path.touch(mode=0o600)
+        token_path.write_text(secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_path))
+        # Its log monitor would list the log folder ten times a second, for nobody: 6 ms of CPU every second.
+        os.environ.update(RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0", LOG_NAME_UPDATE_INTERVAL_S="60")
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self._init_here(min_cpus)
+                return
+            except Exception as error:  # Ray gives its own processes 30 s, which a loaded machine may need longer
+                import_ray().shutdown()
+                if not tries_left:
+                    self.close()
+                    raise PlacementError(
+                        f"Ray could not be started here in {START_TRIES} tries ({first_line(error)}); try again when"
+                        " the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
+                    ) from error
+
+    def _init_here(self, min_cpus: int) -> None:
+        with quiet():
+            import_ray().init(
+                num_cpus=here(min_cpus).cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace=NAMESPACE,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                _temp_dir=self._temp_dir,
+            )
+
+    def _join(self, address: str) -> None:
+        hand_on_token()
+        ray = import_ray()
+        try:
+            knock(address)
+            with quiet():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+        except Exception as error:
+            raise ConfigError(
+                f"cluster.address={address} does not answer as a Ray cluster ({first_line(error)}); check the "
+                "address and RAY_AUTH_TOKEN_PATH, or leave cluster.address out to start Ray here"
+            ) from error
+
+    def address(self) -> str:
+        """HOST:PORT at which others join this cluster."""
+        return str(import_ray().get_runtime_context().gcs_address)
+
+    def nodes(self) -> list[NodeFacts]:
+        """Live nodes and what they have in total, the driver's own first, else by name."""
+        ray = import_ray()
+        here = ray.util.get_node_ip_address()
+        facts = [
+            (
+                node["NodeManagerAddress"] != here,
+                NodeFacts(
+                    name=node["NodeManagerHostname"],
+                    cpus=int(node["Resources"].get("CPU", 0)),
+                    gpus=int(node["Resources"].get("GPU", 0)),
+                    memory_bytes=int(node["Resources"]["memory"]) if "memory" in node["Resources"] else None,
+                ),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
+
+    def belong_to(self, tenancy: Tenancy) -> None:
+        self._tenancy = tenancy
+        self._renewals = Renewals(tenancy, lambda: self._agents)
+
+    def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
+        """Reserve the placement's bundles and start one agent in each; waits until all answer.
+
+        Those that an earlier driver has left are taken over where they fit (`inherited`), else ended. Raises
+        PlacementError where the nodes don't come free in `cluster.start_timeout_s`, SupersededError where a newer
+        driver has the run. Where those that are taken over are enough, others are not waited for so long, nor needed.
+        """
+        self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
+        estate = take_over(self.tenancy, self._layout, self._config)
+        self.inherited = estate.inherited
+        self._group, self._group_name = estate.group, estate.group_name
+        self._group = self._group or self._reserve(placement)
+        self._agents = estate.agents
+        found = {agent.node for agent in estate.agents}
+        missing = [node for node in range(len(placement.bundles)) if node not in found]
+        is_enough = bool(found) and may_go_on(self._config, remaining(placement, found))
+        try:
+            wait_s = self._config.replace_timeout_s if is_enough else self._config.start_timeout_s
+            self._fill(placement, missing, wait_s)
+        except PlacementError:
+            if not is_enough:
+                raise
+        return self._agents
+
+    @property
+    def tenancy(self) -> Tenancy:
+        assert self._tenancy is not None
+        return self._tenancy
+
+    def _reserve(self, placement: Placement) -> Any:
+        """A reservation that outlives this process.
+
+        Where the nodes are not free, one that does not is waited for first: nobody would take back what is granted
+        after our death.
+        """
+        util = import_ray().util
+        bundles = [resources(bundle) for bundle in placement.bundles]
+        strategy = "STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK"
+        while True:
+            name = self.tenancy.group_name(next(self._serials))
+            group = util.placement_group(bundles, strategy=strategy, name=name, lifetime="detached")
+            self._group_name = name
+            if group.wait(timeout_seconds=SHORT_WAIT_S):
+                return group
+            util.remove_placement_group(group)
+            waiting = util.placement_group(bundles, strategy=strategy)
+            try:
+                limit_s = self._config.start_timeout_s
+                wait_for(waiting, placement, limit_s, limit_s)
+            finally:
+                util.remove_placement_group(waiting)
+
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
+        """New agents for the bundles of lost ones: Ray moves a dead node's bundle to where there is room.
+
+        The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
+        PlacementError where no node takes the bundles in `wait_s`, or their agents don't start.
+        """
+        for agent in self._agents:
+            if agent.node in nodes:
+                with contextlib.suppress(Exception):
+                    import_ray().kill(agent.actor)
+        self._agents = [agent for agent in self._agents if agent.node not in nodes]
+        coming, self._coming = self._coming, None
+        if coming is not None and coming.nodes == list(nodes):
+            self._take(coming)
+            return self._agents
+        if coming is not None:
+            coming.end()
+        self._fill(placement, nodes, wait_s)
+        return self._agents
+
+    def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        """Whether the reservation is whole again, and agents are up and warm in the bundles of lost ones."""
+        if self._coming is None and is_whole(self._group):
+            actors = self._actors(placement, nodes)
+            calls = [actor.command.remote(self.tenancy.generation, "warm_up") for actor in actors]
+            self._coming = ComingAgents(actors, nodes, calls)
+        if self._coming is None:
+            return False
+        try:
+            return self._coming.are_up(0.0)
+        except PlacementError:  # that node is gone, too
+            self._coming.end()
+            self._coming = None
+            return False
+
+    def _fill(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> None:
+        """A new agent in each of the bundles `nodes`, for which nodes come within `wait_s`.
+
+        Where an agent was lost with its node, Ray may take that node for alive some seconds longer and send the new
+        one there, too, where it never runs. Its death, or a reservation that is not whole any more, says that Ray
+        knows by then: the bundle moves.
+        """
+        reserved_by_s, tries_left = time.monotonic() + wait_s, START_TRIES
+        while nodes:
+            wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
+            actors = self._actors(placement, nodes)
+            calls = [actor.describe.remote(self.tenancy.generation) for actor in actors]
+            coming = ComingAgents(actors, nodes, calls)
+            try:
+                if coming.come_up(self._config.start_timeout_s, lambda: is_whole(self._group)):
+                    self._take(coming)
+                    return
+            except PlacementError as error:
+                tries_left -= 1
+                if not (tries_left and isinstance(error.__cause__, import_ray().exceptions.RayActorError)):
+                    raise
+            coming.end()
+
+    def _take(self, coming: ComingAgents) -> None:
+        ray = import_ray()
+        try:
+            made = describe_all(coming.actors, coming.nodes, self.tenancy.generation, self._config)
+        except ray.exceptions.RayError as error:
+            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
+        self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
+
+    def _actors(self, placement: Placement, nodes: Sequence[int]) -> list[Any]:
+        """A new agent in each of the placement's bundles `nodes`."""
+        ray = import_ray()
+        in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        actor_class, tenancy = ray.remote(AgentActor), self.tenancy
+        actors = []
+        for node in nodes:
+            name = tenancy.agent_name(node, next(self._serials))
+            options = actor_class.options(
+                name=name,
+                lifetime="detached",
+                num_cpus=placement.bundles[node].cpus,
+                num_gpus=placement.bundles[node].gpus,
+                max_concurrency=16,
+                max_restarts=0,
+                scheduling_strategy=in_bundle(self._group, node),
+            )
+            ahead = self._zygote.path if self._zygote and node == 0 else None
+            actors.append(options.remote(tenancy, name, self._group_name, self._layout, ahead))
+        return actors
+
+    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
+        """Call a method of an agent and wait. Raises ConnectionError where it is gone or does not answer in time."""
+        return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]
+
+    def call_all(
+        self,
+        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
+        method: str,
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Any]:
+        """The same method of several agents at once, each with its own arguments; results in order.
+
+        Raises SupersededError where a newer driver has them.
+        """
+        ray = import_ray()
+        generation = self.tenancy.generation
+        asked = {agent.actor.command.remote(generation, method, *arguments): agent for agent, arguments in calls}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting = list(asked)
+        while waiting:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(left_s, LOOK_S))
+            if waiting and time.monotonic() >= deadline_s:
+                raise ConnectionError(f"an agent has not answered in {timeout_s:g} s")
+            if any(self._is_silent(asked[reference]) for reference in waiting):
+                raise ConnectionError("an agent has not answered in fault.lease_timeout_s")
+        try:
+            return list(ray.get(list(asked)))
+        except ray.exceptions.RayActorError as error:
+            raise ConnectionError(f"an agent is gone: {first_line(error)}") from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    @property
+    def drain(self) -> Drain | None:
+        return self._renewals.drain if self._renewals is not None else None
+
+    def call_living(
+        self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        """The same method of several agents at once; the results of those that are there and answer in time.
+
+        Raises SupersededError where a newer driver has them.
+        """
+        ray = import_ray()
+        asked = {agent.actor.command.remote(self.tenancy.generation, method, *arguments): agent for agent in agents}
+        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        waiting, answered, results = list(asked), [], []
+        while waiting and time.monotonic() < deadline_s:
+            left_s = deadline_s - time.monotonic()
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left_s, LOOK_S)))
+            answered += ready
+            waiting = [reference for reference in waiting if not self._is_silent(asked[reference])]
+        for reference in answered:
+            try:
+                results.append(ray.get(reference))
+            except ray.exceptions.RayActorError:
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+        return results
+
+    def _is_silent(self, agent: AgentHandle) -> bool:
+        return self._renewals is not None and self._renewals.is_silent(agent)
+
+    def events(self) -> EventStream:
+        assert self._renewals is not None
+        return EventStream(self._agents, self.tenancy.generation, self._renewals)
+
+    def release(self) -> None:
+        """End the agents and their ranks and give the reservation back, where they are not a newer driver's."""
+        agents, self._agents = self._agents, []
+        group, self._group = self._group, None
+        renewals, self._renewals = self._renewals, None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.end()
+        if renewals is not None:
+            renewals.close()
+        try:
+            for agent in agents:
+                end_actor(agent.actor, self.tenancy.generation)
+        except SupersededError:
+            return
+        if group is not None:
+            with contextlib.suppress(Exception):
+                import_ray().util.remove_placement_group(group)
+
+    def close(self) -> None:
+        self.release()
+        import_ray().shutdown()
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
+        if self._temp_dir is not None:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+        if self._temp_dir_lock is not None:
+            os.close(self._temp_dir_lock)
+            self._temp_dir_lock = None

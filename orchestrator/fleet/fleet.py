@@ -1,0 +1,205 @@
+"""The agents of one run as the driver knows them: where they are, what they are asked, which of them are lost.
+
+The controller decides; this is how it reaches the nodes.
+"""
+
+import contextlib
+import secrets
+
+from orchestrator.config import WorkerStart
+from orchestrator.control.attempt import Message
+from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.disktier import DiskTier
+from orchestrator.control.domains import domain_problems
+from orchestrator.control.opening import OpenRun
+from orchestrator.control.specs import agent_settings, has_peers
+from orchestrator.control.starting import cuda_fork_problems, memory_point, set_peers, start_ranks
+from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.fleet.members import AgentHandle, Cluster, Events, host_of
+from orchestrator.placement import may_go_on, remaining
+from orchestrator.rank.shares import WantedShares
+from orchestrator.spec import Placement, ResumePoint
+
+STOP_TIMEOUT_S = 60.0
+
+
+class Fleet:
+    def __init__(self, run: OpenRun, cluster: Cluster, chronicle: Chronicle, disks: DiskTier | None = None) -> None:
+        self.agents: list[AgentHandle] = []
+        """In the placement's order, without those that are lost."""
+        self._run = run
+        self._cluster = cluster
+        self._chronicle = chronicle
+        self._disks = disks
+        self._secret = secrets.token_hex(32)
+        """By which the agents know each other."""
+        self._whole: Placement | None = None
+        """Of all workers that are asked for."""
+        self._num_nodes = 0
+        self._placement: Placement | None = None
+        """Of those that there are."""
+        self._shares: WantedShares | None = None
+        """Where the snapshots of the former world are that the next attempt starts from."""
+        self._stream: Events | None = None
+
+    @property
+    def placement(self) -> Placement:
+        assert self._placement is not None
+        return self._placement
+
+    def host_of_rank(self, rank: int) -> str:
+        return host_of(self.agents, self.placement.ranks[rank].node)
+
+    def start(self, placement: Placement) -> None:
+        """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
+
+        Raises PlacementError where the nodes don't come free in time.
+        """
+        config = self._run.config
+        self._whole, self._num_nodes = placement, len(placement.nodes)
+        self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
+        self._placement = remaining(placement, {agent.node for agent in self.agents})
+        self._introduce_peers()
+        if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
+            for problem in cuda_fork_problems(self._cluster, self.agents):
+                self._chronicle.console.warn(problem)
+        self._stream = self._cluster.events()
+
+    def replace_lost(self) -> None:
+        """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
+
+        Where nodes for them don't come in time, it is those that are left, if they are enough; else this raises
+        PlacementError. ConnectionError where another node is lost meanwhile.
+        """
+        assert self._stream is not None
+        assert self._whole is not None
+        cluster, present = self._run.config.cluster, {agent.node for agent in self.agents}
+        is_enough = bool(present) and may_go_on(cluster, remaining(self._whole, present))
+        wait_s = cluster.replace_timeout_s if is_enough else cluster.start_timeout_s
+        try:
+            agents = self._cluster.replace_agents(self._whole, self._missing, wait_s)
+        except PlacementError:
+            if not is_enough:
+                raise
+        else:
+            for agent in agents:
+                if agent.node not in present:
+                    self._stream.add(agent)
+            self.agents = list(agents)
+        self._placement = remaining(self._whole, {agent.node for agent in self.agents})
+        self._introduce_peers()
+
+    @property
+    def _missing(self) -> list[int]:
+        """Nodes of the whole placement whose agents are lost and not replaced."""
+        assert self._whole is not None
+        present = {agent.node for agent in self.agents}
+        return [node for node in self._whole.nodes if node not in present]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it goes on without lost nodes."""
+        return len(self.agents) < self._num_nodes  # asked at every poll: no walk over all ranks
+
+    def has_replacements(self) -> bool:
+        """Whether new agents are up in place of all that are missing; returns at once, so ask again."""
+        assert self._whole is not None
+        return self._cluster.has_replacements(self._whole, self._missing)
+
+    def _introduce_peers(self) -> None:
+        if has_peers(self._run.config, len(self.agents)):
+            set_peers(self._cluster, self.agents, self._secret)
+            domains = [agent.domain for agent in self.agents]
+            for problem in domain_problems([a.host for a in self.agents], domains, self._run.config.cluster):
+                self._chronicle.console.warn(problem)
+        if self._disks is not None:
+            self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
+
+    def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
+        """(events, agents found dead) within `timeout_s`."""
+        assert self._stream is not None
+        return self._stream.poll(timeout_s)
+
+    def lose(self, agent: AgentHandle) -> list[int]:
+        """The ranks that end with this agent. Until `replace_lost` it is missing."""
+        self.agents.remove(agent)
+        return [place.rank for place in self.placement.ranks if place.node == agent.node]
+
+    def start_ranks(self, number: int, resume: ResumePoint) -> None:
+        """Fork every rank of attempt `number`; where an agent is gone, the stream tells of it."""
+        with contextlib.suppress(ConnectionError):
+            kept = resume.step if resume.is_in_memory else None
+            world_size = len(self.placement.ranks)
+            self._cluster.call_all([(agent, (kept, world_size)) for agent in self.agents], "keep_snapshots")
+            if self._shares is not None and resume.is_in_memory:
+                self._cluster.call_all([(agent, (self._shares,)) for agent in self.agents], "show_shares")
+            how = {"number": number, "resume": resume, "secret": self._secret}
+            start_ranks(self._run, self._cluster, self.agents, self.placement, **how)
+
+    def stop_ranks(self) -> None:
+        """Stop every rank; what they said last is still to be heard."""
+        self._cluster.call_living(self.agents, "stop_ranks", STOP_TIMEOUT_S)
+
+    def memory(self) -> dict[str, int] | None:
+        """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None
+        where an agent is gone."""
+        try:
+            found = self._cluster.call_all([(agent, ()) for agent in self.agents], "memory")
+        except ConnectionError:
+            return None
+        if not found:
+            return None
+        return {name: max(of_node[name] for of_node in found) for name in ("bytes", "agent_bytes")}
+
+    def drain(self) -> None:
+        """Ask every rank to leave at a step boundary, with a checkpoint in storage."""
+        self._cluster.call_living(self.agents, "drain")
+
+    def pause(self) -> None:
+        """Ask every rank to leave at a step boundary, with a snapshot in memory."""
+        self._cluster.call_living(self.agents, "pause")
+
+    def memory_point(
+        self, previous: ResumePoint, committed_step: int, max_step: int | None = None
+    ) -> ResumePoint | None:
+        """The agents' snapshots (up to `max_step`), where they are not older than what is in storage; lost ones come
+        from peers. Raises ConnectionError where a node is gone."""
+        self._shares = None
+        try:
+            point = memory_point(self._cluster, self.agents, self.placement, max_step)
+            if point is None or point.step < committed_step:
+                return None
+            fetching = [agent for agent in self.agents if agent.node in point.to_fetch]
+            self._cluster.call_all(
+                [(agent, (self._secret, point.to_fetch[agent.node])) for agent in fetching], "adopt_copies"
+            )
+        except CheckpointError:
+            return None
+        if point.world_size != len(self.placement.ranks):
+            holders = tuple(sorted(point.holders.items()))
+            self._shares = WantedShares(point.world_size, point.step, holders, self._secret)
+        return ResumePoint(
+            step=point.step,
+            source="peer" if point.is_from_peers or point.to_fetch else "memory",
+            world_size=point.world_size,
+            is_durable=point.step <= committed_step,
+            skipped_windows=previous.skipped_windows,
+            branch=previous.branch,
+        )
+
+    def reports_of(self, resume: ResumePoint) -> list[Message]:
+        """What the ranks of another world had reported of the step that its snapshots are of; empty where that is not
+        known of all of them."""
+        world_size = resume.world_size
+        if world_size is None or world_size == len(self.placement.ranks):
+            return []
+        with contextlib.suppress(ConnectionError):
+            calls: list[tuple[AgentHandle, tuple[object, ...]]] = [
+                (agent, (world_size, resume.step)) for agent in self.agents
+            ]
+            by_rank: dict[int, Message] = {}
+            for reports in self._cluster.call_all(calls, "reports"):
+                by_rank |= reports
+            if len(by_rank) == world_size and all(by_rank.values()):
+                return [{**by_rank[rank], "rank": rank} for rank in sorted(by_rank)]
+        return []

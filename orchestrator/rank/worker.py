@@ -1,0 +1,170 @@
+"""What one rank does from its WorkerSpec to its exit. Runs in a process forked from the zygote.
+
+Exit codes: 0 done (or drained), 1 failed; a failure is also told to the agent, with its traceback, before exit.
+"""
+
+import contextlib
+import os
+import random
+import socket
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.engine import Engine, EngineSettings, Fetch, join_process_group
+from model.optimizer import OptimizerSettings
+from orchestrator.agent.channel import Channel
+from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.slots import SnapshotDamagedError
+from orchestrator.codec import decode
+from orchestrator.rank.inbox import Inbox
+from orchestrator.rank.loop import Loop
+from orchestrator.rank.progress import Progress
+from orchestrator.rank.rangereads import open_spread
+from orchestrator.rank.snapshots import Snapshots
+from orchestrator.rank.stopwatch import Stopwatch
+from orchestrator.spec import WorkerSpec
+
+RANK_OOM_SCORE_ADJ = 500
+"""Ranks go first under memory pressure, never the agent that holds what they need to recover."""
+
+
+def run_worker(channel: Channel) -> int:
+    stopwatch = Stopwatch()
+    message = channel.receive()
+    (page,) = channel.receive_descriptors(message)
+    spec, progress = decode(WorkerSpec, message["spec"]), Progress(page)
+    inbox = Inbox(channel)
+    try:
+        engine = open_engine(spec, progress, stopwatch)
+        snapshots = Snapshots(spec, engine, channel, inbox)
+        recent_losses = restore(spec, engine, snapshots)
+        stopwatch.lap("restore")
+        snapshots.prepare()
+        parts = {"progress": progress, "stopwatch": stopwatch, "recent_losses": recent_losses}
+        Loop(spec, engine, channel, inbox, snapshots, **parts).run()
+    except SnapshotDamagedError as error:
+        channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
+        channel.send(failure_message(error))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            channel.send(failure_message(error))
+        return 1
+    return 0
+
+
+def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch) -> Engine:
+    """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
+    _prepare_process(spec)
+    stopwatch.lap("prepare")
+    join_process_group(
+        device=spec.device,
+        store_host=spec.store_host,
+        store_port=spec.store_port,
+        prefix=f"attempt_{spec.attempt}",
+        rank=spec.rank,
+        world_size=spec.world_size,
+        timeout_s=spec.fault.collective_timeout_s,
+        around_collectives=progress.collective,
+    )
+    stopwatch.lap("join")
+    engine = Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
+    stopwatch.lap("engine")
+    return engine
+
+
+def failure_message(error: Exception) -> dict[str, Any]:
+    return {
+        "kind": "failed",
+        "message": f"{type(error).__name__}: {error}",
+        "trace": traceback.format_exc()[-8000:],
+    }
+
+
+def _prepare_process(spec: WorkerSpec) -> None:
+    """Environment and seeds; DeepSpeed reads these variables and tries MPI without LOCAL_RANK."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(RANK_OOM_SCORE_ADJ))
+    os.environ.update(
+        RANK=str(spec.rank),
+        LOCAL_RANK=str(spec.local_rank),
+        WORLD_SIZE=str(spec.world_size),
+        LOCAL_WORLD_SIZE=str(spec.local_size),
+        LOCAL_SIZE=str(spec.local_size),
+        MASTER_ADDR=spec.store_host,
+        MASTER_PORT=str(spec.store_port),
+    )
+    if spec.network_interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", spec.network_interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", spec.network_interface)
+    torch.set_num_threads(spec.threads)
+    random.seed(spec.seed)
+    np.random.seed(spec.seed % 2**32)
+    torch.manual_seed(spec.seed)
+    if spec.device == "cuda":
+        torch.cuda.set_device(spec.local_rank)
+    place = f"rank {spec.rank} of {spec.world_size} on {socket.gethostname()}"
+    print(f"{place}: attempt {spec.attempt}, pid {os.getpid()}", flush=True)
+
+
+def engine_settings(spec: WorkerSpec) -> EngineSettings:
+    optim = spec.optim
+    return EngineSettings(
+        model=spec.model,
+        optimizer=OptimizerSettings(
+            name=optim.name.value,
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+        ),
+        ds_config=spec.ds_config,
+        zero_stage=spec.zero_stage,
+        device=f"cuda:{spec.local_rank}" if spec.device == "cuda" else "cpu",
+        seed=spec.seed,
+        tokens_per_step=spec.batch.tokens_per_step,
+        activation_checkpointing=spec.activation_checkpointing,
+        eos_token_id=spec.manifest.tokenizer.eos_token_id if spec.data.isolate_documents else None,
+    )
+
+
+def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> Sequence[float]:
+    """From this rank's slot, or by range reads of its share from a checkpoint that any world and stage wrote.
+
+    Returns the losses that were kept with it.
+    """
+    if spec.resume.is_in_memory:
+        snapshots.restore()
+        return snapshots.recent_losses
+    if spec.resume.checkpoint is not None:
+        reader = open_checkpoint(spec, spec.resume.checkpoint)
+        if spec.resume.is_initial:
+            engine.restore(zeros_where_absent(reader), spec.resume.step, {})
+        else:
+            engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
+            return reader.marker.recent_losses
+    return ()
+
+
+def open_checkpoint(spec: WorkerSpec, folder_url: str) -> CheckpointReader:
+    if spec.resume.is_spread and spec.disk_folder is not None:
+        return open_spread(spec.resume, spec.disk_folder, spec.peer_secret, spec.checkpoint.key_file)
+    return CheckpointReader.open(folder_url, spec.checkpoint.key_file)
+
+
+def zeros_where_absent(reader: CheckpointReader) -> Fetch:
+    """Reads a starting point: moments that it does not hold are those of a fresh optimizer."""
+
+    def fetch(name: str, kind: str, start: int, count: int) -> np.ndarray:
+        if kind != "master" and kind not in reader.kinds(name):
+            return np.zeros(count, np.float32)
+        return reader.read(name, kind, start, count)
+
+    return fetch

@@ -1,0 +1,52 @@
+"""Processes watched by pidfd: no pid is ever mistaken for a later one's, and waiting needs no polling."""
+
+import os
+import select
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+
+class Watched:
+    """Processes alive now; use as a context manager."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._descriptors = {os.pidfd_open(pid): pid for pid in pids}
+        self.pids = sorted(self._descriptors.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def living(self, timeout_s: float = 0.0) -> list[int]:
+        """Those that have not ended `timeout_s` from now; returns at once when all have."""
+        deadline = time.monotonic() + timeout_s
+        waiting = dict(self._descriptors)
+        while waiting:
+            left_s = max(0.0, deadline - time.monotonic())
+            ended, _, _ = select.select(list(waiting), [], [], left_s)
+            if not ended:
+                break
+            for descriptor in ended:
+                del waiting[descriptor]
+        return sorted(waiting.values())
+
+
+def descendants(pid: int | None = None) -> set[int]:
+    """Every live process below `pid`, this process by default; not those that are ended but not reaped."""
+    below = psutil.Process(pid).children(recursive=True)
+    return {process.pid for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE}
+
+
+def zygotes_below(pid: int | None = None) -> set[int]:
+    found = set()
+    for child in psutil.Process(pid).children():
+        if "orchestrator.agent.zygote" in child.cmdline():
+            found.add(child.pid)
+    return found

@@ -1,0 +1,31 @@
+"""What tests of several folders share: small data prepared once, and one warm agent for all tests on real ranks."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from rank.ranks import Data, Ranks
+
+# Properties are checked without a clock: these machines are shared. CI draws the same examples each time; at your
+# desk and in a soak they are new ones.
+settings.register_profile("shared", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> "Data":
+    from rank.ranks import prepare_small_data  # torch: only where a test asks
+
+    return prepare_small_data(tmp_path_factory.mktemp("corpus") / "prepared")
+
+
+@pytest.fixture(scope="session")
+def ranks(data: "Data") -> "Iterator[Ranks]":
+    from rank.ranks import Ranks
+
+    with Ranks(data) as ranks:
+        yield ranks
