@@ -1,4 +1,4 @@
-"""Temporary folders that are locked while their process lives: what SIGKILL leaves behind, the next process sweeps up."""
+"""Temporary folders that are locked while their process lives: what SIGKILL leaves, the next process sweeps up."""
 
 import contextlib
 import fcntl
