@@ -1,4 +1,4 @@
-"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo and scancel. srun is job.py's."""
+"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo, scancel and sacct. srun is job.py's."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.slurm.jobstate import JobState, JobView, SlurmError, parse_job, parse_queue
+from launch.slurm.jobstate import ACCOUNTED, JobState, JobView, SlurmError, parse_accounted, parse_job, parse_queue
 from launch.slurm.partitions import Partition, parse_partitions
 from orchestrator.errors import ConfigError
 
@@ -49,6 +49,19 @@ def job(job_id: int) -> JobView | None:
     if done.returncode:
         raise SlurmError(f"scontrol does not answer: {_complaint(done)}")
     return parse_job(done.stdout)
+
+
+def accounted(job_id: int) -> JobView | None:
+    """The job as accounting has it, or the site's file of completed jobs; None where neither has it."""
+    if shutil.which("sacct") is None:
+        return None
+    words = ("--noheader", "--parsable2", f"--jobs={job_id}", f"--format={','.join(ACCOUNTED)}")
+    for source in (("--allocations", "--duplicates"), ("--completion",)):
+        done = _run("sacct", *source, *words)
+        view = parse_accounted(job_id, done.stdout) if done.returncode == 0 else None
+        if view is not None:
+            return view
+    return None
 
 
 def queue() -> dict[int, JobState]:

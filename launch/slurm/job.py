@@ -29,7 +29,7 @@ from launch.slurm.ending import (
     slowest_save_s,
 )
 from launch.slurm.gathering import Gathering
-from launch.slurm.jobspec import JobSpec, driver_words, node_words
+from launch.slurm.jobspec import SUBMITTED_AS, JobSpec, driver_words, node_words
 from launch.slurm.jobstate import JobView, SlurmError
 from launch.slurm.nodestep import NodeStep, job_environment
 from launch.slurm.record import Submission, append_submission
@@ -133,7 +133,7 @@ class Job:
 
     def _train(self, nodes: NodeStep, wakeup: Wakeup, address: str, token_path: Path) -> int:
         own = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
-        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1"}
+        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
         self._driver = subprocess.Popen(
             driver_words(self._spec, self._allocation.hosts[0]),
             env=job_environment() | own,

@@ -1,10 +1,14 @@
 """What a job knows of itself: job.json in the run folder, written by `submit`, read by the job. Plan half."""
 
+import shlex
 from dataclasses import dataclass
 
 from launch.slurm.request import JobRequest
 from orchestrator.config import RunConfig
 from orchestrator.slurm_config import ContainerConfig, ContainerRuntime, SlurmRequeue
+
+SUBMITTED_AS = "PHALANX_SUBMITTED_AS"
+"""Variable by which a job tells its driver the command that a person would type to go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,7 +16,7 @@ class JobSpec:
     run_folder: str
     """Absolute."""
     overrides: list[str]
-    """What `phalanx train` is typed with."""
+    """What `phalanx submit` was typed with, and `phalanx train` is."""
     request: JobRequest
     start_timeout_s: float
     notice_s: int
@@ -28,6 +32,11 @@ class JobSpec:
     def command(self) -> list[str]:
         """What the batch script becomes."""
         return [self.host_python, "-P", "-m", "launch.slurm.job", self.run_folder]
+
+    @property
+    def submitted_as(self) -> str:
+        """What a person types to go on."""
+        return shlex.join(["phalanx", "submit", *self.overrides])
 
 
 def job_spec(
