@@ -74,6 +74,11 @@ def requeue(job_id: int) -> None:
     _checked("scontrol", "requeue", str(job_id))
 
 
+def exclude(job_id: int, nodes: str) -> None:
+    """Have a waiting job leave out `nodes`, as in v1,v[3-4]. Raises SlurmError where SLURM refuses."""
+    _checked("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+
+
 def cancel(job_id: int) -> None:
     """SIGTERM to all of it, SIGKILL after KillWait."""
     _checked("scancel", str(job_id))

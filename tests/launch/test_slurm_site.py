@@ -26,8 +26,9 @@ JOB = (
 
 
 def request(**fields: object) -> JobRequest:
-    sizes = {"nodes": 1, "spare_nodes": 0, "cpus_per_node": 1, "gpus_per_node": 0, "gpu_type": None}
-    return JobRequest(**sizes | fields)  # type: ignore[arg-type]
+    sizes = {"nodes": 1, "least_nodes": 1, "workers_per_node": 1, "spare_nodes": 0}
+    parts = {"cpus_per_node": 1, "gpus_per_node": 0, "gpu_type": None}
+    return JobRequest(**sizes | parts | fields)  # type: ignore[arg-type]
 
 
 def refused(slurm: SlurmConfig, **fields: object) -> list[str]:
