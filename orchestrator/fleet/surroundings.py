@@ -1,16 +1,13 @@
 """What is around a Ray cluster and known without Ray: this machine, the address, the token, the temporary folder."""
 
-import contextlib
-import fcntl
 import os
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 
 import psutil
 
 from orchestrator.config import ClusterConfig
+from orchestrator.scratch import locked_folder, sweep_folders
 from orchestrator.spec import NodeFacts
 
 WORKERS_PER_CORE = 4
@@ -85,26 +82,10 @@ def knock(address: str) -> None:
 
 
 def locked_temp_dir() -> tuple[str, int]:
-    """A new folder for Ray and the descriptor that locks it: the kernel unlocks it however this process ends."""
-    while True:
-        path = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
-        with contextlib.suppress(FileNotFoundError):  # another driver's sweep was faster than our lock
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if Path(path).exists():
-                return path, descriptor
-            os.close(descriptor)
+    """A new folder for Ray and the descriptor that locks it."""
+    return locked_folder(TEMP_PREFIX, "/tmp")  # sockets: short
 
 
 def remove_stale_temp_dirs() -> None:
-    """A driver killed with SIGKILL leaves its Ray's folder behind, unlocked; the next one sweeps it up."""
-    for folder in Path("/tmp").glob(f"{TEMP_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is locked, so in use, or gone by now
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if os.fstat(descriptor).st_uid != os.getuid():
-                    continue
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+    """A driver killed with SIGKILL leaves its Ray's folder behind; the next one sweeps it up."""
+    sweep_folders(TEMP_PREFIX, "/tmp")
