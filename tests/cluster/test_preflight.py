@@ -95,7 +95,7 @@ def test_a_job_without_enough_good_nodes_goes_back_for_others(site: VirtualClust
         run.submit()
         ended = run.wait_for_state()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), run.output()
-    assert ended["ExcNodeList"] == f"{site.name}[1,4]"
+    assert ended["ExcNodeList"] == f"{site.nodes[3]},{first}"
     assert f"too few nodes are fit: requeued (restart 1), without {site.nodes[3]},{first}" in run.output()
     assert [entry.node for entry in read_bad_nodes(run.folder)] == [first, third]
     assert {row.world_size for row in run.rows().values()} == {1}
