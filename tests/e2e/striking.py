@@ -105,8 +105,7 @@ class Striker:
         return None
 
     def _rank_pids(self, rank: int) -> list[int]:
-        """Of live processes that may be it: what the zygotes of known agents have forked; of a new agent, what the log
-        says."""
+        """Of live processes that may be it: what the zygotes of known agents have forked; else what the log says."""
         found = self._forked()
         if not found:
             attempt = self._run.newest_attempt()
