@@ -123,6 +123,7 @@ def _prepare(rehearsals: Rehearsals, parent: int) -> None:
     global _rehearsals  # noqa: PLW0603 -- what a worker process of the pool works on
     die_with_parent(parent)
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _rehearsals = rehearsals
