@@ -107,7 +107,10 @@ def is_saving(run: Run) -> bool:
     return False
 
 
-def hold_in(rank: LiveRank, moment: Moment | None, is_right: Callable[[], bool], is_over: Callable[[], bool]) -> bool:
+Ask = Callable[[], bool]
+
+
+def hold_in(rank: LiveRank, moment: Moment | None, is_right: Ask, is_over: Ask) -> bool:
     """Hold the rank in the midst of `moment` (None: anywhere), where `is_right` too, and leave it held; False where it
     has ended, or `is_over`, before: it is let go then."""
     while not is_over():
