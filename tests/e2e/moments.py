@@ -111,8 +111,8 @@ Ask = Callable[[], bool]
 
 
 def hold_in(rank: LiveRank, moment: Moment | None, is_right: Ask, is_over: Ask) -> bool:
-    """Hold the rank in the midst of `moment` (None: anywhere), where `is_right` too, and leave it held; False where it
-    has ended, or `is_over`, before: it is let go then."""
+    """Hold the rank in the midst of `moment` (None: anywhere), where `is_right` too, and leave it held; False where
+    it has ended, or `is_over`, before: it is let go then."""
     while not is_over():
         if moment is Moment.save and not rank.is_in(moment):  # it is rare, and long enough
             time.sleep(POLL_S)
