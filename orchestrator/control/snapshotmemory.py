@@ -130,7 +130,12 @@ def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
     return (
         f"{', '.join(tiers)}; {memory.slots} slots{copies} of {gigabytes(memory.slot_bytes)} for each rank, "
         f"{gigabytes(memory.snapshot_bytes)} of a node"
+        + (f"; {standby_words(memory)}" if config.worker.standby else "")
     )
+
+
+def standby_words(memory: SnapshotMemory) -> str:
+    return f"ranks that stand by for a restart, up to {gigabytes(memory.ranks_bytes)} of a node"
 
 
 def disk_words(config: RunConfig, memory: SnapshotMemory) -> str:
