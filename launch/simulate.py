@@ -1,10 +1,12 @@
 """`phalanx simulate`: the real controller under a virtual clock, with seeded faults: what holds, what it costs."""
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -44,7 +46,22 @@ def run(argv: list[str]) -> int:
         device=planned_device(config),
         step_s=options.step_s,
     )
-    return _Simulation(setting, options, overrides).run()
+    with sigterm_as_exit():
+        return _Simulation(setting, options, overrides).run()
+
+
+@contextlib.contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM ends what goes on as an exit does: worker processes and folders go first."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

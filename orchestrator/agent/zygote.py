@@ -15,7 +15,6 @@ Answers:   {"op": "ready", "seconds": float}, {"op": "forked", "label", "pid"},
 """
 
 import contextlib
-import ctypes
 import gc
 import os
 import select
@@ -30,8 +29,7 @@ from typing import NoReturn, cast
 
 from orchestrator.agent import stacks
 from orchestrator.agent.channel import Channel, receive_with_descriptors, send_with_descriptors
-
-PR_SET_PDEATHSIG = 1
+from orchestrator.leash import die_with_parent
 
 
 def main(descriptor: int, warm: bool, driver: int | None = None) -> None:
@@ -168,13 +166,6 @@ class Zygote:
         for pid in self._children:
             os.waitpid(pid, 0)
         os._exit(0)
-
-
-def die_with_parent(parent: int) -> None:
-    """The kernel kills this process when the thread that forked it ends: exact here, as the zygote has one thread."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _entry(name: str) -> Callable[[Channel], int]:

@@ -25,6 +25,7 @@ from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import (
     OpenRun,
     agents_name,
+    check_places,
     check_store,
     checkpoint_url,
     find_folder,
@@ -93,6 +94,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
             "parallel.offload=nvme can be planned but not trained yet: partitions on a disk can't be snapshotted; "
             "use parallel.offload=params, which keeps them in CPU memory"
         )
+    check_places(config)
     check_eyes(config.tracking)
     manifest = read_data(config)
     folder = find_folder(config, manifest)

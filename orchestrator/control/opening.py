@@ -26,6 +26,7 @@ from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import check_shards, read_manifest
 from orchestrator.errors import ConfigError
+from orchestrator.fleet.surroundings import in_ray_job
 from orchestrator.observe.ledger import read_events
 from orchestrator.plan import plan_run, recorded, run_id_of
 from orchestrator.runfolder import RunFolder
@@ -58,6 +59,21 @@ def read_data(config: RunConfig) -> Manifest:
     manifest = read_manifest(config.data.path)
     check_shards(config.data.path, manifest)
     return manifest
+
+
+def check_places(config: RunConfig) -> None:
+    """Raises ConfigError where a Ray job would write into its working folder, which Ray deletes."""
+    if not in_ray_job():
+        return
+    places = {"run.root": config.run.root, "checkpoint.url": config.checkpoint.url}
+    problems = [
+        f"{key}={place} is relative, and a Ray job runs in a folder of its node that Ray deletes; use a path that "
+        f"all nodes see, as in {key}=/shared/runs"
+        for key, place in places.items()
+        if place is not None and "://" not in place and not Path(place).is_absolute()
+    ]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def find_folder(config: RunConfig, manifest: Manifest) -> RunFolder:

@@ -27,6 +27,11 @@ def draining_nodes() -> dict[str, float]:
     return {node: deadline_ms / 1000 for node, deadline_ms in state.get_draining_nodes().items()}
 
 
+def driver_node() -> str:
+    """Id of the node that this process has joined from."""
+    return str(import_ray().get_runtime_context().get_node_id())
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -1,16 +1,13 @@
 """What is around a Ray cluster and known without Ray: this machine, the address, the token, the temporary folder."""
 
-import contextlib
-import fcntl
 import os
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 
 import psutil
 
 from orchestrator.config import ClusterConfig
+from orchestrator.scratch import locked_folder, sweep_folders
 from orchestrator.spec import NodeFacts
 
 WORKERS_PER_CORE = 4
@@ -66,6 +63,11 @@ def is_joining(config: ClusterConfig) -> bool:
     return config.address is not None or "RAY_ADDRESS" in os.environ
 
 
+def in_ray_job() -> bool:
+    """Whether `ray job submit`, or KubeRay, started this process or its parents."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def hand_on_token() -> None:
     """Ray turns authentication on by itself where ~/.ray/auth_token exists, but only on the head: say so here too."""
     if "RAY_AUTH_MODE" not in os.environ and TOKEN_FILE.expanduser().exists():
@@ -80,26 +82,10 @@ def knock(address: str) -> None:
 
 
 def locked_temp_dir() -> tuple[str, int]:
-    """A new folder for Ray and the descriptor that locks it: the kernel unlocks it however this process ends."""
-    while True:
-        path = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir="/tmp")  # sockets: short
-        with contextlib.suppress(FileNotFoundError):  # another driver's sweep was faster than our lock
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if Path(path).exists():
-                return path, descriptor
-            os.close(descriptor)
+    """A new folder for Ray and the descriptor that locks it."""
+    return locked_folder(TEMP_PREFIX, "/tmp")  # sockets: short
 
 
 def remove_stale_temp_dirs() -> None:
-    """A driver killed with SIGKILL leaves its Ray's folder behind, unlocked; the next one sweeps it up."""
-    for folder in Path("/tmp").glob(f"{TEMP_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is locked, so in use, or gone by now
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if os.fstat(descriptor).st_uid != os.getuid():
-                    continue
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+    """A driver killed with SIGKILL leaves its Ray's folder behind; the next one sweeps it up."""
+    sweep_folders(TEMP_PREFIX, "/tmp")

@@ -2,15 +2,17 @@
 
 import multiprocessing
 import os
-import tempfile
+import signal
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
 from orchestrator.control.lifecycle import Decide, decide
 from orchestrator.control.opening import OpenRun
+from orchestrator.leash import die_with_parent
 from orchestrator.runfolder import RunFolder
+from orchestrator.scratch import scratch_folder, sweep_folders
 from orchestrator.simulate.faults import UNINJECTED, Fault, Scenario, reported_interval_s
 from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads
@@ -23,6 +25,7 @@ CROWDED_UNINJECTED = 3
 RESTARTS = (1, 3, 10)
 """Values of fault.max_restarts: small ones, so that runs use them up."""
 DAY_S = 86_400.0
+SCRATCH_PREFIX = "phalanx-simulate-"
 
 
 class Rehearsals:
@@ -53,6 +56,7 @@ def predict(
     setting: Setting, *, days: float, seed: int, on_progress: Callable[[float], None] = lambda share: None
 ) -> Course:
     """One run of so many days of steps, with the faults that were reported, at the rate that follows for its GPUs."""
+    sweep_folders(SCRATCH_PREFIX, scratch_parent())
     steps = max(10, int(days * DAY_S / setting.costs.step_s))
     scenario = Scenario(steps=steps, hours=days * 24, interval_s=reported_interval_s(setting.gpus), uninjected=0)
     payloads = Payloads(len(setting.placement.ranks))
@@ -69,31 +73,43 @@ def course(
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Course:
     """One schedule in a folder of its own, which is taken away."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="phalanx-simulate-", dir=memory, ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "run"
+    with scratch_folder(SCRATCH_PREFIX, scratch_parent()) as folder:
+        path = folder / "run"
         path.mkdir()
         run = OpenRun(setting.config, setting.plan, setting.manifest, RunFolder(path), "simulated://store", False)
         how = {"scenario": scenario, "seed": seed, "decide": decide, "on_progress": on_progress}
         return Schedule(run, setting.placement, setting.costs, payloads, **how).run()
 
 
+def scratch_parent() -> str:
+    """Memory where there is some: nothing of a schedule need survive."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+
+
 def rehearse(setting: Setting, seeds: Iterable[int], processes: int | None = None) -> Iterator[Course]:
     """The courses of `seeds`, in their order, as they are done."""
+    sweep_folders(SCRATCH_PREFIX, scratch_parent())
     processes = processes or os.cpu_count() or 1
     rehearsals = Rehearsals(setting)
     if processes == 1:
         yield from map(rehearsals.run, seeds)
         return
-    with multiprocessing.get_context("fork").Pool(processes, _prepare, (rehearsals,)) as pool:
-        yield from pool.imap(_run, seeds, chunksize=4)
+    fork = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, fork, initializer=_prepare, initargs=(rehearsals, os.getpid()))
+    try:
+        yield from pool.map(_run, seeds, chunksize=4)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _rehearsals: Rehearsals | None = None
 
 
-def _prepare(rehearsals: Rehearsals) -> None:
+def _prepare(rehearsals: Rehearsals, parent: int) -> None:
     global _rehearsals  # noqa: PLW0603 -- what a worker process of the pool works on
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _rehearsals = rehearsals
 
 

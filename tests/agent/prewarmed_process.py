@@ -44,5 +44,5 @@ if __name__ == "__main__":
     before = set(sys.modules)
     engine = worker.open_engine(spec, Progress(create_page("progress")), Stopwatch(), "attempt")
     for step in range(2):
-        engine.train_step(step, batch.micro, 1e-3, lambda: None)
+        engine.train_step(step, batch.micro, 1e-3, lambda loss_sum: None)
     print(json.dumps(sorted(set(sys.modules) - before)), flush=True)
