@@ -83,9 +83,9 @@ class Controller:
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
-    def start_agents(self, placement: Placement) -> None:
-        """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
-        self._fleet.start(placement)
+    def start_agents(self, placement: Placement) -> list[AgentHandle]:
+        """Reserve the nodes, start an agent on each. Raises PlacementError where they don't come free in time."""
+        return self._fleet.start(placement)
 
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
         """Before `begin`: go on from an earlier driver's agents' memory; `committed_step` is the ledger's newest."""

@@ -6,11 +6,21 @@ from dataclasses import dataclass, replace
 from model.sizing import parameter_shapes
 from orchestrator.config import RunConfig, SnapshotConfig
 from orchestrator.control.specs import COPIES_OF_RANK, has_peers, min_slots, num_slots
-from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.memory import FP32_BYTES, dtype_bytes, gigabytes, held_bytes, num_moments
 from orchestrator.spec import Placement, RunPlan
 
 SLOT_HEAD_BYTES = 72 * 1024
 """Header, small state and rounding of a slot."""
+LIBRARY_BYTES = 316_000_000
+"""Of a rank's process on a CPU before any of its model: Python, torch, DeepSpeed, gloo. Measured: 310 to 335 MB."""
+KEPT_COPIES = {0: 0.0, 1: 5.0, 2: 5.5, 3: 6.5}
+"""By ZeRO stage, in parameters of compute type: the copies that DeepSpeed and gloo make of them in a step on a CPU,
+and what the ranks' malloc keeps of the freed ones (agent.zygotehandle.KEEP_FREED_MEMORY). Measured on 2 and 4 ranks
+with 2.4 to 34 M parameters."""
+KEPT_COPIES_ALONE = 3.0
+"""The same with one rank, which sends nothing."""
+KEPT_OF_ACTIVATIONS = 0.3
+"""Their gradients, and what malloc keeps of both."""
 INDEX_BYTES_PER_EXTENT = 96
 """Of a slot's index, where a parameter's name has 40 characters."""
 
@@ -66,6 +76,19 @@ def snapshot_memory(config: RunConfig, plan: RunPlan, placement: Placement) -> S
         workers=workers,
         ranks_bytes=workers * (held_bytes(rank, plan.device) if plan.device == "cpu" else rank.host),
     )
+
+
+def process_bytes(plan: RunPlan, memory: SnapshotMemory) -> int | None:
+    """What the kernel counts of a rank's process at its peak, its slots among it; None on accelerators, where what is
+    watched is the device's memory."""
+    if plan.device != "cpu":
+        return None
+    stage = plan.memory_by_stage[plan.zero_stage]
+    copies = KEPT_COPIES[plan.zero_stage]
+    if plan.batch.world_size == 1:
+        copies = min(copies, KEPT_COPIES_ALONE)
+    kept = copies * plan.parameters * dtype_bytes(plan.precision) + KEPT_OF_ACTIVATIONS * stage.activations
+    return LIBRARY_BYTES + held_bytes(stage, plan.device) + int(kept) + memory.slots * memory.slot_bytes
 
 
 def fitting_snapshots(

@@ -59,8 +59,8 @@ class Fleet:
     def host_of_rank(self, rank: int) -> str:
         return host_of(self.agents, self.placement.ranks[rank].node)
 
-    def start(self, placement: Placement) -> None:
-        """Reserve the nodes and start an agent on each; their zygotes warm up in the background.
+    def start(self, placement: Placement) -> list[AgentHandle]:
+        """Reserve the nodes and start an agent on each, which are returned; their zygotes warm up in the background.
 
         Raises PlacementError where the nodes don't come free in time.
         """
@@ -73,6 +73,7 @@ class Fleet:
             for problem in cuda_fork_problems(self._cluster, self.agents):
                 self._chronicle.console.warn(problem)
         self._stream = self._cluster.events()
+        return self.agents
 
     def replace_lost(self) -> None:
         """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
