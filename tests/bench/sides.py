@@ -63,7 +63,7 @@ def _ours(row: StepRow) -> tuple[float, float, int]:
 
 
 def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str, device: str = "cpu") -> Run:
-    """The same config's engine, rows and DeepSpeed settings under torchrun, with our ranks' settings of the allocator:
+    """The same config's engine, rows and DeepSpeed settings under torchrun, with our ranks' allocator settings:
     what an orchestrator costs is measured, not what a person may forget to set."""
     folder, num_ranks = write_specs(words, manifest, root, run_id, device)
     arguments = [str(BARE_WORKER), str(folder / "specs.json"), str(folder)]
