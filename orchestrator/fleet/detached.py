@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.agent.agent import NodeAgent
 from orchestrator.agent.leased import LeasedAgent
+from orchestrator.agent.oomkills import outlive_ranks
 from orchestrator.config import ClusterConfig
 from orchestrator.control.domains import domain_of
 from orchestrator.control.inheritance import Inherited
@@ -39,6 +40,7 @@ class AgentActor(LeasedAgent):
         layout: dict[str, Any],
         zygote_ahead: str | None,
     ) -> None:
+        outlive_ranks()  # first: what it starts inherits it
         node = node_of(name)
         assert node is not None
         ray = import_ray()
