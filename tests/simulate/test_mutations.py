@@ -45,6 +45,7 @@ DROPPED: list[Pair] = [
     (State.replacing, Stopped),
 ]
 RARE: list[tuple[Pair, Fault]] = [
+    ((State.placing, NodeLost), Fault.in_recovery),
     ((State.starting, NodeLost), Fault.in_recovery),
     ((State.draining, AttemptFailed), Fault.in_leaving),
     ((State.draining, NodeLost), Fault.in_leaving),
