@@ -31,7 +31,9 @@ VERBS: dict[str, Verb] = {
         "launch.plan", "batch algebra, placement, memory and time, before anything starts", takes_config=True
     ),
     "train": Verb("launch.train", "run here or on a Ray cluster; the same command resumes", takes_config=True),
-    "submit": Verb("launch.submit", "the same run as a SLURM job; --dry-run prints the script", takes_config=True),
+    "submit": Verb(
+        "launch.submit", "the same run as a SLURM job or a KubeRay RayJob; --dry-run shows it", takes_config=True
+    ),
     "sweep": Verb("launch.sweep", "many trials of one recipe on one cluster; resumable"),
     "status": Verb("launch.status", "which runs there are and how they are"),
     "logs": Verb("launch.logs", "what a rank printed"),

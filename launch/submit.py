@@ -1,4 +1,7 @@
-"""`phalanx submit`: the same run as a SLURM job. Imports neither torch nor ray: it runs on a login node."""
+"""`phalanx submit`: the same run as a SLURM job, or a RayJob of KubeRay.
+
+Imports neither torch nor ray: it runs on a login node.
+"""
 
 import json
 import re
@@ -10,8 +13,10 @@ from pathlib import Path
 
 from launch.cli_help import parser
 from launch.compose import compose
+from launch.kuberay import submitting as kuberay
 from launch.plan import manifest_if_any, planned_device
 from launch.slurm import commands
+from launch.slurm.badnodes import excluded, read_bad_nodes
 from launch.slurm.ending import slowest_save_s
 from launch.slurm.jobspec import JobSpec, job_spec
 from launch.slurm.partitions import request_problems
@@ -20,7 +25,7 @@ from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.slurm.sharing import not_shared
 from orchestrator.codec import encode
-from orchestrator.config import Device, RunConfig
+from orchestrator.config import Device, RunConfig, Scheduler
 from orchestrator.control.opening import check_store, is_finished, plan_for, read_data
 from orchestrator.errors import ConfigError
 from orchestrator.observe.ledger import read_events
@@ -31,20 +36,25 @@ TEMPLATE = Path(__file__).resolve().parents[1] / "slurm/job.sbatch"
 EXAMPLES = """  phalanx submit cluster=slurm experiment=quickstart data.path=/shared/stdlib run.root=/shared/runs
   phalanx submit cluster=slurm_h100x8 experiment=gpt_1_3b_h100x8 cluster.slurm.account=abc --dry-run
   phalanx submit --config-dir my_conf cluster=ours experiment=books    # my_conf/cluster/ours.yaml
+  phalanx submit cluster=kuberay_h100x8 experiment=gpt_1_3b_h100x8 run.id=first cluster.kuberay.image=... --dry-run
   phalanx status RUN; phalanx logs RUN --job -f; phalanx cancel RUN
 
-The job starts a Ray of its own on its nodes, trains, and goes back into the queue at its time limit until the run is
-done. The same command submits an interrupted run again. docs/slurm.md tells more."""
+A SLURM job starts a Ray of its own on its nodes, trains, and goes back into the queue at its time limit until the run
+is done. The same command submits an interrupted run again. docs/slurm.md tells more. With cluster=kuberay the run
+becomes a RayJob for Kubernetes: docs/ray.md."""
 
 
 def run(argv: list[str]) -> int:
     """Submit, or print the script. Raises ConfigError, with nothing submitted, for all that can be known before."""
-    reading = parser("submit", "Run as a SLURM job.", EXAMPLES, "[--dry-run] [--config-dir DIR] [KEY=VALUE ...]")
-    reading.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
+    usage = "[--dry-run] [--config-dir DIR] [KEY=VALUE ...]"
+    reading = parser("submit", "Run as a SLURM job, or a RayJob of KubeRay.", EXAMPLES, usage)
+    reading.add_argument("--dry-run", action="store_true", help="print the script or manifest, submit nothing")
     options, words = reading.parse_known_args(argv)
     composed = compose(words)
     config = composed.config
     device = wanted_device(config)
+    if config.cluster.scheduler is Scheduler.kuberay:
+        return kuberay.submit(config, composed.overrides, device, is_dry_run=options.dry_run)
     if problems := profile_problems(config.cluster, device):
         raise ConfigError(*problems)
     if options.dry_run:
@@ -55,7 +65,11 @@ def run(argv: list[str]) -> int:
 
 def wanted_device(config: RunConfig) -> str:
     """GPUs that are asked for are used."""
-    if config.cluster.device is Device.auto and config.cluster.slurm.gpus_per_node:
+    gpus = {
+        Scheduler.slurm: config.cluster.slurm.gpus_per_node,
+        Scheduler.kuberay: config.cluster.kuberay.gpus_per_node,
+    }
+    if config.cluster.device is Device.auto and gpus[config.cluster.scheduler]:
         return "cuda"
     return planned_device(config)
 
@@ -89,9 +103,12 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
         raise
     print(f"Submitted batch job {job_id}")  # as sbatch says it: scripts look for that
     shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
+    bad = ", ".join(dict.fromkeys(entry.node for entry in read_bad_nodes(folder)))
+    without = [("without", f"{bad}, found bad before; to use them again, edit {folder.bad_nodes}")] if bad else []
     for name, value in (
         ("run", folder.run_id),
         ("SLURM", re.sub(r"^Job \d+ ", "", expected)),
+        *without,
         ("output", str(folder.job_output(job_id))),
         ("follow", f"phalanx status {shown}"),
         ("", f"phalanx logs {shown} --job -f"),
@@ -103,7 +120,9 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
 
 def spec_of(config: RunConfig, overrides: list[str], device: str, folder: RunFolder) -> JobSpec:
     request = job_request(config.cluster, device)
-    return job_spec(config, request, run_folder=str(folder.path), overrides=overrides, python=sys.executable)
+    return job_spec(
+        config, request, device=device, run_folder=str(folder.path), overrides=overrides, python=sys.executable
+    )
 
 
 def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> str:
@@ -116,6 +135,7 @@ def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> 
             name=folder.run_id,
             chdir=str(Path.cwd()),
             output=str(folder.job_output("%j")),
+            exclude=excluded(slurm.exclude, read_bad_nodes(folder)),
         ),
         setup=slurm.setup,
         environment=slurm.environment,

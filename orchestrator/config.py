@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from model.config import ModelConfig
+from orchestrator.kuberay_config import KubeRayConfig
 from orchestrator.slurm_config import SlurmConfig
 
 
@@ -144,6 +145,12 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Scheduler(StrEnum):
+    slurm = "slurm"
+    kuberay = "kuberay"
+    """Kubernetes, by a RayJob for KubeRay."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     name: str
@@ -177,7 +184,11 @@ class ClusterConfig:
     """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
     grow_interval_s: float = 60.0
     """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
+    scheduler: Scheduler = Scheduler.slurm
+    """Who `phalanx submit` hands the run to; the settings are below `slurm` or `kuberay`."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """For `phalanx submit` only."""
+    kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)
     """For `phalanx submit` only."""
 
 
@@ -195,6 +206,9 @@ class WorkerConfig:
     """From the start of an attempt to the first step of its slowest rank."""
     threads: int | None = None
     """Intra-operation threads per rank; null takes cluster.cpus_per_worker."""
+    standby: bool | None = None
+    """Ranks that stand by with their engines built, for the next attempt to begin with: a recovery takes about half
+    as long, and a node holds each rank twice. null: where ranks run on CPUs and nodes have the memory for that."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -56,6 +56,13 @@ _AT_LEAST: dict[str, int] = {
     "cluster.slurm.spare_nodes": 0,
     "cluster.slurm.gpus_per_node": 0,
     "cluster.slurm.cpus_per_node": 1,
+    "cluster.kuberay.spare_nodes": 0,
+    "cluster.kuberay.cpus_per_node": 1,
+    "cluster.kuberay.gpus_per_node": 0,
+    "cluster.kuberay.head_cpus": 1,
+    "cluster.kuberay.backoff_limit": 0,
+    "cluster.kuberay.ttl_s": 0,
+    "cluster.kuberay.termination_grace_s": 30,
     "cluster.memory_bytes_per_node": 1,
     "worker.threads": 1,
     "snapshot.every_steps": 0,
@@ -84,6 +91,7 @@ _ABOVE_ZERO = (
     "optim.eps",
     "cluster.start_timeout_s",
     "cluster.replace_timeout_s",
+    "cluster.slurm.preflight.timeout_s",
     "worker.start_timeout_s",
     "checkpoint.retry_timeout_s",
     "checkpoint.final_timeout_s",
@@ -103,7 +111,12 @@ _ZERO_OR_MORE = (
 )
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")
 """From 0 to 1, both included."""
-_SHARES_BELOW_ONE = ("model.dropout", "data.validation_fraction", "optim.momentum")
+_SHARES_BELOW_ONE = (
+    "model.dropout",
+    "data.validation_fraction",
+    "optim.momentum",
+    "cluster.slurm.preflight.min_rate",
+)
 _MAX_SEED = 2**63 - 1
 
 

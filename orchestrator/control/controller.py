@@ -83,9 +83,9 @@ class Controller:
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
-    def start_agents(self, placement: Placement) -> None:
-        """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
-        self._fleet.start(placement)
+    def start_agents(self, placement: Placement) -> list[AgentHandle]:
+        """Reserve the nodes, start an agent on each. Raises PlacementError where they don't come free in time."""
+        return self._fleet.start(placement)
 
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
         """Before `begin`: go on from an earlier driver's agents' memory; `committed_step` is the ledger's newest."""
@@ -314,6 +314,7 @@ class Controller:
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
+        self._fleet.prepare_standbys(attempt.number)
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""

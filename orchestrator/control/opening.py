@@ -25,7 +25,9 @@ from orchestrator.control.gitstate import git_state
 from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import check_shards, read_manifest
+from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError
+from orchestrator.fleet.surroundings import in_ray_job
 from orchestrator.observe.ledger import read_events
 from orchestrator.plan import plan_run, recorded, run_id_of
 from orchestrator.runfolder import RunFolder
@@ -60,6 +62,21 @@ def read_data(config: RunConfig) -> Manifest:
     return manifest
 
 
+def check_places(config: RunConfig) -> None:
+    """Raises ConfigError where a Ray job would write into its working folder, which Ray deletes."""
+    if not in_ray_job():
+        return
+    places = {"run.root": config.run.root, "checkpoint.url": config.checkpoint.url}
+    problems = [
+        f"{key}={place} is relative, and a Ray job runs in a folder of its node that Ray deletes; use a path that "
+        f"all nodes see, as in {key}=/shared/runs"
+        for key, place in places.items()
+        if place is not None and "://" not in place and not Path(place).is_absolute()
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
 def find_folder(config: RunConfig, manifest: Manifest) -> RunFolder:
     return RunFolder(Path(config.run.root) / run_id_of(config, manifest))
 
@@ -83,7 +100,8 @@ def recorded_plan(folder: RunFolder) -> RunPlan | None:
 def plan_for(config: RunConfig, manifest: Manifest, folder: RunFolder, device: str) -> RunPlan:
     """The plan, held to what the folder's first start fixed. Raises ConfigError with every problem."""
     before = recorded_plan(folder)
-    return plan_run(config, manifest, device=device, resumed=None if before is None else recorded(before))
+    resumed = None if before is None else recorded(before)
+    return plan_run(config, manifest, device=device, resumed=resumed, probe=recorded_probe())
 
 
 def is_finished(folder: RunFolder, plan: RunPlan) -> bool:

@@ -38,6 +38,11 @@ def available_resources() -> dict[str, dict[str, float]]:
     return {row["NodeID"]: free[row["NodeID"]] for row in rows}
 
 
+def driver_node() -> str:
+    """Id of the node that this process has joined from."""
+    return str(import_ray().get_runtime_context().get_node_id())
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

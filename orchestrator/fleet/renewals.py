@@ -1,6 +1,7 @@
 """The driver's side of the lease: tells every agent a few times in a lease that it lives, and notes who answers."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from orchestrator.agent.lease import Lease
 from orchestrator.control.preemption import Drain
 from orchestrator.errors import SupersededError
 from orchestrator.fleet.members import AgentHandle
-from orchestrator.fleet.raylib import draining_nodes, import_ray
+from orchestrator.fleet.raylib import draining_nodes, driver_node, import_ray
 from orchestrator.fleet.tenancy import Tenancy
 
 PER_TIMEOUT = 4
@@ -24,7 +25,7 @@ class Renewals:
         self.superseded: SupersededError | None = None
         """Set once a newer driver has an agent of this run."""
         self.drain: Drain | None = None
-        """Of the first of the run's nodes that Ray was told to drain."""
+        """Of the first of the run's nodes, the driver's own included, that Ray was told to drain."""
         self._tenancy = tenancy
         self._agents = agents
         self._leases: dict[int, Lease] = {}
@@ -66,11 +67,11 @@ class Renewals:
 
     def _see_drains(self, agents: Sequence[AgentHandle]) -> None:
         draining = {} if self.drain else draining_nodes()
-        for agent in agents:
-            if agent.ray_node in draining:
-                until_s = draining[agent.ray_node]
-                self.drain = Drain(agent.host, until_s - time.time() if until_s else None)
-                return
+        if not draining:
+            return
+        hosts = {driver_node(): socket.gethostname(), **{agent.ray_node: agent.host for agent in agents}}
+        for node in draining.keys() & hosts.keys():
+            self.drain = Drain(hosts[node], draining[node] - time.time() if draining[node] else None)
 
     def _hear(self, until_s: float) -> None:
         ray = import_ray()

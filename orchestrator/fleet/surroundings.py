@@ -63,6 +63,11 @@ def is_joining(config: ClusterConfig) -> bool:
     return config.address is not None or "RAY_ADDRESS" in os.environ
 
 
+def in_ray_job() -> bool:
+    """Whether `ray job submit`, or KubeRay, started this process or its parents."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def hand_on_token() -> None:
     """Ray turns authentication on by itself where ~/.ray/auth_token exists, but only on the head: say so here too."""
     if "RAY_AUTH_MODE" not in os.environ and TOKEN_FILE.expanduser().exists():
