@@ -267,7 +267,7 @@ class Reports:
         return has_committed
 
     def _committed(self, outcome: Outcome, committed: Committed) -> None:
-        if outcome.step > self.committed_step:  # the last one of a run may have been faster than the one before it
+        if outcome.step > self.committed_step:  # agents write two at a time: the later one may be there first
             self.restored(outcome.step)
         self._chronicle.event(
             "checkpoint_committed",
