@@ -200,6 +200,8 @@ class ResumePoint:
     """How many rollbacks led here."""
     is_initial: bool = False
     """Not the run's own checkpoint but `checkpoint.init_from`: moments that it lacks are zero."""
+    owes_evaluation: bool = False
+    """The step's evaluation was cut off: it comes first."""
     is_spread: bool = False
     """The checkpoint is on the nodes' own disks: files that this node lacks are read through other agents."""
 

@@ -73,6 +73,11 @@ class Attempt:
         return self.last_step > self.resume.step
 
     @property
+    def is_start_untimed(self) -> bool:
+        """It has begun to train, or begins with an evaluation, which only its watchdogs know the usual time of."""
+        return self.has_stepped or self.resume.owes_evaluation
+
+    @property
     def is_done(self) -> bool:
         return len(self.dones) == self.world_size
 

@@ -237,7 +237,7 @@ class Controller:
     def _check_start_timeout(self) -> None:
         limit_s = self._run.config.worker.start_timeout_s
         attempt = self._attempt
-        if self.state is not State.starting or attempt is None or attempt.has_stepped:
+        if self.state is not State.starting or attempt is None or attempt.is_start_untimed:
             return
         if self._clock.monotonic() - attempt.started_s > limit_s:
             dump_stacks(self._cluster, self._fleet.agents, "no step was done in worker.start_timeout_s")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.agent.persist import Committed, Saved, marker_of, save_checkpoint
@@ -18,6 +19,7 @@ from orchestrator.control.disktier import DiskTier
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.storehealth import Say, StoreHealth
 from orchestrator.errors import FencedError, StoreError
+from orchestrator.observe.metrics import StepRow, surviving_rows
 from orchestrator.observe.units import duration_text, plural
 
 
@@ -123,9 +125,26 @@ class Reports:
             return
         row = step_row(self._run.plan, messages)
         attempt.losses[row.step] = row.loss
-        if row.step > self._last_row_step:
+        if attempt.resume.owes_evaluation:
+            attempt.held_rows[row.step] = row
+        elif row.step > self._last_row_step:
             self._last_row_step = row.step
             self._chronicle.row(row, row.step == self._run.plan.steps)
+
+    def owes_evaluation(self, step: int) -> bool:
+        """Whether an evaluation is due at `step`, where the next attempt starts, and none is on record: the attempt
+        before ended amid it."""
+        if not 0 < step < self._run.plan.steps or not self._is_evaluated(step):
+            return False
+        row = surviving_rows(self._run.folder.metrics).get(step)
+        return row is None or row.eval_loss is None
+
+    def _row_before(self, attempt: Attempt, step: int) -> StepRow | None:
+        """The row of the step that the attempt started from, where this driver or the record has it."""
+        row = self._chronicle.last_row
+        if row is None or row.step != step:
+            row = surviving_rows(self._run.folder.metrics).get(step)
+        return None if row is None or step != attempt.resume.step else replace(row, attempt=attempt.number)
 
     def _is_evaluated(self, step: int) -> bool:
         every = self._run.config.train.eval_every_steps
@@ -133,8 +152,10 @@ class Reports:
 
     def hear_evaluation(self, attempt: Attempt, message: Message) -> None:
         messages = attempt.evaluations.add(message)
-        row = attempt.held_rows.pop(message["step"], None) if messages is not None else None
-        if messages is None or row is None:
+        if messages is None:
+            return
+        row = attempt.held_rows.pop(message["step"], None) or self._row_before(attempt, message["step"])
+        if row is None:
             return
         validation = self._run.manifest.validation
         evaluated = with_evaluation(row, messages, validation.text_bytes / max(1, validation.tokens))

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.retry import Patience, retried
@@ -49,7 +49,8 @@ class Resuming:
         if resume is None:
             resume = self._stored(previous, max_step)
         self._branch_off(previous, resume)
-        return self.rollbacks.on_newest_branch(resume)
+        resume = self.rollbacks.on_newest_branch(resume)
+        return replace(resume, owes_evaluation=self.reports.owes_evaluation(resume.step))
 
     def _branch_off(self, previous: Attempt | None, resume: ResumePoint) -> None:
         branch = self.rollbacks.branch_off(resume)

@@ -82,6 +82,8 @@ class Loop:
                 self._channel.send({**self._snapshots.restored_report, "kind": "step_again"})
             if not spec.resume.is_durable and self._is_save_due(spec.resume.step):
                 self._keep(spec.resume.step, self._snapshots.restored_report or {}, is_leaving=False)
+            if spec.resume.owes_evaluation:
+                self._evaluate(spec.resume.step)
             for step in range(spec.resume.step, spec.steps):
                 outcome = self._step(step, loader)
                 done, report, is_leaving = step + 1, outcome.report, outcome.is_leaving

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_bit_equal
+from moments import LiveRank, hold_in
 from typed import Driver, Run, Typist
 
 from launch.kills import Kill, Moment
+from orchestrator.agent.watchdog import Phase
 from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.metrics import read_rows
 
@@ -98,6 +100,24 @@ def test_ten_kills_change_nothing(typist: Typist, run: Run, reference: Run) -> N
     assert_ledger_is_true(run, done)
     assert_bit_equal(run, reference)
     assert [event["step"] for event in run.events("run_finished")] == [60]
+
+
+def test_a_kill_amid_an_evaluation_does_not_lose_it(typist: Typist, run: Run, reference: Run) -> None:
+    driver = typist.train(run)
+    pid = driver.wait_for("the rank's process id", lambda: run.rank_pid(1, 1))
+    rank = LiveRank(pid, 1, run)
+    driver.wait_for_step(run, 15)
+
+    def evaluates() -> bool:
+        seen = rank.seen()
+        return seen is not None and seen.position.phase is Phase.evaluation
+
+    assert hold_in(rank, None, evaluates, lambda: not rank.is_alive)
+    os.kill(pid, signal.SIGKILL)
+    driver.finish()
+    (recovered,) = run.events("recovered")
+    assert recovered["resume_step"] == 20
+    assert_bit_equal(run, reference)
 
 
 def test_kills_change_nothing_at_stage_3(typist: Typist, tmp_path: Path) -> None:
