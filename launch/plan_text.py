@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.config import Offload, RunConfig
-from orchestrator.control.snapshotmemory import disk_words, fitting_snapshots, process_bytes
+from orchestrator.control.snapshotmemory import (
+    disk_words,
+    fitting_snapshots,
+    has_standbys,
+    process_bytes,
+    standby_words,
+)
 from orchestrator.fit import Fit
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
@@ -217,6 +223,8 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
         + (f" of {gigabytes(limit)}" if limit is not None else ""),
         f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
     ]
+    if has_standbys(config, plan, memory, limit):
+        lines.append(standby_words(memory))
     if config.checkpoint.local_dir is not None:
         lines.append(disk_words(config, memory))
     process = process_bytes(plan, memory)

@@ -131,6 +131,15 @@ def fitting_snapshots(
     return FittingSnapshots(snapshot, memory, note, is_enough)
 
 
+def has_standbys(config: RunConfig, plan: RunPlan, memory: SnapshotMemory, node_memory_bytes: int | None) -> bool:
+    """Whether ranks stand by for the next attempt: as asked for, else where the node bears each rank twice. A GPU has
+    no room for a second engine."""
+    if config.worker.standby is not None:
+        return config.worker.standby
+    is_bearable = node_memory_bytes is not None and memory.node_bytes + memory.ranks_bytes <= node_memory_bytes
+    return plan.device == "cpu" and is_bearable
+
+
 def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
     """For the start-up summary: `memory every step, peers every step, storage every 100 steps; 5 slots ...`"""
     snapshot, checkpoint = config.snapshot, config.checkpoint
@@ -144,7 +153,12 @@ def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
     return (
         f"{', '.join(tiers)}; {memory.slots} slots{copies} of {gigabytes(memory.slot_bytes)} for each rank, "
         f"{gigabytes(memory.snapshot_bytes)} of a node"
+        + (f"; {standby_words(memory)}" if config.worker.standby else "")
     )
+
+
+def standby_words(memory: SnapshotMemory) -> str:
+    return f"ranks that stand by for a restart, up to {gigabytes(memory.ranks_bytes)} of a node"
 
 
 def disk_words(config: RunConfig, memory: SnapshotMemory) -> str:

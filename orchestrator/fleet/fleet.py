@@ -13,7 +13,14 @@ from orchestrator.control.disktier import DiskTier
 from orchestrator.control.domains import domain_problems
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import agent_settings, has_peers
-from orchestrator.control.starting import cuda_fork_problems, memory_point, set_peers, start_ranks
+from orchestrator.control.standbyworld import STANDBY_KINDS, StandbyWorld
+from orchestrator.control.starting import (
+    cuda_fork_problems,
+    memory_point,
+    prepare_standbys,
+    set_peers,
+    start_ranks,
+)
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.fleet.members import AgentHandle, Cluster, Events, host_of
 from orchestrator.placement import may_go_on, remaining
@@ -36,11 +43,17 @@ class Fleet:
         self._whole: Placement | None = None
         """Of all workers that are asked for."""
         self._num_nodes = 0
+        self._untried: list[AgentHandle] = []
+        """Those of which it is not known whether ranks can be forked there."""
+        self._has_lost = False
+        """Since other nodes were last looked for."""
         self._placement: Placement | None = None
         """Of those that there are."""
         self._shares: WantedShares | None = None
         """Where the snapshots of the former world are that the next attempt starts from."""
         self._stream: Events | None = None
+        self._standbys: StandbyWorld | None = None
+        """Ranks that stand by for the next attempt."""
 
     @property
     def placement(self) -> Placement:
@@ -55,14 +68,10 @@ class Fleet:
 
         Raises PlacementError where the nodes don't come free in time.
         """
-        config = self._run.config
         self._whole, self._num_nodes = placement, len(placement.nodes)
-        self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
+        self.agents = list(self._cluster.start_agents(placement, **agent_settings(self._run.config)))
         self._placement = remaining(placement, {agent.node for agent in self.agents})
-        self._introduce_peers()
-        if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
-            for problem in cuda_fork_problems(self._cluster, self.agents):
-                self._chronicle.console.warn(problem)
+        self._untried = list(self.agents)
         self._stream = self._cluster.events()
         return self.agents
 
@@ -70,25 +79,24 @@ class Fleet:
         """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
 
         Where nodes for them don't come in time, it is those that are left, if they are enough; else this raises
-        PlacementError. ConnectionError where another node is lost meanwhile.
+        PlacementError. Where none was lost since, but some have come, they are taken, and no others waited for.
         """
         assert self._stream is not None
         assert self._whole is not None
         cluster, present = self._run.config.cluster, {agent.node for agent in self.agents}
         is_enough = bool(present) and may_go_on(cluster, remaining(self._whole, present))
         wait_s = cluster.replace_timeout_s if is_enough else cluster.start_timeout_s
-        try:
-            agents = self._cluster.replace_agents(self._whole, self._missing, wait_s)
-        except PlacementError:
-            if not is_enough:
-                raise
-        else:
-            for agent in agents:
+        if self._missing:
+            replaced = self._cluster.replace_agents(self._whole, self._missing, wait_s if self._has_lost else 0.0)
+            self._has_lost = False
+            for agent in replaced.agents:
                 if agent.node not in present:
                     self._stream.add(agent)
-            self.agents = list(agents)
-        self._placement = remaining(self._whole, {agent.node for agent in self.agents})
-        self._introduce_peers()
+                    self._untried.append(agent)
+            self.agents = list(replaced.agents)
+            self._placement = remaining(self._whole, {agent.node for agent in self.agents})
+            if replaced.problem is not None and not (self.agents and may_go_on(cluster, self._placement)):
+                raise PlacementError(replaced.problem)
 
     @property
     def _missing(self) -> list[int]:
@@ -103,11 +111,12 @@ class Fleet:
         return len(self.agents) < self._num_nodes  # asked at every poll: no walk over all ranks
 
     def has_replacements(self) -> bool:
-        """Whether new agents are up in place of all that are missing; returns at once, so ask again."""
+        """Whether a new agent is up in place of a missing one; returns at once, so ask again."""
         assert self._whole is not None
         return self._cluster.has_replacements(self._whole, self._missing)
 
-    def _introduce_peers(self) -> None:
+    def introduce(self) -> None:
+        """Make the agents known to each other. Raises ConnectionError where one is lost meanwhile."""
         if has_peers(self._run.config, len(self.agents)):
             set_peers(self._cluster, self.agents, self._secret)
             domains = [agent.domain for agent in self.agents]
@@ -115,27 +124,47 @@ class Fleet:
                 self._chronicle.console.warn(problem)
         if self._disks is not None:
             self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
+        if self._run.plan.device == "cuda" and self._run.config.worker.start is WorkerStart.fork:
+            for problem in cuda_fork_problems(self._cluster, [a for a in self.agents if a in self._untried]):
+                self._chronicle.console.warn(problem)
+        self._untried = []
 
     def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
         """(events, agents found dead) within `timeout_s`."""
         assert self._stream is not None
-        return self._stream.poll(timeout_s)
+        events, dead = self._stream.poll(timeout_s)
+        for event in events:
+            if self._standbys is not None:
+                self._standbys.hear(event)
+        return [event for event in events if event["kind"] not in STANDBY_KINDS], dead
 
     def lose(self, agent: AgentHandle) -> list[int]:
         """The ranks that end with this agent. Until `replace_lost` it is missing."""
         self.agents.remove(agent)
+        self._has_lost = True
+        self._standbys = None
         return [place.rank for place in self.placement.ranks if place.node == agent.node]
 
     def start_ranks(self, number: int, resume: ResumePoint) -> None:
-        """Fork every rank of attempt `number`; where an agent is gone, the stream tells of it."""
+        """Start every rank of attempt `number`; where an agent is gone, the stream tells of it."""
+        standbys, self._standbys = self._standbys, None
+        standby = standbys.attempt if standbys is not None and standbys.can_begin(resume, self.placement) else None
         with contextlib.suppress(ConnectionError):
             kept = resume.step if resume.is_in_memory else None
             world_size = len(self.placement.ranks)
             self._cluster.call_all([(agent, (kept, world_size)) for agent in self.agents], "keep_snapshots")
             if self._shares is not None and resume.is_in_memory:
                 self._cluster.call_all([(agent, (self._shares,)) for agent in self.agents], "show_shares")
-            how = {"number": number, "resume": resume, "secret": self._secret}
+            how = {"number": number, "resume": resume, "secret": self._secret, "standby": standby}
             start_ranks(self._run, self._cluster, self.agents, self.placement, **how)
+
+    def prepare_standbys(self, number: int) -> None:
+        """While attempt `number` trains: have ranks forked for the next one, where the run is to have such."""
+        if not self._run.config.worker.standby:
+            return
+        with contextlib.suppress(ConnectionError):
+            prepare_standbys(self._run, self._cluster, self.agents, self.placement, number)
+            self._standbys = StandbyWorld(number, self.placement)
 
     def stop_ranks(self) -> None:
         """Stop every rank; what they said last is still to be heard."""
@@ -154,11 +183,11 @@ class Fleet:
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary, with a checkpoint in storage."""
-        self._cluster.call_living(self.agents, "drain")
+        self._cluster.call_living(self.agents, "leave", "drain")
 
     def pause(self) -> None:
         """Ask every rank to leave at a step boundary, with a snapshot in memory."""
-        self._cluster.call_living(self.agents, "pause")
+        self._cluster.call_living(self.agents, "leave", "pause")
 
     def memory_point(
         self, previous: ResumePoint, committed_step: int, max_step: int | None = None
