@@ -19,7 +19,7 @@ import numpy as np
 
 from orchestrator.sweep.settings import SweepConfig
 from orchestrator.sweep.space import Choices, Dimension, Parameters, Space, number_text
-from orchestrator.sweep.study import ENDED, Part, Trial
+from orchestrator.sweep.study import ENDED, Part, Trial, TrialState
 
 ROUNDS = 5
 """Of a run, where no interval is given."""
@@ -98,14 +98,12 @@ def _successors(
 
 def selection(members: Sequence[Trial], fraction: float, *, maximise: bool) -> tuple[list[Trial], list[Trial]]:
     """The best and the worst `fraction` of a round, one at least and never more than half; among the worst all that
-    have no value. Of equals the one with the lower member is the better."""
+    failed or have no value. Of equals the one with the lower member is the better."""
     sign = -1.0 if maximise else 1.0
-    good = sorted(
-        ((sign * trial.value, _part(trial).member, trial) for trial in members if trial.value is not None),
-        key=lambda entry: entry[:2],
-    )
-    ranked = [trial for _, _, trial in good]
-    lost = [trial for trial in members if trial.value is None]
+    # One that failed on its way may have a value, but no checkpoint where the round ends.
+    whole = [trial for trial in members if trial.state is TrialState.finished and trial.value is not None]
+    ranked = sorted(whole, key=lambda trial: (sign * (trial.value or 0.0), _part(trial).member))
+    lost = [trial for trial in members if trial not in whole]
     count = min(max(1, int(len(members) * fraction)), len(members) // 2)
     more = max(0, min(count - len(lost), len(ranked) - count))
     return ranked[:count], [*ranked[len(ranked) - more :], *lost]

@@ -28,7 +28,7 @@ WORDS = [
 ]
 SEARCH = [
     "sweep=pbt", "sweep.population=3", f"sweep.interval_steps={INTERVAL}", "sweep.max_concurrent=2",
-    "sweep.seed=5", "optim.lr=tag(log,interval(1e-6,3e-2))",
+    "sweep.seed=7", "optim.lr=tag(log,interval(1e-6,3e-2))",
 ]  # fmt: skip
 
 

@@ -134,6 +134,17 @@ def test_nobody_is_among_the_best_and_the_worst(
     assert [sorted(t.part.member for t in group if t.part) for group in found] == [best, worst]
 
 
+def test_one_that_failed_with_a_value_hands_nothing_on() -> None:
+    config = replace(TEN, population=3)
+    records = []
+    for child, (state, value) in zip(
+        born(read_study([]), config=config), (("failed", 0.1), ("finished", 2.0), ("finished", 3.0)), strict=True
+    ):
+        records += [added(child), ended(named(child), state, value)]
+    parents = {child.part.member: child.part.parent for child in born(read_study(records), config=config)}
+    assert parents == {0: "m1r0", 1: "m1r0", 2: "m2r0"}
+
+
 def test_a_round_waits_for_all_of_the_one_before_and_the_last_one_is_the_end() -> None:
     assert num_rounds(TEN, TOTAL) == 3
     records = after([], VALUES)
