@@ -104,9 +104,9 @@ def test_ten_kills_change_nothing(typist: Typist, run: Run, reference: Run) -> N
 
 def test_a_kill_amid_an_evaluation_does_not_lose_it(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run)
+    driver.wait_for_step(run, 10)
     pid = driver.wait_for("the rank's process id", lambda: run.rank_pid(1, 1))
     rank = LiveRank(pid, 1, run)
-    driver.wait_for_step(run, 15)
 
     def evaluates() -> bool:
         seen = rank.seen()
