@@ -82,12 +82,18 @@ def _cpu(name: str, ours: list[Run], peer: list[Run]) -> Comparison:
     )
 
 
+CAUSE = """The workers leave no core free, so what runs beside them is taken from the step. By /proc, on this
+machine: Ray's processes take 25 to 30 ms of a core in each second, whatever they do (raylet, GCS, its agents and an
+actor that only exists), 1.3 % of two cores; our agent and the driver take 1.7 ms a step, half a percent of both
+cores. Where a node has a core beside its GPUs' own, none of this is on the step's way."""
+
 BENCH = Bench(
     name="step_time",
     title="Step time under the orchestrator against bare torchrun",
     about=ABOUT,
     pairs=7,
     measure=measure,
+    cause=CAUSE,
 )
 
 if __name__ == "__main__":
