@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from orchestrator.config import ClusterConfig
@@ -12,8 +12,8 @@ from orchestrator.errors import PlacementError, SupersededError
 from orchestrator.fleet.coming import ComingAgent
 from orchestrator.fleet.detached import AgentActor, describe, end_actor, layout_of, take_over
 from orchestrator.fleet.members import AgentHandle, Replaced
-from orchestrator.fleet.raylib import import_ray
-from orchestrator.fleet.reserving import Reservation, ask_for, ask_for_all, not_freed
+from orchestrator.fleet.raylib import available_resources, import_ray, node_names
+from orchestrator.fleet.reserving import Reservation, ask_for, ask_for_all, not_freed, rooms_for
 from orchestrator.fleet.tenancy import Tenancy
 from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import Placement
@@ -35,8 +35,10 @@ class Gang:
         is_warm: bool,
         threads: int,
         zygote_ahead: str | None = None,
+        avoided: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """`zygote_ahead`: of this machine, for the first node's agent."""
+        """`zygote_ahead`: of this machine, for the first node's agent. `avoided`: names of nodes that are taken only
+        where no others have room."""
         self.agents: list[AgentHandle] = []
         """Live ones, in the placement's order."""
         self.inherited: list[Inherited] = []
@@ -46,6 +48,11 @@ class Gang:
         self._placement = placement
         self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
         self._zygote_ahead = zygote_ahead
+        self._avoided = avoided
+        self._is_choosy = True
+        """Whether nodes to be avoided, or that fell silent, are not asked for."""
+        self._names: dict[str, str] = {}
+        """Ray's id of a node -> its name."""
         self._serials = itertools.count(1)
         self._reserved: dict[int, Reservation] = {}
         """By node; those of missing nodes may not be granted yet."""
@@ -61,11 +68,11 @@ class Gang:
         Where those that are taken over are enough, others are not waited for so long, nor needed.
         """
         estate = take_over(self._tenancy, self._layout, self._config)
-        self.inherited, self.agents, self._reserved = estate.inherited, estate.agents, estate.reserved
+        self.inherited, self._reserved = estate.inherited, estate.reserved
+        self.agents = list(map(self._named, estate.agents))
         limit_s = self._config.start_timeout_s
         if not self.agents:
-            made = ask_for_all(self._placement, self._new_group_name, limit_s)
-            self._reserved = dict(enumerate(made))
+            self._reserved = dict(enumerate(self._ask_for_all(limit_s)))
         found = {agent.node for agent in self.agents}
         is_enough = bool(found) and may_go_on(self._config, remaining(self._placement, found))
         missing = [node for node in range(len(self._placement.bundles)) if node not in found]
@@ -84,6 +91,19 @@ class Gang:
                     self._leave(agent.node, agent.ray_node)
         self.agents = [agent for agent in self.agents if agent.node not in nodes]
         return self._fill(nodes, wait_s)
+
+    def _ask_for_all(self, limit_s: float) -> list[Reservation]:
+        excluded = self._excluded()
+        if excluded:
+            with contextlib.suppress(PlacementError):
+                wait_s = min(limit_s, self._config.replace_timeout_s)
+                return ask_for_all(self._placement, self._new_group_name, wait_s, excluded)
+        return ask_for_all(self._placement, self._new_group_name, limit_s)
+
+    def has_room(self, nodes: Sequence[int]) -> bool:
+        """Whether other nodes have room now for the bundles of `nodes`."""
+        bundles = [self._placement.bundles[node] for node in nodes]
+        return rooms_for(bundles, available_resources(), self._excluded()) is not None
 
     def has_replacements(self, nodes: Sequence[int]) -> bool:
         """Whether a new agent is up and warm for any of `nodes`; returns at once, and goes on to ask for them."""
@@ -110,8 +130,8 @@ class Gang:
         until_s = began_s + wait_s
         missing, problems = list(nodes), list[str]()
         while missing and len(problems) < START_TRIES * len(nodes):
-            if time.monotonic() - began_s > self._config.replace_timeout_s:
-                self._shunned.clear()  # better such a node than none
+            # Later better such a node than none.
+            self._is_choosy = time.monotonic() - began_s < self._config.replace_timeout_s
             self._ask([node for node in missing if node not in self._coming], "describe")
             for node in [node for node in missing if self._is_up(node, problems)]:
                 self._take(node)
@@ -123,6 +143,7 @@ class Gang:
                 import_ray().wait([coming.call for coming in waiting], num_returns=len(waiting), timeout=LOOK_S)
             elif missing:
                 self._reserved[missing[0]].wait(min(LOOK_S, until_s - time.monotonic()))
+        self._is_choosy = True
         if not missing:
             return Replaced(self.agents)
         lacking = not_freed([self._placement.bundles[node] for node in missing], wait_s)
@@ -149,8 +170,11 @@ class Gang:
         """Nodes that this run is on already, and those to be left alone for now."""
         now_s = time.monotonic()
         self._shunned = {node: since_s for node, since_s in self._shunned.items() if now_s - since_s < SHUN_S}
+        avoided = self._avoided()
+        names = node_names() if avoided else {}
+        shunned = self._shunned.keys() | {node for node, name in names.items() if name in avoided}
         ours = {agent.ray_node for agent in self.agents} | {coming.ray_node for coming in self._coming.values()}
-        return frozenset(ours | self._shunned.keys())
+        return frozenset(ours | shunned if self._is_choosy else ours)
 
     def _is_up(self, node: int, problems: list[str]) -> bool:
         """Whether the agent that is coming for `node` is there; where it has failed, or its node, it is ended."""
@@ -180,8 +204,15 @@ class Gang:
 
     def _take(self, node: int) -> None:
         actor = self._coming.pop(node).actor
-        agent = describe(actor, node, self._tenancy.generation, self._config)
+        agent = self._named(describe(actor, node, self._tenancy.generation, self._config))
         self.agents = sorted([*self.agents, agent], key=lambda agent: agent.node)
+
+    def _named(self, agent: AgentHandle) -> AgentHandle:
+        """By what Ray calls its node."""
+        if agent.ray_node not in self._names:
+            self._names = node_names()
+        agent.host = self._names.get(agent.ray_node, agent.host)
+        return agent
 
     def _new_actor(self, node: int, reserved: Reservation) -> Any:
         ray = import_ray()
