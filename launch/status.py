@@ -13,7 +13,7 @@ from launch.runs import find_run
 from launch.slurm.jobstate import JobState
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
 from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
-from orchestrator.control.avoidance import avoided
+from orchestrator.control.badnodes import avoided
 from orchestrator.observe.goodput import Goodput, goodput_ledger
 from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.metrics import read_rows

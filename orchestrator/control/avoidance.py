@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orchestrator.config import FaultConfig
 from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt
-from orchestrator.control.badnodes import add_bad_nodes, read_bad_nodes
+from orchestrator.control.badnodes import add_bad_nodes, avoided
 from orchestrator.control.clock import Clock
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.members import AgentHandle
@@ -63,8 +63,3 @@ class Avoidance:
         known = avoided(self._folder)
         new = {host: reason for host, reason in reasons.items() if host not in known}
         add_bad_nodes(self._folder, new, self._clock.time())
-
-
-def avoided(folder: RunFolder) -> frozenset[str]:
-    """Names of the nodes to leave alone, as the file says now."""
-    return frozenset(entry.node for entry in read_bad_nodes(folder))

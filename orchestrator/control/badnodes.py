@@ -42,6 +42,11 @@ def read_bad_nodes(folder: RunFolder) -> list[BadNode]:
     return found
 
 
+def avoided(folder: RunFolder) -> frozenset[str]:
+    """Names of the nodes to leave alone, as the file says now."""
+    return frozenset(entry.node for entry in read_bad_nodes(folder))
+
+
 def excluded(config: str | None, bad: Sequence[BadNode]) -> str | None:
     """What --exclude says: the config's nodes and the bad ones."""
     words = [*([config] if config else []), *dict.fromkeys(entry.node for entry in bad)]

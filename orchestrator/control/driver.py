@@ -18,7 +18,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.attempt import Interruption
-from orchestrator.control.avoidance import avoided
+from orchestrator.control.badnodes import avoided
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.controller import Controller
 from orchestrator.control.inheritance import heritage
