@@ -38,11 +38,14 @@ class State(StrEnum):
 
     @property
     def is_end(self) -> bool:
-        return self in (State.finished, State.failed, State.preempted)
+        return self in _ENDS
 
     @property
     def is_training(self) -> bool:
         return self in (State.starting, State.running, State.growing, State.draining)
+
+
+_ENDS = (State.finished, State.failed, State.preempted)
 
 
 class Action(StrEnum):

@@ -8,6 +8,7 @@ slow step, or a slow minute of the whole cluster, is nobody's fault.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ RECOVERED = 0.5
 REPEAT_STEPS = 1000
 """A rank that stays slow is named again after so many steps."""
 _LEAST_S = 1e-6
+_REPORTED = itemgetter("step_s", "data_s", "snapshot_s", "keep_s", "wait_s")
 
 PHASES = {
     "data": "waiting for data",
@@ -67,15 +69,12 @@ def straggler_fields(straggler: Straggler, host: str) -> dict[str, Any]:
     }
 
 
-def spent_s(report: Mapping[str, Any]) -> dict[str, float]:
-    """Phase -> seconds of a rank's step report in which it kept others waiting rather than waited itself."""
-    waited_s = report["data_s"] + report["snapshot_s"] + report["wait_s"]
-    return {
-        "data": report["data_s"],
-        "compute": max(0.0, report["step_s"] - waited_s),
-        "snapshot": report["snapshot_s"],
-        "saving": report["keep_s"],
-    }
+def spent_s(reports: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """[ranks, phases] seconds of the ranks' step reports in which each kept others waiting rather than waited."""
+    reported = np.array([*map(_REPORTED, reports)], dtype=np.float64)
+    step_s, data_s, snapshot_s, keep_s, wait_s = reported.T
+    compute_s = np.maximum(0.0, step_s - (data_s + snapshot_s + wait_s))
+    return np.stack([data_s, compute_s, snapshot_s, keep_s], axis=1)
 
 
 class StragglerWatch:
@@ -100,10 +99,10 @@ class StragglerWatch:
         self._steps += 1
         if not self._factor or len(reports) < 2 or self._steps <= SETTLING:
             return []
-        seconds = np.array([[spent_s(report)[phase] for phase in PHASES] for report in reports])
+        seconds = spent_s(reports)
         usual = others_median(seconds)
         excess_s = seconds - usual
-        step_s = max(report["step_s"] for report in reports)
+        step_s = max(map(itemgetter("step_s"), reports))
         ratios = seconds / np.maximum(usual, _LEAST_S)
         self._ratios.append(ratios)
         self._excess_s.append(excess_s)
