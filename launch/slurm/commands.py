@@ -41,8 +41,11 @@ def submit(script: Path, *options: str) -> int:
     return int(done.stdout.strip().partition(";")[0])
 
 
-def job(job_id: int) -> JobView | None:
-    """The job as slurmctld has it; None where it knows the job no more (MinJobAge after its end)."""
+def job(job_id: int | str) -> JobView | None:
+    """The job (12, or 12_3 for a task of an array) as slurmctld has it; None where it knows it no more.
+
+    That is MinJobAge after its end.
+    """
     done = _run("scontrol", "show", "job", "--oneliner", str(job_id))
     if done.returncode and _UNKNOWN_JOB in done.stderr:
         return None
@@ -51,22 +54,22 @@ def job(job_id: int) -> JobView | None:
     return parse_job(done.stdout)
 
 
-def queue() -> dict[int, JobState]:
-    """My jobs that wait or run."""
-    return parse_queue(_checked("squeue", "--noheader", "--me", "--format=%A %T"))
+def queue() -> dict[str, JobState]:
+    """My jobs that wait or run, and the tasks of my arrays as 12_3."""
+    return parse_queue(_checked("squeue", "--noheader", "--me", "--array", "--format=%i %T"))
 
 
-def requeue(job_id: int) -> None:
+def requeue(job_id: int | str) -> None:
     """Raises SlurmError where the site forbids it."""
     _checked("scontrol", "requeue", str(job_id))
 
 
-def cancel(job_id: int) -> None:
+def cancel(job_id: int | str) -> None:
     """SIGTERM to all of it, SIGKILL after KillWait."""
     _checked("scancel", str(job_id))
 
 
-def ask_to_leave(job_id: int) -> None:
+def ask_to_leave(job_id: int | str) -> None:
     """SIGTERM to the batch script only: the run saves at its step boundary, however long that takes."""
     _checked("scancel", "--batch", "--signal=TERM", str(job_id))
 
@@ -122,6 +125,7 @@ _WAYS_OUT: Sequence[tuple[str, str]] = (
         "account",
         "set cluster.slurm.account to one of yours (sacctmgr show associations user=$USER), or another partition",
     ),
+    ("array", "list fewer values: sinfo's MaxArraySize is the limit (scontrol show config)"),
     ("qos", "set cluster.slurm.qos to one that your account has"),
     ("partition", "set cluster.slurm.partition to one that sinfo shows"),
     ("time limit|TimeLimit", "lower cluster.slurm.time_limit_min"),

@@ -132,10 +132,10 @@ def parse_job(text: str) -> JobView:
     )
 
 
-def parse_queue(text: str) -> dict[int, JobState]:
+def parse_queue(text: str) -> dict[str, JobState]:
     """Lines `ID STATE` of squeue, as job id -> state. Raises SlurmError for a state that is not known."""
     pairs = (line.split() for line in text.splitlines() if line.strip())
-    return {int(job): known_state(job, state) for job, state in pairs}
+    return {job: known_state(job, state) for job, state in pairs}
 
 
 def job_words(view: JobView, now_s: float) -> str:

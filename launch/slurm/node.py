@@ -2,7 +2,8 @@
 
 `srun` runs it once per node as `python -m launch.slurm.node [INTERFACE]`. It hears lines on stdin and answers on
 stdout, both through srun:
-    start {"token", "job"}   make a private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
+    start {"token", "job", "slurm_id"}
+                             make a private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
     join {"address"}         the other nodes start theirs -> up
     end                      the job is over: end every process that descends from here
     end of input             the job's program has died: the same
@@ -53,6 +54,7 @@ class Node:
         self._is_head = is_head
         self._temp_dir = ""
         self._job = 0
+        self._slurm_id = ""
         self._environment: dict[str, str] = {}
         self._joining: str | None = None
         self._address = ""
@@ -74,7 +76,7 @@ class Node:
                         self._obey(message)
             finally:
                 self._clear()
-            while not (self._is_over or self._is_head) and requeue_if_headless(self._job):
+            while not (self._is_over or self._is_head) and requeue_if_headless(self._slurm_id):
                 wakeup.wait([] if reader.is_closed else [reader], LOOK_S)
                 self._is_over = any(message["op"] == "end" for message in reader.read())
 
@@ -98,6 +100,7 @@ class Node:
     def _obey(self, message: Message) -> None:
         match message["op"]:
             case "start":
+                self._slurm_id = message.get("slurm_id", "")
                 self._prepare(message["token"], message["job"])
                 if self._is_head:
                     self._start_ray()
@@ -176,7 +179,7 @@ class Node:
             self._say("failed", text=f"ray start exited with {exit_code}: " + " | ".join(filter(None, said)))
 
 
-def requeue_if_headless(job: int) -> bool:
+def requeue_if_headless(job: str) -> bool:
     """Put the job back into the queue if SLURM has taken its batch host out of it; True while it may still do so."""
     try:
         view = commands.job(job)

@@ -152,12 +152,15 @@ def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
             yield f"cluster.slurm.container has {word!r}, which is not one line of text"
 
 
-def directives(cluster: ClusterConfig, request: JobRequest, *, name: str, chdir: str, output: str) -> list[str]:
+def directives(
+    cluster: ClusterConfig, request: JobRequest, *, name: str, chdir: str, output: str, array: str | None = None
+) -> list[str]:
     """`--partition=gpu` and so on, in the order of the script, each quoted as sbatch reads it."""
     slurm = cluster.slurm
     gpus = f"{request.gpu_type}:{request.gpus_per_node}" if request.gpu_type else str(request.gpus_per_node)
     wanted: dict[str, Any] = {
         "job-name": name,
+        "array": array,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
