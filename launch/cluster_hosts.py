@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli_help import parser
-from launch.hosts.raising import ask_all, raise_cluster
+from launch.hosts.raising import Answer, ask_all, raise_cluster
 from launch.hosts.record import DEFAULT_NAME, ClusterRecord, name_problem, parse_hosts
 from launch.hosts.ssh import ssh_words
 from launch.hosts.store import ClusterFolder, find, names
@@ -137,18 +137,26 @@ def _down(options: argparse.Namespace) -> int:
             print(f"no cluster called {options.name} is up")
             return 0
         answers = ask_all(record, "end")
-        silent = [answer for answer in answers if answer.message is None]
-        for answer in silent:
-            print(f"{answer.host} could not be asked: {answer.problem}", file=sys.stderr)
-        if silent and not options.forget:
+        problems = [words for answer in answers if (words := _not_ended(answer))]
+        for words in problems:
+            print(words, file=sys.stderr)
+        if problems and not options.forget:
             print(
-                f"cluster {record.name} has ended elsewhere; repeat the command when they answer, or say --forget",
+                f"cluster {record.name} has ended elsewhere; repeat the command later, or say --forget",
                 file=sys.stderr,
             )
             return EXIT_FAILED
         folder.remove()
     print(f"cluster {record.name} has ended: {', '.join(answer.host for answer in answers if answer.message)}")
     return 0
+
+
+def _not_ended(answer: Answer) -> str | None:
+    if answer.message is None:
+        return f"{answer.host} could not be asked: {answer.problem}"
+    if left := answer.message["left"]:
+        return f"{answer.host} has processes that do not end though they were killed: {', '.join(map(str, left))}"
+    return None
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -158,9 +158,10 @@ def _note(folder: SweepFolder, trial: Trial, job: int) -> None:
     """In the trial's run folder, as for any submitted run: its job and where that prints."""
     run, submission = folder.trial(trial.id), Submission(job_id=job, time_s=time.time(), task=trial.number)
     append_submission(run, submission)
-    link = run.job_output(submission.slurm_id)
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(folder.slurm / f"{submission.slurm_id}.out", link.parent))
+    for link in (run.job_output(submission.slurm_id), folder.log(trial.id)):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder.slurm / f"{submission.slurm_id}.out", link.parent))
 
 
 def tasks_of(folder: SweepFolder) -> dict[str, str]:

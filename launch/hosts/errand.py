@@ -33,16 +33,15 @@ def end(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any
             with contextlib.suppress(psutil.TimeoutExpired):
                 holder.wait(END_TIMEOUT_S)
             holder.kill()
-    ended = 0
-    while left := list(marked(mark)):
+    until_s = time.monotonic() + END_TIMEOUT_S
+    while (left := list(marked(mark))) and time.monotonic() < until_s:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-                ended += 1
         time.sleep(POLL_S)
     if Path(folder).name.startswith(TEMP_PREFIX) and _is_mine(folder):
         shutil.rmtree(folder, ignore_errors=True)
-    return {"op": "ended", "was_up": holder is not None, "strays": ended}
+    return {"op": "ended", "left": [process.pid for process in left]}
 
 
 def look(mark: str, pid: int | None, born_s: float) -> dict[str, Any]:
