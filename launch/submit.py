@@ -16,6 +16,7 @@ from launch.compose import compose
 from launch.kuberay import submitting as kuberay
 from launch.plan import manifest_if_any, planned_device
 from launch.slurm import commands
+from launch.slurm.badnodes import excluded, read_bad_nodes
 from launch.slurm.ending import slowest_save_s
 from launch.slurm.jobspec import JobSpec, job_spec
 from launch.slurm.partitions import request_problems
@@ -102,9 +103,12 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
         raise
     print(f"Submitted batch job {job_id}")  # as sbatch says it: scripts look for that
     shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
+    bad = ", ".join(dict.fromkeys(entry.node for entry in read_bad_nodes(folder)))
+    without = [("without", f"{bad}, found bad before; to use them again, edit {folder.bad_nodes}")] if bad else []
     for name, value in (
         ("run", folder.run_id),
         ("SLURM", re.sub(r"^Job \d+ ", "", expected)),
+        *without,
         ("output", str(folder.job_output(job_id))),
         ("follow", f"phalanx status {shown}"),
         ("", f"phalanx logs {shown} --job -f"),
@@ -116,7 +120,9 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
 
 def spec_of(config: RunConfig, overrides: list[str], device: str, folder: RunFolder) -> JobSpec:
     request = job_request(config.cluster, device)
-    return job_spec(config, request, run_folder=str(folder.path), overrides=overrides, python=sys.executable)
+    return job_spec(
+        config, request, device=device, run_folder=str(folder.path), overrides=overrides, python=sys.executable
+    )
 
 
 def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> str:
@@ -129,6 +135,7 @@ def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> 
             name=folder.run_id,
             chdir=str(Path.cwd()),
             output=str(folder.job_output("%j")),
+            exclude=excluded(slurm.exclude, read_bad_nodes(folder)),
         ),
         setup=slurm.setup,
         environment=slurm.environment,

@@ -6,23 +6,23 @@ start of the same command.
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.slurm import commands
 from launch.slurm.array import array_problems, array_text
-from launch.slurm.jobspec import JobSpec, job_spec
+from launch.slurm.jobspec import JobSpec
 from launch.slurm.record import Submission, append_submission, newest_submission
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
-from launch.submit import TEMPLATE, check_site, wanted_device
+from launch.submit import TEMPLATE, check_site, spec_of, wanted_device
 from launch.sweep_words import SweepWords
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
 from orchestrator.data.files import write_atomically
 from orchestrator.errors import EXIT_FAILED, ConfigError
+from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.judge import Judge
 from orchestrator.sweep.recipe import Recipe, new_parameters
@@ -125,13 +125,7 @@ def _write_spec(folder: SweepFolder, recipe: Recipe, trial: Trial, config: RunCo
     run = folder.trial(trial.id)
     run.slurm.mkdir(parents=True, exist_ok=True)
     train = recipe.command(trial)
-    spec = job_spec(
-        config,
-        job_request(config.cluster, device),
-        run_folder=str(run.path.absolute()),
-        overrides=train[train.index("train") + 1 :],
-        python=sys.executable,
-    )
+    spec = spec_of(config, train[train.index("train") + 1 :], device, RunFolder(run.path.absolute()))
     run.job_spec.write_text(json.dumps(encode(spec), indent=2) + "\n")
     return spec
 
@@ -146,6 +140,7 @@ def _script(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], device
             name=folder.sweep_id,
             chdir=str(Path.cwd()),
             output=str(folder.slurm.absolute() / "%A_%a.out"),
+            exclude=cluster.slurm.exclude,
             array=array_text([trial.number for trial in trials], recipe.settings.max_concurrent),
         ),
         setup=cluster.slurm.setup,

@@ -1,9 +1,11 @@
 """`phalanx train`: run here or on a Ray cluster; the same command goes on with what was begun."""
 
+import os
 import shlex
 import sys
 
 from launch.compose import compose, recipe_yaml, resolved_yaml
+from launch.slurm.jobspec import SUBMITTED_AS
 from orchestrator.control.driver import Typed, drive
 
 HELP = """usage: phalanx train [--config-dir DIR] [--cfg] [KEY=VALUE ...]
@@ -42,7 +44,7 @@ def run(argv: list[str]) -> int:
         overrides=composed.overrides,
         config_yaml=resolved_yaml(composed.config),
         recipe_yaml=recipe_yaml(composed),
-        command="phalanx train " + shlex.join(argv) if argv else "phalanx train",
+        command=os.environ.get(SUBMITTED_AS) or shlex.join(["phalanx", "train", *argv]),
     )
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     return drive(composed.config, typed)

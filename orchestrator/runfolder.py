@@ -98,6 +98,11 @@ class RunFolder:
         """A line for each job that the run was submitted as."""
         return self.slurm / "jobs.jsonl"
 
+    @property
+    def bad_nodes(self) -> Path:
+        """Nodes that a job's preflight found bad, a line each; later jobs leave them out."""
+        return self.path / "bad_nodes.txt"
+
     def job_output(self, job: int | str) -> Path:
         """`%j` for sbatch's own pattern."""
         return self.slurm / f"{job}.out"

@@ -24,6 +24,17 @@ class ContainerConfig:
     """More words for srun (pyxis) or `apptainer exec`, as in [--nv]."""
 
 
+@dataclass(kw_only=True, slots=True)
+class PreflightConfig:
+    """A check of the job's nodes before Ray starts on them; bad ones are left out."""
+
+    enabled: bool = True
+    min_rate: float = 0.5
+    """Least speed of a node (matrix product, all-reduce with another node), as a share of the other nodes' median."""
+    timeout_s: float = 120.0
+    """How long a node may take to say how it is; one that says nothing is bad."""
+
+
 class SlurmRequeue(StrEnum):
     requeue = "requeue"
     """The job puts itself back into the queue (`scontrol requeue`): same job id, same output file."""
@@ -69,3 +80,4 @@ class SlurmConfig:
     python: str | None = None
     """The interpreter on the nodes; null: the one that submits, or python3 in a container."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)

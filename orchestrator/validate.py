@@ -91,6 +91,7 @@ _ABOVE_ZERO = (
     "optim.eps",
     "cluster.start_timeout_s",
     "cluster.replace_timeout_s",
+    "cluster.slurm.preflight.timeout_s",
     "worker.start_timeout_s",
     "checkpoint.retry_timeout_s",
     "checkpoint.final_timeout_s",
@@ -110,7 +111,12 @@ _ZERO_OR_MORE = (
 )
 _SHARES = ("optim.min_lr_ratio", "optim.decay_fraction")
 """From 0 to 1, both included."""
-_SHARES_BELOW_ONE = ("model.dropout", "data.validation_fraction", "optim.momentum")
+_SHARES_BELOW_ONE = (
+    "model.dropout",
+    "data.validation_fraction",
+    "optim.momentum",
+    "cluster.slurm.preflight.min_rate",
+)
 _MAX_SEED = 2**63 - 1
 
 

@@ -1,4 +1,4 @@
-"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo and scancel. srun is job.py's."""
+"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo, scancel and sacct. srun is job.py's."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.slurm.jobstate import JobState, JobView, SlurmError, parse_job, parse_queue
+from launch.slurm.jobstate import ACCOUNTED, JobState, JobView, SlurmError, parse_accounted, parse_job, parse_queue
 from launch.slurm.partitions import Partition, parse_partitions
 from orchestrator.errors import ConfigError
 
@@ -54,6 +54,19 @@ def job(job_id: int | str) -> JobView | None:
     return parse_job(done.stdout)
 
 
+def accounted(job_id: int | str) -> JobView | None:
+    """The job as accounting has it, or the site's file of completed jobs; None where neither has it."""
+    if shutil.which("sacct") is None:
+        return None
+    words = ("--noheader", "--parsable2", f"--jobs={job_id}", f"--format={','.join(ACCOUNTED)}")
+    for source in (("--allocations", "--duplicates"), ("--completion",)):
+        done = _run("sacct", *source, *words)
+        view = parse_accounted(job_id, done.stdout) if done.returncode == 0 else None
+        if view is not None:
+            return view
+    return None
+
+
 def queue() -> dict[str, JobState]:
     """My jobs that wait or run, and the tasks of my arrays as 12_3."""
     return parse_queue(_checked("squeue", "--noheader", "--me", "--array", "--format=%i %T"))
@@ -62,6 +75,11 @@ def queue() -> dict[str, JobState]:
 def requeue(job_id: int | str) -> None:
     """Raises SlurmError where the site forbids it."""
     _checked("scontrol", "requeue", str(job_id))
+
+
+def exclude(job_id: int | str, nodes: str) -> None:
+    """Have a waiting job leave out `nodes`, as in v1,v[3-4]. Raises SlurmError where SLURM refuses."""
+    _checked("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
 
 
 def cancel(job_id: int | str) -> None:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from launch.slurm.badnodes import BadNode
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
 from orchestrator.slurm_config import SlurmRequeue
 
 FRUITLESS_JOBS = 2
 """A run that was put back so often without a new checkpoint would be put back for ever."""
+MAX_MOVES = 3
+"""So often in a row a job goes back for other nodes before it trains; then the fault is hardly the nodes'."""
 
 
 class Step(StrEnum):
@@ -36,6 +39,10 @@ class Ended:
     has_lost_node: bool
     """The run failed because a node did, and none took its place."""
     fruitless_jobs: int
+    has_bad_nodes: bool = False
+    """The preflight left too few nodes to start on."""
+    moves: int = 0
+    """Preflights in a row that left too few, this one among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +60,30 @@ def conclude(ended: Ended, policy: SlurmRequeue) -> Conclusion:
         return Conclusion(Step.leave, 0)
     if ended.is_preempted and ended.notice is not None:
         return Conclusion(Step.wait, EXIT_PREEMPTED)
-    goes_on = ended.has_lost_node or (ended.notice is not None and ended.exit_code == EXIT_PREEMPTED)
+    was_told = ended.notice is not None and ended.exit_code == EXIT_PREEMPTED
+    goes_on = was_told or ended.has_lost_node or ended.has_bad_nodes
     if ended.was_terminated or not goes_on:
         return Conclusion(Step.leave, ended.exit_code)
     if policy is SlurmRequeue.never:
         return Conclusion(Step.leave, EXIT_PREEMPTED, "cluster.slurm.requeue=never: submit the run again to go on")
-    if ended.fruitless_jobs >= FRUITLESS_JOBS:
-        return Conclusion(
-            Step.leave,
-            EXIT_FAILED,
-            f"no checkpoint was made in {ended.fruitless_jobs + 1} jobs, so another would not help: raise "
-            "cluster.slurm.time_limit_min or notice_s, or lower checkpoint.every_steps",
-        )
+    if (why := _in_vain(ended)) is not None:
+        return Conclusion(Step.leave, EXIT_FAILED, why)
     return Conclusion(Step.chain if policy is SlurmRequeue.chain else Step.requeue, EXIT_PREEMPTED)
+
+
+def _in_vain(ended: Ended) -> str | None:
+    """Why another job would not help either; None where it may."""
+    if ended.has_bad_nodes and ended.moves > MAX_MOVES:
+        return (
+            f"bad nodes were found in {ended.moves} jobs in a row, so another would not help: read bad_nodes.txt, "
+            "lower cluster.slurm.preflight.min_rate, or set cluster.slurm.preflight.enabled=false"
+        )
+    if ended.has_bad_nodes or ended.fruitless_jobs < FRUITLESS_JOBS:
+        return None
+    return (
+        f"no checkpoint was made in {ended.fruitless_jobs + 1} jobs, so another would not help: raise "
+        "cluster.slurm.time_limit_min or notice_s, or lower checkpoint.every_steps"
+    )
 
 
 def committed_step(events: Sequence[dict[str, Any]]) -> int:
@@ -74,14 +92,21 @@ def committed_step(events: Sequence[dict[str, Any]]) -> int:
 
 
 def fruitless_jobs(events: Sequence[dict[str, Any]]) -> int:
-    """How many of the newest requeues in a row left with the checkpoint that there is now."""
+    """How many of the newest requeues in a row left with the checkpoint that there is now; those for other nodes, on
+    which nothing was tried, don't count."""
     now, count = committed_step(events), 0
     for event in reversed(events):
-        if event["event"] == "requeued":
+        if event["event"] == "requeued" and not event.get("bad_nodes"):
             if event["step"] != now:
                 break
             count += 1
     return count
+
+
+def moves(bad: Sequence[BadNode], events: Sequence[dict[str, Any]]) -> int:
+    """How many preflights found bad nodes since an attempt was last started."""
+    started_s = max((float(event["t"]) for event in events if event["event"] == "attempt_started"), default=0.0)
+    return len({entry.time_s for entry in bad if entry.time_s > started_s})
 
 
 def saved_after(events: Sequence[dict[str, Any]], since_s: float) -> tuple[int, float] | None:

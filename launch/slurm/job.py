@@ -12,10 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.slurm import commands
+from launch.slurm.badnodes import add_bad_nodes, excluded, read_bad_nodes
 from launch.slurm.ending import (
     Conclusion,
     Ended,
@@ -24,14 +27,16 @@ from launch.slurm.ending import (
     conclude,
     fruitless_jobs,
     lost_a_node,
+    moves,
     notice_words,
     saved_after,
     slowest_save_s,
 )
 from launch.slurm.gathering import Gathering
-from launch.slurm.jobspec import JobSpec, driver_words, node_words
+from launch.slurm.jobspec import SUBMITTED_AS, JobSpec, driver_words, node_words
 from launch.slurm.jobstate import JobView, SlurmError
 from launch.slurm.nodestep import NodeStep, job_environment
+from launch.slurm.preflight import unfit_nodes
 from launch.slurm.record import Submission, append_submission
 from launch.slurm.waking import Wakeup
 from orchestrator.codec import decode
@@ -70,6 +75,7 @@ class Job:
         self._was_terminated = False
         self._view: JobView | None = None
         self._driver: subprocess.Popen[bytes] | None = None
+        self._has_bad_nodes = False
 
     def run(self) -> int:
         """The job's exit code, which is the run's."""
@@ -86,6 +92,9 @@ class Job:
 
     def _train_on_all(self, wakeup: Wakeup) -> int:
         """From srun to the driver's exit code; every process and folder that this job made is gone afterwards."""
+        hosts = self._fit_hosts(wakeup)
+        if hosts is None:
+            return EXIT_PREEMPTED
         remove_stale_temp_dirs()
         folder, lock = locked_temp_dir()
         try:
@@ -93,23 +102,49 @@ class Job:
             token_path = Path(folder) / "token"
             token_path.touch(mode=0o600)
             token_path.write_text(token)
-            with NodeStep(node_words(self._spec), job_environment()) as nodes:
-                address = self._gather(nodes, wakeup, token)
+            with NodeStep(node_words(self._spec, hosts), job_environment()) as nodes:
+                address = self._gather(nodes, hosts, wakeup, token)
                 if address is None or not self._wait_for_lock(wakeup):
                     return EXIT_PREEMPTED
-                return self._train(nodes, wakeup, address, token_path)
+                return self._train(nodes, hosts, wakeup, address, token_path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
-    def _gather(self, nodes: NodeStep, wakeup: Wakeup, token: str) -> str | None:
+    def _fit_hosts(self, wakeup: Wakeup) -> list[str] | None:
+        """The nodes to train on, the head first; None where they are too few, or SLURM wants them back already."""
+        hosts = self._allocation.hosts
+        if not self._spec.preflight.enabled:
+            return hosts
+
+        def wait(sources: Sequence[Any], timeout_s: float) -> bool:
+            self._hear(wakeup.wait(sources, timeout_s))
+            return self._notice is None
+
+        unfit = unfit_nodes(self._spec, hosts, wait, say)
+        if unfit is None:
+            return None
+        for node, reason in unfit.items():
+            say(f"{node} is unfit: {reason}")
+        fit = [host for host in hosts if host not in unfit]
+        if not fit and len(hosts) > 1:
+            raise SlurmError(
+                "every node is unfit, so this is hardly the nodes' fault; mend what is named above, or set "
+                "cluster.slurm.preflight.enabled=false"
+            )
+        add_bad_nodes(self._folder, unfit, time.time())
+        # This program and the driver are on the first node, so a job can't do without it.
+        self._has_bad_nodes = hosts[0] in unfit or len(fit) < self._spec.request.least_nodes
+        return None if self._has_bad_nodes else fit
+
+    def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, token: str) -> str | None:
         """The address of a Ray with every expected node; None where SLURM wants the nodes back already."""
-        nodes.tell(
-            {"op": "start", "token": token, "job": self._allocation.job_id, "slurm_id": self._allocation.slurm_id}
-        )
-        gathering = Gathering(self._allocation.hosts, self._spec.request.spare_nodes, self._spec.start_timeout_s)
+        started_s = time.time()
+        allocation = self._allocation
+        nodes.tell({"op": "start", "token": token, "job": allocation.job_id, "slurm_id": allocation.slurm_id})
+        gathering = Gathering(hosts, max(0, len(hosts) - self._spec.request.nodes), self._spec.start_timeout_s)
         while not gathering.is_complete:
-            left_s = gathering.left_s(time.time() - self._started_s)
+            left_s = gathering.left_s(time.time() - started_s)
             self._hear(wakeup.wait([nodes.reader], left_s))
             if self._notice is not None:
                 return None
@@ -117,8 +152,8 @@ class Job:
                 if message["op"] == "head":
                     nodes.tell({"op": "join", "address": message["address"]})
                 gathering.hear(message)
-            gathering.check(time.time() - self._started_s, has_ended=nodes.has_ended)
-        took_s = time.time() - self._started_s
+            gathering.check(time.time() - started_s, has_ended=nodes.has_ended)
+        took_s = time.time() - started_s
         say(f"Ray at {gathering.address} on {', '.join(sorted(gathering.up))} after {took_s:.0f} s")
         for warning in gathering.warnings:
             say(warning)
@@ -138,11 +173,11 @@ class Job:
                 return False
         return True
 
-    def _train(self, nodes: NodeStep, wakeup: Wakeup, address: str, token_path: Path) -> int:
+    def _train(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, address: str, token_path: Path) -> int:
         own = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
-        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1"}
+        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
         self._driver = subprocess.Popen(
-            driver_words(self._spec, self._allocation.hosts[0]),
+            driver_words(self._spec, hosts[0], len(hosts)),
             env=job_environment() | own,
             stdin=subprocess.DEVNULL,
         )
@@ -153,7 +188,7 @@ class Job:
             for message in nodes.reader.read():
                 if message["op"] == "died":
                     say(f"Ray on {message['node']}: {message['text']}")
-                    is_head = message["node"] == self._allocation.hosts[0]
+                    is_head = message["node"] == hosts[0]
                     gone_s = gone_s or (time.time() if is_head else None)
             if nodes.has_ended and gone_s is None:
                 say("srun has ended: no node program is left")
@@ -210,22 +245,29 @@ class Job:
             is_preempted=self._view is not None and self._view.preempt_s is not None,
             has_lost_node=exit_code == EXIT_FAILED and lost_a_node(events, self._started_s),
             fruitless_jobs=fruitless_jobs(events),
+            has_bad_nodes=self._has_bad_nodes,
+            moves=moves(read_bad_nodes(self._folder), events),
         )
 
     def _leave(self, end: Conclusion, wakeup: Wakeup) -> int:
         then = "leaving"
+        bad = read_bad_nodes(self._folder)
+        exclude = excluded(self._spec.exclude, bad) if bad else None
         try:
             match end.step:
                 case Step.requeue:
                     then = f"requeued (restart {self._allocation.restarts + 1})"
                     commands.requeue(self._allocation.slurm_id)
                     self._record_requeue(self._allocation.job_id)
+                    if exclude is not None:
+                        commands.exclude(self._allocation.slurm_id, exclude)
                 case Step.chain:
+                    without = [f"--exclude={exclude}"] if exclude is not None else []
                     task = self._allocation.task
                     after = ["--dependency=singleton"]
                     if task is not None:  # all tasks of an array have one name
                         after = [f"--dependency=afterany:{self._allocation.slurm_id}", f"--array={task}"]
-                    successor = commands.submit(self._script, *after)
+                    successor = commands.submit(self._script, *after, *without)
                     submission = Submission(job_id=successor, time_s=time.time(), follows=True, task=task)
                     append_submission(self._folder, submission)
                     self._record_requeue(successor)
@@ -242,7 +284,8 @@ class Job:
             saved = saved_after(read_events(self._folder.events), self._noticed_s)
             say(notice_words(self._notice, self._left_s, saved, then))
         elif end.step is not Step.leave:
-            say(f"a node was lost and none took its place: {then}")
+            why = "too few nodes are fit" if self._has_bad_nodes else "a node was lost and none took its place"
+            say(f"{why}: {then}" + (f", without {exclude}" if exclude is not None else ""))
         if end.step is Step.wait:
             self._wait_for_slurm(wakeup)
         return end.exit_code
@@ -253,7 +296,8 @@ class Job:
             return
         attempt = max((event["attempt"] for event in events), default=0)
         ledger = Ledger(self._folder.events, time.time)
-        ledger.append("requeued", attempt, committed_step(events), job=job_id, signal=self._notice)
+        more = {"bad_nodes": True} if self._has_bad_nodes else {}
+        ledger.append("requeued", attempt, committed_step(events), job=job_id, signal=self._notice, **more)
         ledger.sync()
         ledger.close()
 

@@ -1,10 +1,32 @@
 """What a job knows of itself: job.json in the run folder, written by `submit`, read by the job. Plan half."""
 
+import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launch.slurm.request import JobRequest
+from orchestrator.codec import encode
 from orchestrator.config import RunConfig
-from orchestrator.slurm_config import ContainerConfig, ContainerRuntime, SlurmRequeue
+from orchestrator.slurm_config import ContainerConfig, ContainerRuntime, PreflightConfig, SlurmRequeue
+
+SUBMITTED_AS = "PHALANX_SUBMITTED_AS"
+"""Variable by which a job tells its driver the command that a person would type to go on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckSettings:
+    """What the preflight asks of each node."""
+
+    device: str
+    """cpu or cuda."""
+    gpus: int
+    """That the node was given."""
+    seen: list[str]
+    """Paths that every node has to see."""
+    written: list[str]
+    """Folders that every node writes to."""
+    interface: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,7 +34,7 @@ class JobSpec:
     run_folder: str
     """Absolute."""
     overrides: list[str]
-    """What `phalanx train` is typed with."""
+    """What `phalanx submit` was typed with, and `phalanx train` is."""
     request: JobRequest
     start_timeout_s: float
     notice_s: int
@@ -23,17 +45,26 @@ class JobSpec:
     host_python: str
     """Outside of any container: srun and scontrol are there."""
     container: ContainerConfig
+    preflight: PreflightConfig
+    check: CheckSettings
+    exclude: str | None
+    """As configured; a requeued job leaves out the bad nodes besides."""
 
     @property
     def command(self) -> list[str]:
         """What the batch script becomes."""
         return [self.host_python, "-P", "-m", "launch.slurm.job", self.run_folder]
 
+    @property
+    def submitted_as(self) -> str:
+        """What a person types to go on."""
+        return shlex.join(["phalanx", "submit", *self.overrides])
+
 
 def job_spec(
-    config: RunConfig, request: JobRequest, *, run_folder: str, overrides: list[str], python: str
+    config: RunConfig, request: JobRequest, *, device: str, run_folder: str, overrides: list[str], python: str
 ) -> JobSpec:
-    """`python`: the interpreter that submits."""
+    """`device`: cpu or cuda; `python`: the interpreter that submits."""
     slurm = config.cluster.slurm
     in_container = slurm.container.runtime is not ContainerRuntime.none
     return JobSpec(
@@ -47,25 +78,54 @@ def job_spec(
         python=slurm.python or ("python3" if in_container else python),
         container=slurm.container,
         host_python=python if in_container else slurm.python or python,
+        preflight=slurm.preflight,
+        check=_check_settings(config, request, device, run_folder),
+        exclude=slurm.exclude,
     )
 
 
-def node_words(spec: JobSpec) -> list[str]:
-    """`srun ...` that starts the node program once on each node, at the job's full size."""
-    request = spec.request
-    sizes = [f"--nodes={request.all_nodes}", f"--ntasks={request.all_nodes}", "--ntasks-per-node=1"]
+def _check_settings(config: RunConfig, request: JobRequest, device: str, run_folder: str) -> CheckSettings:
+    """Paths as the nodes read them: relative ones are below the folder in which the job was submitted."""
+    data, disk = config.data.path, config.checkpoint.local_dir
+    return CheckSettings(
+        device=device,
+        gpus=request.gpus_per_node,
+        seen=[run_folder, *([data] if data is not None and "://" not in data else [])],
+        written=[run_folder, *([disk] if disk is not None else [])],
+        interface=config.cluster.network_interface,
+    )
+
+
+def node_words(spec: JobSpec, hosts: Sequence[str] | None = None) -> list[str]:
+    """`srun ...` that starts the node program once on each node, at the job's full size; on `hosts` alone where some
+    are unfit."""
+    interface = [spec.network_interface] if spec.network_interface else []
+    return _on_nodes(spec, ["launch.slurm.node", *interface], hosts)
+
+
+def check_words(spec: JobSpec) -> list[str]:
+    """`srun ...` that checks each node, before anything is started there."""
+    return _on_nodes(spec, ["launch.slurm.checknode", json.dumps(encode(spec.check))], None)
+
+
+def _on_nodes(spec: JobSpec, module: list[str], hosts: Sequence[str] | None) -> list[str]:
+    request, count = spec.request, spec.request.all_nodes if hosts is None else len(hosts)
+    sizes = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
     sizes.append(f"--cpus-per-task={request.cpus_per_node}")
+    if hosts is not None and count < request.all_nodes:
+        sizes.append(f"--nodelist={','.join(hosts)}")
     # A node that dies takes only itself along; --input=all is how the token reaches every node.
     stays = ["--no-kill", "--kill-on-bad-exit=0", "--input=all", "--overlap", "--export=ALL"]
-    program = [spec.python, "-P", "-m", "launch.slurm.node"]
-    if spec.network_interface:
-        program.append(spec.network_interface)
+    program = [spec.python, "-P", "-m", *module]
     return ["srun", *sizes, *stays, *_pyxis(spec.container), *_apptainer(spec.container), *program]
 
 
-def driver_words(spec: JobSpec, host: str) -> list[str]:
-    """`phalanx train ...` on the batch host; only Pyxis needs srun for that."""
+def driver_words(spec: JobSpec, host: str, num_nodes: int | None = None) -> list[str]:
+    """`phalanx train ...` on the batch host; only Pyxis needs srun for that. With fewer workers where the `num_nodes`
+    that are fit have room for fewer."""
     train = [spec.python, "-P", "-m", "launch.cli", "train", *spec.overrides]
+    if num_nodes is not None and num_nodes < spec.request.nodes:
+        train.append(f"cluster.num_workers={num_nodes * spec.request.workers_per_node}")
     pyxis = _pyxis(spec.container)
     step = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--input=none", "--export=ALL"]
     return [*([*step, *pyxis] if pyxis else []), *_apptainer(spec.container), *train]

@@ -103,6 +103,10 @@ class JobView:
     """CODE:SIGNAL."""
 
 
+ACCOUNTED = ("JobIDRaw", "State", "ExitCode", "NodeList", "Start", "End")
+"""Fields of sacct that `parse_accounted` reads, in their order."""
+
+
 def known_state(job: int | str, word: str) -> JobState:
     """Raises SlurmError for a word that is not a state: it must never pass for an end."""
     try:
@@ -132,6 +136,29 @@ def parse_job(text: str) -> JobView:
     )
 
 
+def parse_accounted(job: int | str, text: str) -> JobView | None:
+    """Lines of sacct, one for each time that the job was started; the newest counts. None where there is none.
+
+    Raises SlurmError for a state that is not known.
+    """
+    rows = [line.split("|") for line in text.splitlines() if line.startswith(f"{job}|")]
+    if not rows:
+        return None
+    _, state, exit_code, nodes, start, end = rows[-1]
+    return JobView(
+        job_id=int(str(job).partition("_")[0]),
+        state=known_state(job, state.split()[0]),  # `CANCELLED by 1000`
+        reason=None,
+        restarts=len(rows) - 1,
+        nodes=_said(nodes),
+        batch_host=None,
+        start_s=_unix_s(start),
+        end_s=_unix_s(end),
+        preempt_s=None,
+        exit_code=exit_code,
+    )
+
+
 def parse_queue(text: str) -> dict[str, JobState]:
     """Lines `ID STATE` of squeue, as job id -> state. Raises SlurmError for a state that is not known."""
     pairs = (line.split() for line in text.splitlines() if line.strip())
@@ -156,7 +183,7 @@ def job_words(view: JobView, now_s: float) -> str:
 
 
 def _said(word: str | None) -> str | None:
-    return None if word in (None, "", "(null)", "None", "N/A", "Unknown") else word
+    return None if word in (None, "", "(null)", "None", "None assigned", "N/A", "Unknown") else word
 
 
 def _unix_s(word: str | None) -> float | None:

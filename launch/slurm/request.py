@@ -48,7 +48,10 @@ class JobRequest:
     """Sizes of one job. `nodes` are what the workers need; SLURM is asked for `nodes + spare_nodes`."""
 
     nodes: int
+    least_nodes: int
+    """For cluster.min_workers."""
     spare_nodes: int
+    workers_per_node: int
     cpus_per_node: int
     gpus_per_node: int
     gpu_type: str | None
@@ -66,6 +69,8 @@ def job_request(cluster: ClusterConfig, device: str) -> JobRequest:
         gpus = per_node if device == "cuda" else 0
     return JobRequest(
         nodes=-(-cluster.num_workers // per_node),
+        least_nodes=-(-(cluster.min_workers or cluster.num_workers) // per_node),
+        workers_per_node=per_node,
         spare_nodes=cluster.slurm.spare_nodes,
         cpus_per_node=cluster.slurm.cpus_per_node or per_node * cluster.cpus_per_worker,
         gpus_per_node=gpus,
@@ -153,9 +158,19 @@ def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
 
 
 def directives(
-    cluster: ClusterConfig, request: JobRequest, *, name: str, chdir: str, output: str, array: str | None = None
+    cluster: ClusterConfig,
+    request: JobRequest,
+    *,
+    name: str,
+    chdir: str,
+    output: str,
+    exclude: str | None,
+    array: str | None = None,
 ) -> list[str]:
-    """`--partition=gpu` and so on, in the order of the script, each quoted as sbatch reads it."""
+    """`--partition=gpu` and so on, in the order of the script, each quoted as sbatch reads it.
+
+    `exclude`: nodes not to use, by the config or found bad by a preflight.
+    """
     slurm = cluster.slurm
     gpus = f"{request.gpu_type}:{request.gpus_per_node}" if request.gpu_type else str(request.gpus_per_node)
     wanted: dict[str, Any] = {
@@ -171,7 +186,7 @@ def directives(
         "mem": slurm.memory_per_node,
         "time": slurm.time_limit_min,
         "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
+        "exclude": exclude,
         "reservation": slurm.reservation,
         "signal": f"B:USR1@{slurm.notice_s}",
         "no-requeue" if slurm.requeue is SlurmRequeue.never else "requeue": True,

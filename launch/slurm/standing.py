@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
-from launch.slurm.jobstate import JobState, job_words
+from launch.slurm.jobstate import JobState, JobView, job_words
 from launch.slurm.record import newest_submission
 from orchestrator.runfolder import RunFolder
 
@@ -17,11 +17,14 @@ def slurm_words(folder: RunFolder, now_s: float) -> str | None:
     if newest is None:
         return None
     try:
-        view = commands.job(newest.slurm_id)
+        view = _job(newest.slurm_id)
     except NoSlurmError:
         return f"job {newest.slurm_id}; SLURM can't be asked from this machine"
     if view is None:
-        return f"job {newest.slurm_id}, of which SLURM knows no more: it ended a while ago"
+        return (
+            f"job {newest.slurm_id}, of which neither scontrol nor sacct knows any more: how it ended, only the "
+            "run's own state says"
+        )
     return job_words(view, now_s)
 
 
@@ -30,10 +33,15 @@ def slurm_json(folder: RunFolder) -> dict[str, Any] | None:
     if newest is None:
         return None
     try:
-        view = commands.job(newest.slurm_id)
+        view = _job(newest.slurm_id)
     except NoSlurmError:
         view = None
     return {"job_id": newest.job_id} if view is None else asdict(view)
+
+
+def _job(job_id: str) -> JobView | None:
+    """As slurmctld has it, or, some minutes after its end, accounting."""
+    return commands.job(job_id) or commands.accounted(job_id)
 
 
 def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]]:

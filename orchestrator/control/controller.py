@@ -83,9 +83,9 @@ class Controller:
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
-    def start_agents(self, placement: Placement) -> None:
-        """Reserve the nodes and start an agent on each. Raises PlacementError where they don't come free in time."""
-        self._fleet.start(placement)
+    def start_agents(self, placement: Placement) -> list[AgentHandle]:
+        """Reserve the nodes, start an agent on each. Raises PlacementError where they don't come free in time."""
+        return self._fleet.start(placement)
 
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
         """Before `begin`: go on from an earlier driver's agents' memory; `committed_step` is the ledger's newest."""
@@ -196,9 +196,8 @@ class Controller:
         previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         if previous is not None and previous.world_size != world_size:
-            self._chronicle.event(
-                "resized", number, resume.step, **telling.resized_fields(previous.world_size, world_size)
-            )
+            fields = telling.resized_fields(previous.world_size, world_size)
+            self._chronicle.event("resized", number, resume.step, **fields)
         lost = self._interruption.steps_lost(resume) if self._interruption else 0
         fields = {"world_size": world_size, "zero_stage": self._run.plan.zero_stage, "steps_lost": lost}
         self._chronicle.event("attempt_started", number, resume.step, **telling.resume_fields(resume), **fields)
@@ -316,6 +315,7 @@ class Controller:
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
+        self._fleet.prepare_standbys(attempt.number)
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +38,19 @@ from orchestrator.control.opening import (
 )
 from orchestrator.control.preemption import Preemptions
 from orchestrator.control.rollback import lineage_in
-from orchestrator.control.snapshotmemory import FittingSnapshots, fitting_snapshots, interval_words, snapshot_words
+from orchestrator.control.snapshotmemory import (
+    FittingSnapshots,
+    fitting_snapshots,
+    has_standbys,
+    interval_words,
+    process_bytes,
+    snapshot_words,
+)
 from orchestrator.control.specs import worker_threads
 from orchestrator.control.starting import claim_attempt
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.fleet.cluster import RayCluster
+from orchestrator.fleet.members import AgentHandle
 from orchestrator.fleet.surroundings import here, is_joining
 from orchestrator.fleet.tenancy import Tenancy
 from orchestrator.observe.console import Console
@@ -115,7 +124,10 @@ def drive(config: RunConfig, typed: Typed) -> int:
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
         snapshots = fitting_snapshots(config, plan, placement, node_memory_bytes(config, nodes))
-        config = replace(config, snapshot=snapshots.config)
+        standby = has_standbys(config, plan, snapshots.memory, node_memory_bytes(config, nodes))
+        worker = replace(config.worker, standby=standby)
+        config = replace(config, snapshot=snapshots.config, worker=worker)
+        plan = replace(plan, process_bytes=process_bytes(plan, snapshots.memory))
         run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml, recipe_yaml=typed.recipe_yaml)
         return _Session(run, cluster, placement, snapshots, typed, started_s=started_s).run(notices)
 
@@ -202,9 +214,9 @@ class _Session:
                 interruption=interruption(run.folder, self._events),
                 claim=claim,
             )
-            controller.start_agents(self._placement)
+            agents = controller.start_agents(self._placement)
             self._take_over(controller)
-            self._tell_start()  # while the zygotes import
+            self._tell_start(agents)  # while the zygotes import
             exit_code = EXIT_CODES[controller.run()]
             memory = controller.measure_memory(self._snapshots.memory.snapshot_bytes)
             self._cluster.release()
@@ -242,14 +254,15 @@ class _Session:
         else:
             self._chronicle.console.note(f"{'report':<12}{path}")
 
-    def _tell_start(self) -> None:
+    def _tell_start(self, agents: Sequence[AgentHandle]) -> None:
         run, config = self._run, self._run.config
         plan = run.plan
-        workers = [bundle.workers for bundle in self._placement.bundles]
-        names = [node.name for node in self._cluster.nodes()]
+        workers = Counter[str]()
+        for agent in agents:  # not every node of the cluster: one may be spare
+            workers[agent.host] += self._placement.bundles[agent.node].workers
         facts = StartFacts(
             run_folder=str(run.folder.path),
-            nodes=dict(zip(names, workers, strict=False)),
+            nodes=workers,
             resume=newest_committed(run),
             tracking=self._chronicle.tracker.wait_until_known(TRACKER_WAIT_S),
             snapshots=snapshot_words(config, self._snapshots.memory),

@@ -19,12 +19,17 @@ RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_1000000/sockets/pla
 MAX_SOCKET_PATH = 107
 """Bytes of an AF_UNIX address on Linux."""
 MIN_FREE_BYTES = 20 * 2**30
+MIN_TEMP_BYTES = 256 * 2**20
+"""Ray's logs of one run."""
+MIN_SHM_BYTES = 128 * 2**20
+"""Ray's smallest object store, and gloo's buffers."""
 STA_UNSYNC = 0x0040
 """linux/timex.h: the kernel's clock is not kept by a time service."""
 
 
 def machine(folders: Sequence[str]) -> Iterator[Finding]:
     yield memory()
+    yield shared_memory()
     yield open_files()
     yield temp_folder()
     for folder in folders:
@@ -45,6 +50,15 @@ def memory() -> Finding:
     if available < 4 * 2**30:
         return Finding("memory", Level.warn, found, "a worker takes 0.5 GiB and more before the model: ask for more")
     return Finding("memory", Level.ok, found)
+
+
+def shared_memory() -> Finding:
+    """Where Ray and gloo put what processes of one node share."""
+    free = shutil.disk_usage("/dev/shm").free
+    if free < MIN_SHM_BYTES:
+        found = f"{bytes_text(free)} free in /dev/shm, {bytes_text(MIN_SHM_BYTES)} are needed"
+        return Finding("shared memory", Level.fail, found, "remove what others left there (ls -l /dev/shm)")
+    return Finding("shared memory", Level.ok, f"{bytes_text(free)} free in /dev/shm")
 
 
 def _cgroup_limit() -> int | None:
@@ -68,6 +82,7 @@ def open_files() -> Finding:
 def temp_folder() -> Finding:
     folder = tempfile.gettempdir()
     bytes_used = len(os.fsencode(folder + RAY_SOCKET_SUFFIX))
+    free = shutil.disk_usage(folder).free
     try:
         with tempfile.TemporaryFile():
             pass
@@ -75,6 +90,9 @@ def temp_folder() -> Finding:
         return Finding(
             "temporary folder", Level.fail, f"{folder}: {error.strerror}", "set TMPDIR to a folder on disk"
         )
+    if free < MIN_TEMP_BYTES:
+        found = f"{folder} has {bytes_text(free)} free, {bytes_text(MIN_TEMP_BYTES)} are needed"
+        return Finding("temporary folder", Level.fail, found, "empty it, or set TMPDIR to another folder on disk")
     if bytes_used > MAX_SOCKET_PATH:
         cure = "set TMPDIR=/tmp: Ray's sockets lie below it, and Linux allows 107 bytes for their path"
         return Finding("temporary folder", Level.warn, f"{folder} is too long for Ray's sockets", cure)

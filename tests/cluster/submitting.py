@@ -33,6 +33,7 @@ WORDS = [
     "cluster.slurm.memory_per_node=2500M",
     "cluster.slurm.time_limit_min=30",
     "cluster.start_timeout_s=600",
+    "cluster.slurm.preflight.enabled=false",  # seconds of each job's start; test_preflight.py has it
     "tracking.wandb.mode=disabled",
 ]
 SLOW = ["train.steps=100000", "optim.schedule_steps=40"]

@@ -72,6 +72,7 @@ class TestLife:
         site.run(site.head, "scancel", run.job)
         assert run.wait_for_state()["JobState"] == "CANCELLED"
         wait_until("its last words", lambda: "caught SIGTERM, saved step" in run.output())
+        assert "next        phalanx submit cluster=slurm " in run.output()
         saved = run.events("checkpoint_committed")[-1]["step"]
         wait_until("clean nodes", lambda: not any(left_on(site, node) for node in site.nodes))
         run.submit()

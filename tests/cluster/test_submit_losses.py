@@ -24,6 +24,8 @@ def test_a_spare_node_takes_the_place_of_one_that_dies(new_cluster: NewCluster, 
     run.wait_for_step(10)
     logs = [run.folder.rank_log(1, rank).read_text() for rank in (0, 1)]
     hosts = {found[1] for log in logs if (found := re.search(r" on (\S+): attempt 1, pid", log))}
+    (devices,) = re.findall(r"^devices +2 x cpu on (.*)$", run.output(), re.MULTILINE)
+    assert set(devices.split(", ")) == {f"{host} (1 worker)" for host in hosts}
     (lost,) = sorted(hosts - {run.fields()["BatchHost"]})[:1]
     site.crash(lost)
     wait_until("the loss", lambda: run.events("node_lost"))

@@ -24,8 +24,11 @@ CALM = {
     "is_preempted": False,
     "has_lost_node": False,
     "fruitless_jobs": 0,
+    "has_bad_nodes": False,
+    "moves": 0,
 }
 LIMIT = {"exit_code": 75, "notice": "SIGUSR1"}
+BAD_NODES = {"exit_code": 75, "has_bad_nodes": True, "moves": 3}
 CANCELLED = {"exit_code": 75, "notice": "SIGTERM", "was_terminated": True}
 
 
@@ -44,6 +47,9 @@ CANCELLED = {"exit_code": 75, "notice": "SIGTERM", "was_terminated": True}
         ("preempted with a notice", LIMIT | {"is_preempted": True}, Step.wait, 75),
         ("preempted without one", CANCELLED | {"is_preempted": True}, Step.wait, 75),
         ("a node was lost", {"exit_code": 1, "has_lost_node": True}, Step.requeue, 75),
+        ("too few good nodes", BAD_NODES | {"fruitless_jobs": 5}, Step.requeue, 75),
+        ("too few good nodes again and again", BAD_NODES | {"moves": 4}, Step.leave, 1),
+        ("cancelled while nodes were looked at", BAD_NODES | CANCELLED, Step.leave, 75),
         ("no checkpoint in three jobs", LIMIT | {"fruitless_jobs": 2}, Step.leave, 1),
     ],
 )
@@ -69,6 +75,7 @@ def test_requeues_without_a_new_checkpoint_are_counted() -> None:
     assert fruitless_jobs([]) == 0
     assert fruitless_jobs([event("requeued", 0.5, 0), commit, again]) == 1
     assert fruitless_jobs([commit, again, again]) == 2
+    assert fruitless_jobs([commit, again, again | {"bad_nodes": True}]) == 1
     assert fruitless_jobs([commit, again, again, event("checkpoint_committed", 3.0, 6, seconds=1.0)]) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from golden_texts import check_golden
 
 from launch.compose import compose
-from launch.slurm.jobspec import JobSpec, driver_words, job_spec, node_words
+from launch.slurm.jobspec import JobSpec, check_words, driver_words, job_spec, node_words
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.submit import TEMPLATE
@@ -34,7 +34,14 @@ EVERYTHING = [
 def spec_of(config: RunConfig) -> JobSpec:
     request = job_request(config.cluster, "cuda")
     overrides = ["model=tiny", "run.id=it's mine"]
-    return job_spec(config, request, run_folder="/shared/my runs/r1", overrides=overrides, python="/env/bin/python")
+    return job_spec(
+        config,
+        request,
+        device="cuda",
+        run_folder="/shared/my runs/r1",
+        overrides=overrides,
+        python="/env/bin/python",
+    )
 
 
 def script_of(*words: str) -> str:
@@ -44,7 +51,12 @@ def script_of(*words: str) -> str:
     return script_text(
         TEMPLATE.read_text(),
         directives=directives(
-            config.cluster, spec.request, name="r1", chdir="/shared/my work", output="/shared/my runs/r1/slurm/%j.out"
+            config.cluster,
+            spec.request,
+            name="r1",
+            chdir="/shared/my work",
+            output="/shared/my runs/r1/slurm/%j.out",
+            exclude=config.cluster.slurm.exclude,
         ),
         setup=config.cluster.slurm.setup,
         environment=config.cluster.slurm.environment,
@@ -92,7 +104,9 @@ def test_the_template_has_no_logic() -> None:
 )
 def test_words_of_the_steps(name: str, words: list[str]) -> None:
     spec = spec_of(compose(words).config)
-    text = "\n\n".join("\n".join(step) for step in (spec.command, node_words(spec), driver_words(spec, "n7")))
+    text = "\n\n".join(
+        "\n".join(step) for step in (spec.command, check_words(spec), node_words(spec), driver_words(spec, "n7"))
+    )
     check_golden(f"slurm_steps_{name}.txt", text + "\n")
 
 

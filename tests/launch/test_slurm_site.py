@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.commands import way_out
-from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_job, parse_queue
+from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_accounted, parse_job, parse_queue
 from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
@@ -26,8 +26,9 @@ JOB = (
 
 
 def request(**fields: object) -> JobRequest:
-    sizes = {"nodes": 1, "spare_nodes": 0, "cpus_per_node": 1, "gpus_per_node": 0, "gpu_type": None}
-    return JobRequest(**sizes | fields)  # type: ignore[arg-type]
+    sizes = {"nodes": 1, "least_nodes": 1, "workers_per_node": 1, "spare_nodes": 0}
+    parts = {"cpus_per_node": 1, "gpus_per_node": 0, "gpu_type": None}
+    return JobRequest(**sizes | parts | fields)  # type: ignore[arg-type]
 
 
 def refused(slurm: SlurmConfig, **fields: object) -> list[str]:
@@ -97,6 +98,20 @@ def test_a_job_in_words() -> None:
     assert (running.batch_host, running.preempt_s) == ("v1", None)
     ended = parse_job(JOB.format(state="NODE_FAIL", reason="None", preempt="2026-11-27T14:10:00", nodes="v[1-3]"))
     assert ended.state.is_end and ended.preempt_s is not None
+
+
+def test_a_job_that_only_accounting_knows() -> None:
+    times = "2026-11-27T14:02:20|2026-11-27T14:32:20"
+    rows = f"12|REQUEUED|0:0|v[1-2]|{times}\n12|CANCELLED by 1000|0:15|v3|{times}\n"
+    view = parse_accounted(12, rows)
+    assert view is not None
+    assert job_words(view, 0.0) == "job 12 CANCELLED on v3, exit code 0:15, 1 restart"
+    never = parse_accounted(12, "12|CANCELLED by 1000|0:0|None assigned|None|2026-11-27T14:32:20\n")
+    assert never is not None
+    assert (never.nodes, never.start_s, never.restarts) == (None, None, 0)
+    assert parse_accounted(12, "") is None
+    with pytest.raises(SlurmError, match="job 12 is VANISHED"):
+        parse_accounted(12, f"12|VANISHED|0:0|v1|{times}\n")
 
 
 def test_every_state_waits_or_has_ended_or_runs_and_an_unknown_one_is_an_error() -> None:

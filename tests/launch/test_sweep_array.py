@@ -23,7 +23,9 @@ def test_the_array_names_its_tasks(tasks: list[int], limit: int | None, text: st
 
 def test_the_directive_comes_after_the_name() -> None:
     cluster = compose(["cluster=slurm"]).config.cluster
-    written = directives(cluster, job_request(cluster, "cpu"), name="s", chdir="/w", output="/o", array="0-3%2")
+    written = directives(
+        cluster, job_request(cluster, "cpu"), name="s", chdir="/w", output="/o", exclude=None, array="0-3%2"
+    )
     assert written[:2] == ["--job-name=s", "--array=0-3%2"]
 
 

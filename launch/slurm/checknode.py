@@ -1,0 +1,81 @@
+"""One node's part in a job's preflight: how it is, how fast it computes, how fast it sums with another node.
+
+`srun` runs it once per node, as `python -m launch.slurm.checknode '{"device": ..., ...}'`. Lines of JSON on stdout:
+    row {"row", "level", "found", "cure"}           each finding
+    checked {"address", "port", "flops_per_s", "gpus"}      after the last of them
+and the answers to what it hears on stdin:
+    clock                                           -> clock {"time_s"}
+    pair {"turn", "nodes", "address", "port"}       -> paired {"turn", "bytes_per_s"}, or with {"error"}
+    end, or the end of input                        it ends
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launch.slurm.jobspec import CheckSettings
+from launch.slurm.lines import Message, line
+from launch.slurm.node import own_address
+from orchestrator.codec import decode, encode
+from orchestrator.doctor import gpus, rates
+from orchestrator.doctor.finding import Finding, Level
+from orchestrator.doctor.machine import machine
+from orchestrator.doctor.node import MAX_FOUND, NOT_SHARED, node_name
+from orchestrator.fleet.surroundings import interface_of
+
+
+def main() -> None:
+    settings = decode(CheckSettings, json.loads(sys.argv[1]))
+    name = node_name()
+
+    def say(op: str, **fields: object) -> None:
+        os.write(1, line({"op": op, "node": name, **fields}))
+
+    for finding in (*machine(settings.written), *unseen(settings.seen)):
+        say("row", **encode(replace(finding, found=finding.found[:MAX_FOUND])))
+    uuids: list[str] = []
+    products = rates.matrix_flops_per_s(settings.device)
+    if settings.device == "cuda":
+        uuids = gpus.visible_gpus()
+        for finding in gpus.gpu_findings(uuids, settings.gpus):  # after work: a GPU at rest is not throttled
+            say("row", **encode(replace(finding, found=finding.found[:MAX_FOUND])))
+    address = own_address(settings.interface, None)
+    interface = settings.interface or interface_of(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
+        os.environ.setdefault(variable, str(interface))
+    store = rates.own_store(address)
+    slowest = min(products, default=None)
+    say("checked", address=address, port=store.port, flops_per_s=slowest, gpus=uuids)
+    for order in orders():
+        match order["op"]:
+            case "clock":
+                say("clock", time_s=time.time())
+            case "pair" if name in order["nodes"]:
+                rank = order["nodes"].index(name)
+                try:
+                    met = store if rank == 0 else rates.store_of(order["address"], order["port"])
+                    speed = rates.pair_bytes_per_s(met, rank, device=settings.device, turn=order["turn"])
+                    say("paired", turn=order["turn"], bytes_per_s=speed)
+                except RuntimeError as error:
+                    say("paired", turn=order["turn"], bytes_per_s=0.0, error=str(error).splitlines()[0][:MAX_FOUND])
+            case "end":
+                return
+
+
+def unseen(paths: Sequence[str]) -> Iterator[Finding]:
+    for path in paths:
+        if not Path(path).exists():
+            yield Finding("shared file system", Level.fail, f"{path} is not here", NOT_SHARED)
+
+
+def orders() -> Iterator[Message]:
+    for text in sys.stdin.buffer:
+        yield json.loads(text)
+
+
+if __name__ == "__main__":
+    main()
