@@ -10,7 +10,8 @@ from launch.slurm.jobstate import ACCOUNTED, JobState, JobView, SlurmError, pars
 from launch.slurm.partitions import Partition, parse_partitions
 from orchestrator.errors import ConfigError
 
-_UNKNOWN_JOB = "Invalid job id"
+_UNKNOWN_JOB = re.compile(r"Invalid job id|Job \S+ not found")
+"""What scontrol says of a job that it does not know any more, and of a task that was cancelled before it started."""
 _TIMEOUT_S = 120.0
 """slurmctld is asked again by SLURM's commands themselves; a controller that is gone is given up after this."""
 
@@ -47,7 +48,7 @@ def job(job_id: int | str) -> JobView | None:
     That is MinJobAge after its end.
     """
     done = _run("scontrol", "show", "job", "--oneliner", str(job_id))
-    if done.returncode and _UNKNOWN_JOB in done.stderr:
+    if done.returncode and _UNKNOWN_JOB.search(done.stdout + done.stderr):
         return None
     if done.returncode:
         raise SlurmError(f"scontrol does not answer: {_complaint(done)}")
