@@ -22,6 +22,7 @@ from orchestrator.codec import encode
 from orchestrator.config import RunConfig
 from orchestrator.data.files import write_atomically
 from orchestrator.errors import EXIT_FAILED, ConfigError
+from orchestrator.observe.state import RunState, run_state
 from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.judge import Judge
@@ -100,12 +101,13 @@ def _add_all(folder: SweepFolder, recipe: Recipe, log: StudyLog) -> None:
 
 
 def _settle_ended(folder: SweepFolder, judge: Judge, log: StudyLog) -> None:
-    """Trials whose task has ended without recording it: it was killed, or its node lost."""
+    """Trials whose task has ended without recording it: it was cancelled or killed, which is no fault of the trial."""
     for trial in log.study.in_state(TrialState.running):
         newest = newest_submission(folder.trial(trial.id))
         view = commands.job(newest.slurm_id) if newest else None
         if view is None or view.state.is_end:
-            judge.at_end(trial, is_stopping=False)
+            is_cut_off = run_state(folder.trial(trial.id)).state is RunState.interrupted
+            judge.at_end(trial, is_stopping=is_cut_off)
 
 
 def _submit(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], words: Sequence[str]) -> int:

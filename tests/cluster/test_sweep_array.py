@@ -82,6 +82,8 @@ def test_from_the_command_to_the_best_trial(slurm: VirtualCluster) -> None:
     assert phalanx(slurm, "cancel", str(sweep.folder.trial(sweep.trial(3)).path), "--now").returncode == 0
     wait_until("its end", lambda: task not in slurm.run(slurm.head, "squeue", "--array", "--format=%i").stdout)
     assert "1 as tasks 3" in sweep.submit("1e-3,2e-3,4e-3,8e-3")
+    (fourth,) = [trial for trial in sweep.status()["trials"] if trial["id"] == sweep.trial(3)]
+    assert fourth["failures"] == 0
     wait_until("the fourth", lambda: [t["state"] for t in sweep.status()["trials"]] == ["finished"] * 4)
     for node in slurm.nodes:
         wait_until("an empty node", lambda n=node: not left_on(slurm, n))
