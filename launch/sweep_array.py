@@ -101,7 +101,7 @@ def _add_all(folder: SweepFolder, recipe: Recipe, log: StudyLog) -> None:
 
 
 def _settle_ended(folder: SweepFolder, judge: Judge, log: StudyLog) -> None:
-    """Trials whose task has ended without recording it: it was cancelled or killed, which is no fault of the trial."""
+    """Trials whose task has ended without recording it: one that was cancelled or killed is at no fault."""
     for trial in log.study.in_state(TrialState.running):
         newest = newest_submission(folder.trial(trial.id))
         view = commands.job(newest.slurm_id) if newest else None
