@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from launch.hosts.marks import marked
+from launch.hosts.marks import processes_of
 from launch.slurm.node import MAIN_PROCESSES
 from orchestrator.fleet.surroundings import TEMP_PREFIX
 from orchestrator.sweep.trial_process import CLOCK_TOLERANCE_S
@@ -34,7 +34,7 @@ def end(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any
                 holder.wait(END_TIMEOUT_S)
             holder.kill()
     until_s = time.monotonic() + END_TIMEOUT_S
-    while (left := list(marked(mark))) and time.monotonic() < until_s:
+    while (left := processes_of(mark, folder)) and time.monotonic() < until_s:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -44,9 +44,9 @@ def end(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any
     return {"op": "ended", "left": [process.pid for process in left]}
 
 
-def look(mark: str, pid: int | None, born_s: float) -> dict[str, Any]:
+def look(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any]:
     """Whether the host's program and its Ray live."""
-    processes = list(marked(mark))
+    processes = processes_of(mark, folder)
     names = {process.name() for process in processes if process.is_running()}
     is_up = find(pid, born_s) is not None and bool(names & {*MAIN_PROCESSES})
     return {"op": "looked", "is_up": is_up, "processes": len(processes)}
@@ -72,8 +72,8 @@ def _is_mine(folder: str) -> bool:
 
 def main() -> None:
     asked = json.loads(sys.stdin.readline())
-    recorded = asked["mark"], asked["pid"], asked["born_s"]
-    answer = end(*recorded, asked["folder"]) if asked["op"] == "end" else look(*recorded)
+    recorded = asked["mark"], asked["pid"], asked["born_s"], asked["folder"]
+    answer = end(*recorded) if asked["op"] == "end" else look(*recorded)
     print(json.dumps(answer), flush=True)
 
 

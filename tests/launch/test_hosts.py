@@ -1,6 +1,7 @@
 """`phalanx cluster up|down|status`: what is wrong is said before anything starts; records survive their file."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import psutil
 import pytest
 
 from launch.hosts.errand import find
+from launch.hosts.marks import MARK, processes_of
 from launch.hosts.record import ClusterRecord, Host, Started, parse_hosts
 from orchestrator.codec import decode, encode
 from orchestrator.errors import ConfigError
@@ -99,3 +101,40 @@ def test_a_pid_that_was_given_away_again_is_nobody() -> None:
     assert find(this.pid, this.create_time()) == this
     assert find(this.pid, this.create_time() - 100) is None
     assert find(None, 0.0) is None
+
+
+HOLDS = """
+import ctypes, subprocess, sys
+held = open(sys.argv[1]) if len(sys.argv) > 1 else None
+if len(sys.argv) > 2:
+    ctypes.CDLL(None).prctl(15, sys.argv[2].encode())  # PR_SET_NAME
+child = subprocess.Popen(["sleep", "1000"], env={})
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_processes_are_found_by_mark_file_and_descent(tmp_path: Path) -> None:
+    """What has written over its environment still holds a file of the cluster, or descends from what has not."""
+    log = tmp_path / "log"
+    log.touch()
+    started = [
+        subprocess.Popen([sys.executable, "-c", HOLDS, *words], env=environment, stdout=subprocess.PIPE, text=True)
+        for words, environment in (
+            ([], {MARK: "ours"}),
+            ([str(log), "ray::Agent"], {}),
+            ([], {MARK: "another's"}),
+            ([str(log), "driver"], {}),
+        )
+    ]
+    children = [int(process.stdout.readline()) for process in started]
+    try:
+        found = {process.pid for process in processes_of("ours", str(tmp_path))}
+        assert found == {started[0].pid, started[1].pid, *children[:2]}
+        assert {process.pid for process in processes_of("ours", "")} == {started[0].pid, children[0]}
+    finally:
+        for pid in (*(process.pid for process in started), *children):
+            os.kill(pid, signal.SIGKILL)
+        for process in started:
+            process.wait()
+            process.stdout.close()
