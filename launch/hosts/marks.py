@@ -11,8 +11,7 @@ TITLE = "ray::"
 
 
 def processes_of(mark: str, folder: str) -> list[psutil.Process]:
-    """Those with the mark in their environment, Ray's with a file open in the cluster's folder, and what descends from
-    them.
+    """Those with the mark in their environment, Ray's with a file open in the cluster's folder, and their children.
 
     Mine only: of others nothing can be read. Ray's agents write their title over their environment, so the mark alone
     would miss them. A driver that has joined has files open there, too, and is nobody's to end.

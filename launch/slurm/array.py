@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.config import RunConfig
 from orchestrator.sweep.settings import Algorithm, Pruner, SweepConfig
 
-_LEARNING = frozenset({Algorithm.tpe, Algorithm.gp, Algorithm.cmaes})
+_LEARNING = frozenset({Algorithm.tpe, Algorithm.gp, Algorithm.cmaes, Algorithm.pbt})
 
 
 def array_text(tasks: Sequence[int], limit: int | None) -> str:

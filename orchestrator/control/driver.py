@@ -53,11 +53,12 @@ from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.members import AgentHandle
 from orchestrator.fleet.surroundings import here, is_joining
 from orchestrator.fleet.tenancy import Tenancy
+from orchestrator.observe.artifacts import data_artifact
 from orchestrator.observe.console import Console
 from orchestrator.observe.eyes import check_eyes, open_eyes
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows
-from orchestrator.observe.tracking import data_artifact, start_tracking
+from orchestrator.observe.tracking import start_tracking
 from orchestrator.observe.units import plural
 from orchestrator.observe.wording import EndFacts, StartFacts
 from orchestrator.placement import place_workers, wanted_device
@@ -187,7 +188,7 @@ class _Session:
             run_folder=run.folder,
             run_config=encode(run.config),
             resumed=run.is_resumed,
-            data=data_artifact(str(run.config.data.path), run.manifest),
+            used=[data_artifact(str(run.config.data.path), run.manifest)],
         )
         self._events = read_events(run.folder.events)
         self._chronicle = Chronicle(

@@ -223,6 +223,9 @@ _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "straggler": lambda record: (
         f"rank {record.get('rank', '?')} on {record.get('node', '?')} is slow: it {record.get('message', '')}"
     ),
+    "gpu_fault": lambda record: (
+        f"the GPU of rank {record.get('rank', '?')} on {record.get('node', '?')} {record.get('message', '')}"
+    ),
     "preemption_notice": lambda record: "the machine is to be taken away: saving and stopping",
     "requeued": lambda record: "put back into the queue",
     "resized": lambda record: (

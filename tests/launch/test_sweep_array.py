@@ -38,6 +38,7 @@ def test_a_task_is_not_taken_for_its_whole_array() -> None:
     ("words", "sentence"),
     [
         (["sweep.algorithm=tpe"], "sweep.algorithm=tpe learns from results"),
+        (["sweep.algorithm=pbt"], "sweep.algorithm=pbt learns from results"),
         (["sweep=asha"], "sweep.pruner=asha compares trials while they run"),
         (["cluster.num_workers=1,2"], "the tasks of a job array are alike, and cluster.* differs between trials"),
         (
