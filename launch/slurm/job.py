@@ -54,13 +54,18 @@ POLL_S = 1.0
 @dataclass(frozen=True, slots=True)
 class Allocation:
     job_id: int
+    slurm_id: str
+    """As SLURM's commands take it: 12, or 12_3 for a task of an array."""
+    task: int | None
     restarts: int
     hosts: list[str]
 
 
 class Job:
-    def __init__(self, spec: JobSpec, allocation: Allocation) -> None:
+    def __init__(self, spec: JobSpec, allocation: Allocation, script: Path) -> None:
+        """`script` is what a successor would be submitted with."""
         self._spec = spec
+        self._script = script
         self._allocation = allocation
         self._folder = RunFolder(Path(spec.run_folder))
         self._started_s = time.time()
@@ -74,7 +79,7 @@ class Job:
 
     def run(self) -> int:
         """The job's exit code, which is the run's."""
-        say(f"job {self._allocation.job_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
+        say(f"job {self._allocation.slurm_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
         with Wakeup(signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD) as wakeup:
             try:
                 exit_code = self._train_on_all(wakeup)
@@ -135,7 +140,8 @@ class Job:
     def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, token: str) -> str | None:
         """The address of a Ray with every expected node; None where SLURM wants the nodes back already."""
         started_s = time.time()
-        nodes.tell({"op": "start", "token": token, "job": self._allocation.job_id})
+        allocation = self._allocation
+        nodes.tell({"op": "start", "token": token, "job": allocation.job_id, "slurm_id": allocation.slurm_id})
         gathering = Gathering(hosts, max(0, len(hosts) - self._spec.request.nodes), self._spec.start_timeout_s)
         while not gathering.is_complete:
             left_s = gathering.left_s(time.time() - started_s)
@@ -216,7 +222,7 @@ class Job:
 
     def _ask_slurm(self) -> None:
         try:
-            self._view = commands.job(self._allocation.job_id)
+            self._view = commands.job(self._allocation.slurm_id)
         except SlurmError as error:
             say(str(error))
         if self._view is not None and self._view.end_s is not None and self._notice == signal.SIGUSR1.name:
@@ -251,15 +257,19 @@ class Job:
             match end.step:
                 case Step.requeue:
                     then = f"requeued (restart {self._allocation.restarts + 1})"
-                    commands.requeue(self._allocation.job_id)
+                    commands.requeue(self._allocation.slurm_id)
                     self._record_requeue(self._allocation.job_id)
                     if exclude is not None:
-                        commands.exclude(self._allocation.job_id, exclude)
+                        commands.exclude(self._allocation.slurm_id, exclude)
                 case Step.chain:
-                    script = self._folder.job_script
                     without = [f"--exclude={exclude}"] if exclude is not None else []
-                    successor = commands.submit(script, "--dependency=singleton", *without)
-                    append_submission(self._folder, Submission(job_id=successor, time_s=time.time(), follows=True))
+                    task = self._allocation.task
+                    after = ["--dependency=singleton"]
+                    if task is not None:  # all tasks of an array have one name
+                        after = [f"--dependency=afterany:{self._allocation.slurm_id}", f"--array={task}"]
+                    successor = commands.submit(self._script, *after, *without)
+                    submission = Submission(job_id=successor, time_s=time.time(), follows=True, task=task)
+                    append_submission(self._folder, submission)
                     self._record_requeue(successor)
                     then = f"goes on in job {successor}"
                 case Step.wait:
@@ -305,13 +315,22 @@ def say(text: str) -> None:
 
 def main() -> int:
     folder = RunFolder(Path(sys.argv[1]))
+    return run_job(folder, folder.job_script)
+
+
+def run_job(folder: RunFolder, script: Path) -> int:
+    """The job that this process is in, from its first line to its exit code."""
     spec = decode(JobSpec, json.loads(folder.job_spec.read_text()))
+    job_id, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    task = os.environ.get("SLURM_ARRAY_TASK_ID") if array else None
     allocation = Allocation(
-        job_id=int(os.environ["SLURM_JOB_ID"]),
+        job_id=int(job_id),
+        slurm_id=f"{array}_{task}" if array else job_id,
+        task=int(task) if task else None,
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         hosts=commands.hostnames(os.environ["SLURM_JOB_NODELIST"]),
     )
-    return Job(spec, allocation).run()
+    return Job(spec, allocation, script).run()
 
 
 if __name__ == "__main__":
