@@ -250,6 +250,8 @@ class Job:
         try:
             match end.step:
                 case Step.requeue:
+                    if self._has_bad_nodes:  # else it could wait for ever for nodes that there are not
+                        commands.test_only(self._folder.job_script, f"--exclude={exclude}")
                     then = f"requeued (restart {self._allocation.restarts + 1})"
                     commands.requeue(self._allocation.job_id)
                     self._record_requeue(self._allocation.job_id)

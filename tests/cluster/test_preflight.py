@@ -100,3 +100,17 @@ def test_a_job_without_enough_good_nodes_goes_back_for_others(site: VirtualClust
     assert [entry.node for entry in read_bad_nodes(run.folder)] == [first, third]
     assert {row.world_size for row in run.rows().values()} == {1}
     assert f" on {second}: attempt 1" in run.folder.rank_log(1, 0).read_text()
+
+
+def test_a_job_for_which_there_are_no_other_nodes_ends_with_words(site: VirtualCluster, data: Path) -> None:
+    """It would wait in the queue for ever."""
+    first, *_, last = site.nodes
+    run = SubmittedRun(site, data, "stuck", *CHECKED, f"cluster.slurm.exclude={site.name}[2,3]")
+    with no_shared_memory(site, first):
+        run.submit()
+        ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0"), run.output()
+    assert "SLURM refuses the job: " in run.output()
+    assert f"too few nodes are fit: leaving, without {site.name}[2,3],{first}" in run.output()
+    assert run.events() == []
+    assert [left_on(site, node) for node in (first, last)] == [[], []]
