@@ -10,6 +10,8 @@ class Gathering:
     def __init__(self, hosts: Sequence[str], spare_nodes: int, timeout_s: float) -> None:
         """`hosts`: of the allocation, the head first; all but `spare_nodes` of them are needed."""
         self.address: str | None = None
+        self.folder = ""
+        """Where the head keeps its token and Ray's files."""
         self.up: set[str] = set()
         self.warnings: list[str] = []
         self._hosts = hosts
@@ -31,7 +33,7 @@ class Gathering:
         node = message["node"]
         match message["op"]:
             case "head":
-                self.address = message["address"]
+                self.address, self.folder = message["address"], message["folder"]
                 self.up.add(node)
             case "up":
                 self.up.add(node)
