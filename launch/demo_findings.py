@@ -68,7 +68,7 @@ def broken_promises(outcome: Outcome) -> list[str]:
         (bool(outcome.kills), f"rank {VICTIM} was not killed: its process was not found, or training ended first"),
         (EventName.rank_died in names, "events.jsonl has no rank_died: the death was not noticed"),
         (EventName.recovered in names, "events.jsonl has no recovered: training did not go on after the kill"),
-        (names[-1:] == [EventName.run_finished], "the last event is not run_finished"),
+        (EventName.run_finished in names, "events.jsonl has no run_finished: training did not reach its last step"),
         (first_steps == {row.step for row in outcome.rows}, "metrics.jsonl does not have every step"),
         (
             bool(pairs) or not lost,

@@ -14,17 +14,18 @@ from launch.plan_text import Section, batch_words, fit_section, plan_sections, t
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig
 from orchestrator.control.opening import find_folder, plan_for
-from orchestrator.control.snapshotmemory import fitting_snapshots, snapshot_memory
+from orchestrator.control.snapshotmemory import fitting_snapshots, process_bytes, snapshot_memory
 from orchestrator.data import files
 from orchestrator.data.manifest import FILE_NAME, Manifest
 from orchestrator.data.shards import read_manifest
+from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError
 from orchestrator.fit import fits
 from orchestrator.memory import held_bytes
 from orchestrator.placement import place, planned_nodes
 from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
 from orchestrator.spec import Placement, RunPlan
-from orchestrator.steptime import model_flops_utilisation, planned_step_time
+from orchestrator.steptime import model_flops_utilisation
 
 EXAMPLES = """examples:
   phalanx plan experiment=quickstart
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   phalanx plan --fit model=llama_8b cluster=h100x8 train=bf16 train.global_batch_size=64
   phalanx plan --price 2.5 experiment=gpt_1_3b_h100x8
   phalanx plan --json experiment=gpt_1_3b_h100x8 parallel=zero3
+  phalanx doctor --probe      # once: from then on a CPU's step time is measured, not assumed
 
 Needs neither data, nor a GPU, nor a cluster. Exits 2, with the numbers, when the plan can't work.
 """
@@ -46,7 +48,7 @@ def run(argv: list[str]) -> int:
     manifest, notes = manifest_if_any(config)
     device = planned_device(config)
     if manifest is None:
-        plan = plan_run(config, None, device=device)
+        plan = plan_run(config, None, device=device, probe=recorded_probe())
     else:  # the run may have been started before: then its schedule is fixed, and the batch may be uneven
         plan = plan_for(config, manifest, find_folder(config, manifest), device)
     placement = place(
@@ -97,8 +99,9 @@ def _run_fit(config: RunConfig, *, as_json: bool) -> int:
     """The micro-batch is what is searched for: the config's own need not divide anything."""
     config = replace(config, train=replace(config.train, micro_batch_size=1))
     manifest, notes = manifest_if_any(config)
-    plan = plan_run(config, manifest, device="cuda")
-    found = fits(config, plan)
+    probe = recorded_probe()
+    plan = plan_run(config, manifest, device=planned_device(config), probe=probe)
+    found = fits(config, plan, probe)
     if not as_json:
         _print([fit_section(found, plan)], notes)
         return 0
@@ -142,7 +145,8 @@ def _print(sections: Sequence[Section], notes: Sequence[str]) -> None:
 def _as_json(
     plan: RunPlan, placement: Placement, config: RunConfig, notes: list[str], refusal: str | None
 ) -> dict[str, Any]:
-    time = planned_step_time(config, plan)
+    time = plan.predicted and plan.predicted.time
+    memory = snapshot_memory(config, plan, placement)
     return {
         "plan": encode(plan),
         "placement": encode(placement),
@@ -155,9 +159,11 @@ def _as_json(
         "tokens_per_parameter": total_tokens(plan) / plan.parameters,
         "total_flops": total_flops(plan),
         "step_time_s": None if time is None else encode(time),
+        "step_time_source": plan.predicted and plan.predicted.source.value,
         "training_time_s": None if time is None else plan.steps * time.total,
         "memory_bytes": held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device),
-        "snapshots": encode(snapshot_memory(config, plan, placement)),
+        "process_bytes": process_bytes(plan, memory),
+        "snapshots": encode(memory),
         "memory_limit_bytes": memory_limit_bytes(config, device=plan.device),
         "notes": notes,
         "problems": [] if refusal is None else [refusal],

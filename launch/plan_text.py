@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.config import Offload, RunConfig
-from orchestrator.control.snapshotmemory import disk_words, fitting_snapshots
+from orchestrator.control.snapshotmemory import (
+    disk_words,
+    fitting_snapshots,
+    has_standbys,
+    process_bytes,
+    standby_words,
+)
 from orchestrator.fit import Fit
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
-from orchestrator.steptime import model_flops_utilisation, planned_step_time
+from orchestrator.steptime import model_flops_utilisation
 
 _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
@@ -57,7 +63,7 @@ def plan_sections(
     plan: RunPlan, placement: Placement, config: RunConfig, *, price_per_hour: float | None = None
 ) -> list[Section]:
     """All that `phalanx plan` prints, in order; `price_per_hour` is one device's."""
-    time_lines = _time_lines(plan, config, price_per_hour)
+    time_lines = _time_lines(plan, price_per_hour)
     return [
         Section("Run", (f"{plan.run_id}, fingerprint {plan.fingerprint}",)),
         Section("Batch", tuple(_batch_lines(plan))),
@@ -97,12 +103,11 @@ def _model_lines(plan: RunPlan) -> list[str]:
     ]
 
 
-def _time_lines(plan: RunPlan, config: RunConfig, price_per_hour: float | None) -> list[str]:
-    """Empty where the accelerator is not known."""
-    time = planned_step_time(config, plan)
-    utilisation = None if time is None else model_flops_utilisation(plan, time.total)
-    if time is None or utilisation is None:
+def _time_lines(plan: RunPlan, price_per_hour: float | None) -> list[str]:
+    """Empty where nothing is known of the device."""
+    if plan.predicted is None:
         return []
+    time = plan.predicted.time
     parts = {
         "forward and backward": time.forward_backward,
         "recomputing": time.recompute,
@@ -110,13 +115,20 @@ def _time_lines(plan: RunPlan, config: RunConfig, price_per_hour: float | None) 
         "update": time.update,
     }
     shown = [f"{name} {seconds_text(seconds)}" for name, seconds in parts.items() if seconds]
+    utilisation = model_flops_utilisation(plan, time.total)
+    speed = f"{plan.batch.tokens_per_step / time.total:,.0f} tokens/s"
+    if utilisation is not None:
+        peak = (plan.peak_flops_per_worker or 0) / 1e12
+        speed += f", {utilisation:.0%} of {plan.batch.world_size:,} x {peak:,.1f} TFLOP/s"
     device_hours = plan.steps * time.total * plan.batch.world_size / 3600
     price = "" if price_per_hour is None else f", {device_hours * price_per_hour:,.0f} at {price_per_hour:g} an hour"
+    unit = "GPU-hours" if plan.device == "cuda" else "worker-hours"
+    hours = f"{device_hours:,.0f}" if device_hours >= 10 else f"{device_hours:.2g}"
     return [
         f"about {seconds_text(time.total)} a step: {', '.join(shown)}",
-        f"{plan.batch.tokens_per_step / time.total:,.0f} tokens/s, {utilisation:.0%} of "
-        f"{plan.batch.world_size:,} x {(plan.peak_flops_per_worker or 0) / 1e12:,.1f} TFLOP/s",
-        f"{_duration(plan.steps * time.total)} for all steps: {device_hours:,.0f} GPU-hours{price}",
+        speed,
+        f"{_duration(plan.steps * time.total)} for all steps: {hours} {unit}{price}",
+        f"from the {plan.predicted.basis}",
     ]
 
 
@@ -127,6 +139,7 @@ def fit_section(fits: Sequence[Fit], plan: RunPlan, shown: int = 8) -> Section:
     ]
     for fit in fits[:shown]:
         step_s = fit.time.total
+        utilisation = model_flops_utilisation(plan, step_s)
         rows.append(
             (
                 str(fit.load.zero_stage),
@@ -136,7 +149,7 @@ def fit_section(fits: Sequence[Fit], plan: RunPlan, shown: int = 8) -> Section:
                 gigabytes(fit.memory_bytes),
                 seconds_text(step_s),
                 f"{plan.batch.tokens_per_step / step_s:,.0f}",
-                f"{model_flops_utilisation(plan, step_s) or 0:.0%}",
+                "-" if utilisation is None else f"{utilisation:.0%}",
             )
         )
     words = " ".join(f"{key}={value}" for key, value in fits[0].overrides().items())
@@ -209,8 +222,14 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
         + (f" of {gigabytes(limit)}" if limit is not None else ""),
         f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
     ]
+    if has_standbys(config, plan, memory, limit):
+        lines.append(standby_words(memory))
     if config.checkpoint.local_dir is not None:
         lines.append(disk_words(config, memory))
+    process = process_bytes(plan, memory)
+    if process is not None:
+        whole = "with its slots, Python, libraries and what malloc keeps"
+        lines.append(f"a rank's process takes {gigabytes(process)}, {whole}")
     if fitting.note is not None:
         lines.append(fitting.note)
     if config.snapshot.every_steps == 0:

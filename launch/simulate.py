@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--days", type=float, default=30.0, help="days to predict; 0: none (default: 30)")
     made.add_argument("--schedules", type=int, default=100, help="crowded short runs; 0: none (default: 100)")
     made.add_argument("--seed", type=int, default=1, help="of the prediction and the first schedule (default: 1)")
-    made.add_argument("--step-s", type=float, help="seconds of a step (default: at 40 %% of the accelerator's peak)")
+    made.add_argument("--step-s", type=float, help="seconds of a step (default: what `phalanx plan` predicts)")
     made.add_argument(
         "--ranks-per-node", type=int, default=1, help="ranks that stand for a node's GPUs (default: 1, the fastest)"
     )

@@ -21,12 +21,14 @@ import xxhash
 from torch import distributed as dist
 
 from model import partition
+from model.checksum import checksum
 from model.collectives import Around, observe_collectives
 from model.config import ModelConfig
 from model.initial import initial_value
 from model.objective import token_losses_sum
 from model.optimizer import OptimizerSettings, build_optimizer, parameter_groups
 from model.partition import Fragment, StatePart
+from model.rehearsal import rehearse_pass
 from model.transformer import Transformer, document_ids
 
 Fetch = Callable[[str, str, int, int], np.ndarray]
@@ -189,6 +191,19 @@ class Engine:
                 own.zero_()
                 own[: part.numel()].copy_(part)
 
+    def rehearse(self, rows: int, seq_len: int) -> None:
+        """Before `restore`: have done for the first time what a first step does for the first time.
+
+        The engine's counts and gradients stay as they are. At stage 3 only the moments are made: no rank has room for
+        a whole model.
+        """
+        for leaf, _ in partition.flat_leaves(self._engine):
+            self._create_moments(self._optimizer, leaf, 0)
+        if self.settings.zero_stage < 3:
+            model = Transformer(self.settings.model, activation_checkpointing=self.settings.activation_checkpointing)
+            dtype = next(self._engine.module.parameters()).dtype
+            rehearse_pass(model.to(self._device, dtype), rows, seq_len)
+
     def train_step(
         self,
         step: int,
@@ -336,7 +351,8 @@ class Engine:
         """A fresh optimizer has no state before its first step; torch keeps `step` as a 0-dim float32."""
         state = optimizer.state[leaf]
         for kind in self.settings.optimizer.moments:
-            state[partition.MOMENTS[kind]] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+            if partition.MOMENTS[kind] not in state:
+                state[partition.MOMENTS[kind]] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
         if self.settings.optimizer.name != "sgd":
             state["step"] = torch.tensor(float(step), dtype=torch.float32, device=leaf.device)
 
@@ -364,25 +380,6 @@ class Engine:
         for key, value in counters.get("loss_scaler", {}).items():
             if scaler is not None and key in vars(scaler):
                 setattr(scaler, key, value)
-
-
-def checksum(tensors: Sequence[torch.Tensor]) -> int:
-    """xxh3_64 of the tensors' bytes; on a GPU, of the sums of their words, so that they need not be copied.
-
-    A sum changes with any one word of a tensor.
-    """
-    digest = xxhash.xxh3_64()
-    for tensor in tensors:
-        words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
-        if tensor.device.type == "cpu":
-            digest.update(words.numpy())
-        else:
-            digest.update(words.sum(dtype=torch.int64).cpu().numpy())
-    return digest.intdigest()
-
-
-_WORDS = {2: torch.int16, 4: torch.int32}
-"""Bytes of an element -> integers of that size."""
 
 
 def _stream_seed(seed: int, step: int, place: int) -> int:

@@ -206,6 +206,9 @@ class WorkerConfig:
     """From the start of an attempt to the first step of its slowest rank."""
     threads: int | None = None
     """Intra-operation threads per rank; null takes cluster.cpus_per_worker."""
+    standby: bool | None = None
+    """Ranks that stand by with their engines built, for the next attempt to begin with: a recovery takes about half
+    as long, and a node holds each rank twice. null: where ranks run on CPUs and nodes have the memory for that."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The fastest way to train a model on given accelerators. Plan half.
+"""The fastest way to train a model on given accelerators, or on CPUs whose memory is given. Plan half.
 
 Every stage, micro-batch, recomputation and offload that fits is timed by `steptime` and ranked.
 """
@@ -6,13 +6,14 @@ Every stage, micro-batch, recomputation and offload that fits is timed by `stept
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.hardware import ACCELERATORS, Accelerator
+from model.hardware import ACCELERATORS
 from orchestrator.config import Offload, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.memory import STAGES, RankLoad, gigabytes, held_bytes, rank_memory
 from orchestrator.plan import memory_limit_bytes, rank_load
-from orchestrator.spec import RunPlan
-from orchestrator.steptime import StepTime, ranks_per_node, step_time
+from orchestrator.probe import Probe
+from orchestrator.spec import RunPlan, StepTime
+from orchestrator.steptime import ranks_per_node, speeds_for, step_time
 
 HEADROOM = 0.92
 """Share of a device's memory that a plan may fill: the rest is the CUDA context and fragmentation."""
@@ -40,30 +41,24 @@ class Fit:
         }
 
 
-def accelerator_of(config: RunConfig) -> Accelerator:
-    """Raises ConfigError where the config names none."""
-    if config.cluster.hardware is None:
-        raise ConfigError(
-            "--fit needs to know the accelerator: cluster.hardware=null; use cluster.hardware="
-            f"{' or '.join(ACCELERATORS)}, or a cluster that names one (phalanx list clusters)"
-        )
-    return ACCELERATORS[config.cluster.hardware]
-
-
-def fits(config: RunConfig, plan: RunPlan) -> list[Fit]:
-    """All ways that fit, the fastest first. Raises ConfigError where none does, with the least that is needed."""
-    accelerator = accelerator_of(config)
-    limit = int((memory_limit_bytes(config, device="cuda") or accelerator.memory_bytes) * HEADROOM)
+def fits(config: RunConfig, plan: RunPlan, probe: Probe | None = None) -> list[Fit]:
+    """All ways that fit, the fastest first. Raises ConfigError where none does, with the least that is needed, and
+    where the device's memory or speed is not known."""
+    whole = rank_load(config, plan.model, device=plan.device)
+    speeds, memory = speeds_for(config, whole, probe), memory_limit_bytes(config, device=plan.device)
+    if speeds is None or memory is None:
+        raise ConfigError(_unknown(config, plan))
+    limit = int(memory * HEADROOM)
     found, least = [], None
-    for load in _candidates(rank_load(config, plan.model, device="cuda"), plan.batch.global_batch_size):
-        needed = held_bytes(rank_memory(load), "cuda")
+    for load in _candidates(whole, plan.batch.global_batch_size):
+        needed = held_bytes(rank_memory(load), load.device)
         least = needed if least is None else min(least, needed)
         if needed > limit:
             continue
         micro_steps = plan.batch.global_batch_size // (load.micro_batch_size * load.world_size)
         time = step_time(
             load,
-            accelerator,
+            speeds,
             parameters=plan.parameters,
             flops_per_token=plan.flops_per_token,
             micro_steps=micro_steps,
@@ -72,12 +67,25 @@ def fits(config: RunConfig, plan: RunPlan) -> list[Fit]:
         found.append(Fit(load=load, memory_bytes=needed, micro_steps=micro_steps, time=time))
     if not found:
         raise ConfigError(
-            f"{plan.model.name} does not fit {plan.batch.world_size} x {config.cluster.hardware}: the leanest way "
-            f"needs {gigabytes(least or 0)} per rank, {gigabytes(limit)} may be filled; use more workers "
+            f"{plan.model.name} does not fit {plan.batch.world_size} x {config.cluster.hardware or plan.device}: the "
+            f"leanest way needs {gigabytes(least or 0)} per rank, {gigabytes(limit)} may be filled; use more workers "
             "(cluster.num_workers), a smaller model or a shorter train.seq_len"
         )
     # Equal times: the one that leaves more memory, then the lower stage, which has fewer moving parts.
     return sorted(found, key=lambda fit: (round(fit.time.total, 6), fit.memory_bytes, fit.load.zero_stage))
+
+
+def _unknown(config: RunConfig, plan: RunPlan) -> str:
+    if config.cluster.hardware is None:
+        return (
+            "--fit needs to know the accelerator: cluster.hardware=null; use cluster.hardware="
+            f"{' or '.join(ACCELERATORS)}, or a cluster that names one (phalanx list clusters); on CPUs say what a "
+            "rank may use: cluster.memory_bytes_per_worker=4000000000"
+        )
+    return (
+        f"--fit knows nothing of train.precision={plan.precision} on cluster.hardware={config.cluster.hardware}; "
+        "use train=bf16"
+    )
 
 
 def _candidates(load: RankLoad, global_batch_size: int) -> Iterator[RankLoad]:

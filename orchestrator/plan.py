@@ -13,7 +13,9 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.errors import CheckpointMismatchError, ConfigError
 from orchestrator.fingerprint import fingerprint, identity, identity_differences
 from orchestrator.memory import RankLoad, memory_by_stage, memory_problem, num_moments
+from orchestrator.probe import Probe
 from orchestrator.spec import BatchShape, RunPlan
+from orchestrator.steptime import predicted
 from orchestrator.validate import batch_problems
 
 ASSUMED_VOCAB_SIZE = 8192
@@ -37,13 +39,19 @@ def recorded(plan: RunPlan) -> Recorded:
 
 
 def plan_run(
-    config: RunConfig, manifest: Manifest | None, *, device: str, resumed: Recorded | None = None
+    config: RunConfig,
+    manifest: Manifest | None,
+    *,
+    device: str,
+    resumed: Recorded | None = None,
+    probe: Probe | None = None,
 ) -> RunPlan:
     """The plan of a run on `device` (`cpu` or `cuda`).
 
     Without a manifest the vocabulary is model.vocab_size, else data.vocab_size, else 8,192. `resumed` is what
-    the run folder recorded: its schedule stays, and the batch may then be uneven. Raises ConfigError with
-    every problem, CheckpointMismatchError where a resume would be another run.
+    the run folder recorded: its schedule stays, and the batch may then be uneven. `probe` is what was measured of
+    this host's CPU. Raises ConfigError with every problem, CheckpointMismatchError where a resume would be another
+    run.
     """
     problems = plan_problems(config, manifest, is_first_start=resumed is None)
     if problems:
@@ -62,6 +70,8 @@ def plan_run(
         seq_len=resolved_seq_len(config),
     )
     is_known = device == "cuda" and config.cluster.hardware is not None
+    load = rank_load(config, model, device=device)
+    parameters, flops = num_parameters(model), flops_per_token(model, batch.seq_len)
     return RunPlan(
         run_id=run_id,
         fingerprint=fingerprint(found),
@@ -73,16 +83,25 @@ def plan_run(
         device=device,
         steps=config.train.steps,
         schedule_steps=schedule_steps,
-        parameters=num_parameters(model),
-        flops_per_token=flops_per_token(model, batch.seq_len),
-        memory_by_stage=memory_by_stage(rank_load(config, model, device=device)),
+        parameters=parameters,
+        flops_per_token=flops,
+        memory_by_stage=memory_by_stage(load),
         peak_flops_per_worker=ACCELERATORS[config.cluster.hardware or ""].peak_flops if is_known else None,
         ds_config=_ds_config(config, model, batch, device),
+        predicted=predicted(
+            config,
+            load,
+            probe,
+            parameters=parameters,
+            flops_per_token=flops,
+            micro_steps=batch.micro_steps,
+        ),
     )
 
 
 def at_world_size(config: RunConfig, plan: RunPlan, world_size: int) -> RunPlan:
-    """The same run on another number of workers: the same global batches, maybe uneven; schedule and identity stay.
+    """The same run on another number of workers: the same global batches, maybe uneven; schedule, identity and what
+    was predicted stay.
 
     96 samples in micro-batches of 4 on 8 workers are 3 micro-steps; on 7 of them 4, the last of them half padding.
     """

@@ -5,6 +5,7 @@ Chosen by a person: `...Config`. Derived and frozen: everything here. All of it 
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from model.config import ModelConfig
@@ -70,6 +71,43 @@ class RankMemory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step on its slowest rank, by what they go into; they add up."""
+
+    forward_backward: float
+    recompute: float
+    """Activation checkpointing's second forward pass."""
+    communication: float
+    """What no backward pass hides."""
+    update: float
+    """The optimizer's reads and writes, and offload's transfers."""
+
+    @property
+    def total(self) -> float:
+        return self.forward_backward + self.recompute + self.communication + self.update
+
+
+class TimeSource(StrEnum):
+    """What an estimate of time rests on."""
+
+    table = "table"
+    """The accelerator's data sheet."""
+    probe = "probe"
+    """`phalanx doctor --probe` on the host that plans."""
+    assumption = "assumption"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predicted:
+    """What a run is expected to take, to be compared with what it took."""
+
+    time: StepTime
+    source: TimeSource
+    basis: str
+    """For people, after `from the`: `data sheet of h100, at 50% of its peak`, `probe of node7, 2026-11-27`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
     """Everything that follows from the config (and the manifest) before anything starts."""
 
@@ -96,6 +134,10 @@ class RunPlan:
     peak_flops_per_worker: float | None
     """From the hardware table; None where the peak is not known (a CPU)."""
     ds_config: dict[str, Any]
+    predicted: Predicted | None = None
+    """Of a step at the first world size; None where nothing is known of the device at this precision."""
+    process_bytes: int | None = None
+    """On a CPU the peak of a rank's whole process as the kernel counts it; set when the nodes are known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ missing shared file system loses a line. What they say becomes events: dictionar
     exited   {"exit_code", "signal", "is_stopped", "tail", "stack", "reason"}  after everything else from that
              rank; is_stopped where the agent was told to stop it; reason: what the agent knows of its end
     stalled  {}                                           the watchdog finds that this rank hangs
+    standing_by, standby_lost  {}                         a standby rank is ready for the next attempt; has died
 """
 
 import contextlib
@@ -25,12 +26,13 @@ from orchestrator.agent.mailbox import Mailbox
 from orchestrator.agent.nodedisk import NodeDisk
 from orchestrator.agent.oomkills import OomKills
 from orchestrator.agent.rankhandle import KILLED, RankHandle
-from orchestrator.agent.slotkeeper import Peer, PersistJob
+from orchestrator.agent.slotkeeper import Peer
 from orchestrator.agent.stacks import dump
+from orchestrator.agent.standbys import Standbys, lost_standby
+from orchestrator.agent.transfers import Transfers
 from orchestrator.agent.watchdog import HangLimits, RankProgress
 from orchestrator.agent.watching import Watch
-from orchestrator.agent.zygotehandle import ZygoteHandle
-from orchestrator.checkpoint.retry import ANY, PASSING, Patience
+from orchestrator.agent.zygotehandle import ZygoteHandle, problem_of_canary
 from orchestrator.checkpoint.slots import Share
 from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
 from orchestrator.control.inheritance import attempt_facts
@@ -57,8 +59,9 @@ class NodeAgent:
         self._changed = threading.Condition()
         self._ranks: dict[str, RankHandle] = {}
         self._store: tuple[Channel, int] | None = None
+        self._standbys = Standbys()
         self._memory = AgentMemory(address)
-        self._peer: Peer | None = None
+        self._transfers = Transfers(self._memory.slots, lambda: list(self._ranks.values()), self._emit)
         self._disk: NodeDisk | None = None
         self._watch: Watch | None = None
         self._oom_kills = OomKills()
@@ -99,14 +102,17 @@ class NodeAgent:
                 break
             if answer["op"] == "pong":
                 self._is_zygote_ready.set()
-            elif answer["op"] == "forked" and answer["label"] in self._ranks:
-                self._ranks[answer["label"]].pid = answer["pid"]
-            elif answer["op"] == "exited" and answer["label"] in self._ranks:
-                self._rank_exited(self._ranks[answer["label"]], answer)
+            elif answer["op"] in ("forked", "exited") and (rank := self._labelled(answer["label"])) is not None:
+                on_answer = self._rank_forked if answer["op"] == "forked" else self._rank_exited
+                on_answer(rank, answer)
         zygote.wait()
         self._store = None
-        for rank in list(self._ranks.values()):  # they died with it
+        for rank in [*self._ranks.values(), *self._standbys.ranks]:  # they died with it
             self._rank_exited(rank, KILLED)
+
+    def _labelled(self, label: str) -> RankHandle | None:
+        with self._changed:
+            return self._ranks.get(label) or self._standbys.find(label)
 
     def _fork(self, entry: str, label: str, descriptors: list[int]) -> None:
         """Hand [channel, output] to a new child; our copies are closed."""
@@ -143,10 +149,7 @@ class NodeAgent:
         self._need_zygote()
         channel, theirs = Channel.pair()
         self._fork("canary", "canary", [theirs, os.dup(2)])
-        try:
-            problem: str | None = channel.receive()["problem"]
-        except (EOFError, OSError):
-            problem = "the forked process died"
+        problem = problem_of_canary(channel)
         if problem is not None:
             self._end_zygote()
             self._is_warm = False
@@ -172,7 +175,7 @@ class NodeAgent:
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
         self._memory.copies.trust(secret)
-        self._peer = None if peer is None else Peer(*peer, secret)
+        self._transfers.peer = None if peer is None else Peer(*peer, secret)
 
     def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
         """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
@@ -202,39 +205,61 @@ class NodeAgent:
         common: dict[str, Any],
         own_parts: Sequence[dict[str, Any]],
         limits: HangLimits | None = None,
+        standby: int | None = None,
     ) -> None:
-        """Fork one rank for each of `own_parts`, which with `common` are its encoded WorkerSpec; `limits` are the
-        watchdog's, None leaves it out."""
+        """A rank for each of `own_parts`, which with `common` are its encoded WorkerSpec: forked now, or the standby
+        that was forked during attempt `standby`. `limits` are the watchdog's, None leaves it out."""
         self._need_zygote()
         self._stop_watch()
         self.attempt_facts = attempt_facts(attempt, common, own_parts)
-        started = []
-        for own_part in own_parts:
-            number = own_part["rank"]
-            channel, theirs = Channel.pair()
-            readable, writable = os.pipe()
-            page = create_page(f"progress-{number}")
-            rank = RankHandle(attempt, number, common["world_size"], channel, ProgressReader(page))
-            started.append(rank)
-            rank.threads = [
-                threading.Thread(target=self._hear_rank, args=(rank,), daemon=True),
-                threading.Thread(target=self._read_output, args=(rank, readable), daemon=True),
-            ]
-            for thread in rank.threads:
-                thread.start()
-            self._ranks[f"{attempt}.{number}"] = rank  # before the zygote can answer
-            try:
-                self._fork("worker", f"{attempt}.{number}", [theirs, writable])
-            except OSError:  # the zygote has died just now
-                self._rank_exited(rank, KILLED)
-                os.close(page)
-                continue
-            with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
-                channel.send_descriptors({"spec": {**common, **own_part}}, [page])
-            os.close(page)
+        with self._changed:
+            ready = {} if standby is None else self._standbys.take(standby, attempt)
+            self._ranks.update(ready)
+        self._give_up_standbys()
+        specs = {part["rank"]: {**common, **part} for part in own_parts}
+        if standby is None:
+            started = [self._fork_rank(f"{attempt}.{rank}", attempt, spec) for rank, spec in specs.items()]
+        else:
+            started = list(ready.values())
+            for rank in started:
+                with contextlib.suppress(OSError):
+                    rank.channel.send({"spec": specs[rank.rank]})
+            for number in specs.keys() - {rank.rank for rank in started}:
+                self._mailbox.put({"attempt": attempt, "rank": number, "node": self._node, **lost_standby()})
         if limits is not None:
             by_rank = {rank.rank: rank for rank in started}
             self._watch = Watch(self._node, started, limits, lambda n: self._emit(by_rank[n], {"kind": "stalled"}))
+
+    def prepare_standbys(self, attempt: int, common: dict[str, Any], own_parts: Sequence[dict[str, Any]]) -> None:
+        """During `attempt`: fork a standby for each rank here; each says `standing_by` once it is ready."""
+        self._give_up_standbys()
+        for own_part in own_parts:
+            self._fork_rank(f"{attempt}.{own_part['rank']} standby", attempt, {**common, **own_part}, is_standby=True)
+
+    def _give_up_standbys(self) -> None:
+        with self._changed:
+            unwanted = self._standbys.give_up()
+        for pid in unwanted:
+            self._kill(pid)
+
+    def _fork_rank(self, label: str, attempt: int, spec: dict[str, Any], *, is_standby: bool = False) -> RankHandle:
+        channel, theirs = Channel.pair()
+        readable, writable = os.pipe()
+        page = create_page(f"progress-{spec['rank']}")
+        reader = ProgressReader(page)
+        rank = RankHandle(attempt, spec["rank"], spec["world_size"], channel, reader, is_standby=is_standby)
+        rank.listen(self._hear_rank, self._read_output, readable)
+        with self._changed:  # before the zygote can answer
+            self._standbys.add(label, rank) if is_standby else self._ranks.update({label: rank})
+        try:
+            self._fork("worker", label, [theirs, writable])
+        except OSError:  # the zygote has died just now
+            self._rank_exited(rank, KILLED)
+        else:
+            with contextlib.suppress(OSError):  # a rank that is dead already is told of by its exit
+                channel.send_descriptors({"spec": spec, "is_standby": is_standby}, [page])
+        os.close(page)
+        return rank
 
     def progress(self) -> list[RankProgress]:
         """How far every live rank is; empty without a watchdog."""
@@ -265,6 +290,8 @@ class NodeAgent:
         """
         deadline = time.monotonic() + timeout_s
         self._stop_watch()
+        if why is not None:
+            self._give_up_standbys()
         with self._changed:
             while living := [rank for rank in self._ranks.values() if not rank.is_gone]:
                 for rank in living:
@@ -284,18 +311,12 @@ class NodeAgent:
         except OSError:
             return  # the zygote is gone, and its children with it
 
-    def drain(self) -> None:
-        """Ask every rank to leave at a step boundary, saved; they agree among themselves on which."""
-        self._ask_ranks("drain")
-
-    def pause(self) -> None:
-        """Ask every rank to leave at a step boundary, with a snapshot in memory."""
-        self._ask_ranks("pause")
-
-    def _ask_ranks(self, kind: str) -> None:
+    def leave(self, how: str) -> None:
+        """Ask every rank to leave at a step boundary on which they agree: `drain` with a checkpoint in storage,
+        `pause` with a snapshot in memory."""
         for rank in list(self._ranks.values()):
             with contextlib.suppress(OSError):
-                rank.channel.send({"kind": kind})
+                rank.channel.send({"kind": how})
 
     def next_events(self, timeout_s: float) -> list[Event]:
         """Everything since the last call; waits for the first event, and briefly for company where that may wait."""
@@ -328,58 +349,28 @@ class NodeAgent:
                     case "slots":
                         self._memory.hand_slots(rank, message)
                     case "persist":
-                        self._persist(rank, message)
+                        self._transfers.persist(rank, message)
                     case "replicate":
-                        self._replicate(rank, message)
+                        self._transfers.replicate(rank, message)
                     case "shares":
                         self._memory.hand_shares(rank)
                     case "settled":
                         self._memory.forget_other_worlds(rank.world_size)
+                    case "failed" if rank.is_standby:
+                        pass  # its exit says enough
                     case _:
                         self._emit(rank, message)
             except (EOFError, OSError):
                 return
 
-    def _persist(self, rank: RankHandle, message: Event) -> None:
-        """Tell first, release then: a rank that was released knows that the controller will hear of it."""
-        job = PersistJob(
-            rank=rank.rank,
-            world_size=message["world_size"],
-            attempt=rank.attempt,
-            slot=message["slot"],
-            step=message["step"],
-            url=message["url"],
-            is_disk=message["is_disk"],
-            is_last=message["is_last"],
-            is_encrypted=message["is_encrypted"],
-            key_file=message["key_file"],
-            patience=Patience(message["timeout_s"], ANY if message["is_last"] else PASSING),
-        )
-
-        def on_done(event: Event) -> None:
-            self._emit(rank, event)
-            for living in list(self._ranks.values()):
-                if living.rank == rank.rank:
-                    done = {"slot": job.slot, "step": job.step if living is rank else None, "is_disk": job.is_disk}
-                    with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "persisted", **done})
-
-        self._memory.slots.persist(job, on_done, on_delay=lambda event: self._emit(rank, event))
-
-    def _replicate(self, rank: RankHandle, message: Event) -> None:
-        assert self._peer is not None
-
-        def on_done(is_copied: bool) -> None:
-            for living in list(self._ranks.values()):
-                if living.rank == rank.rank:
-                    step = message["step"] if is_copied and living is rank else None
-                    with contextlib.suppress(OSError):
-                        living.channel.send({"kind": "replicated", "slot": message["slot"], "step": step})
-
-        self._memory.slots.replicate(rank.share, message["slot"], self._peer, on_done)
-
     def _read_output(self, rank: RankHandle, descriptor: int) -> None:
         rank.read_output(descriptor, lambda line: self._emit(rank, {"kind": "output", "text": line}))
+
+    def _rank_forked(self, rank: RankHandle, start: dict[str, Any]) -> None:
+        with self._changed:
+            rank.pid = start["pid"]
+        if rank.is_given_up:
+            self._kill(start["pid"])
 
     def _rank_exited(self, rank: RankHandle, end: dict[str, Any]) -> None:
         """Told once, whoever notices first; the rank's own threads have everything it said once they end."""
@@ -387,9 +378,15 @@ class NodeAgent:
             if rank.is_ending:
                 return
             rank.is_ending = True
+            was_standby = rank.is_standby
+            is_missed = was_standby and self._standbys.forget(rank)
         for thread in rank.threads:
             thread.join(timeout=2.0)  # a grandchild may still hold the pipe open
         rank.channel.close()
+        if is_missed:
+            self._emit(rank, {"kind": "standby_lost"})
+        if was_standby:
+            return
         how = {key: end[key] for key in ("exit_code", "signal", "is_stopped")}
         reason = end.get("reason") or self._oom_kills.reason(end)
         if how["is_stopped"] and rank.why_stopped is not None:

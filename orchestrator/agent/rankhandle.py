@@ -34,6 +34,10 @@ class RankHandle:
     pid: int | None = None
     why_stopped: str | None = None
     """Where it was not the controller that had it stopped."""
+    is_standby: bool = False
+    """It belongs to no attempt yet; `attempt` is the one during which it was forked."""
+    is_given_up: bool = False
+    """A standby that nobody will use."""
     is_ending: bool = False
     is_gone: bool = False
     """And its `exited` is told."""
@@ -44,6 +48,17 @@ class RankHandle:
     @property
     def share(self) -> Share:
         return Share(self.world_size, self.rank)
+
+    def listen(
+        self, hear: Callable[["RankHandle"], None], read_output: Callable[["RankHandle", int], None], output: int
+    ) -> None:
+        """Start a thread for what it says, and one for what it prints to the pipe `output`."""
+        self.threads = [
+            threading.Thread(target=hear, args=(self,), daemon=True),
+            threading.Thread(target=read_output, args=(self, output), daemon=True),
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def read_output(self, descriptor: int, on_line: Callable[[str], None]) -> None:
         """Until everybody who holds the pipe has closed it."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator.agent.channel import Message, receive_with_descriptors, send_with_descriptors
+from orchestrator.agent.channel import Channel, Message, receive_with_descriptors, send_with_descriptors
 from orchestrator.fleet.surroundings import has_gpu
 
 MODULE = "orchestrator.agent.zygote"
@@ -132,6 +132,15 @@ def environment(threads: int, accelerator: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY),
     }
+
+
+def problem_of_canary(channel: Channel) -> str | None:
+    """What a forked canary says of its GPU; None if all is well."""
+    try:
+        problem: str | None = channel.receive()["problem"]
+    except (EOFError, OSError):
+        problem = "the forked process died"
+    return problem
 
 
 def _command(sock: socket.socket, *, is_warm: bool) -> list[str]:

@@ -196,9 +196,8 @@ class Controller:
         previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         if previous is not None and previous.world_size != world_size:
-            self._chronicle.event(
-                "resized", number, resume.step, **telling.resized_fields(previous.world_size, world_size)
-            )
+            fields = telling.resized_fields(previous.world_size, world_size)
+            self._chronicle.event("resized", number, resume.step, **fields)
         lost = self._interruption.steps_lost(resume) if self._interruption else 0
         fields = {"world_size": world_size, "zero_stage": self._run.plan.zero_stage, "steps_lost": lost}
         self._chronicle.event("attempt_started", number, resume.step, **telling.resume_fields(resume), **fields)
@@ -316,6 +315,7 @@ class Controller:
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
+        self._fleet.prepare_standbys(attempt.number)
 
     def _conclude_if_done(self) -> None:
         """Where every rank has done its last step and it is known what became of its checkpoint."""

@@ -38,7 +38,14 @@ from orchestrator.control.opening import (
 )
 from orchestrator.control.preemption import Preemptions
 from orchestrator.control.rollback import lineage_in
-from orchestrator.control.snapshotmemory import FittingSnapshots, fitting_snapshots, interval_words, snapshot_words
+from orchestrator.control.snapshotmemory import (
+    FittingSnapshots,
+    fitting_snapshots,
+    has_standbys,
+    interval_words,
+    process_bytes,
+    snapshot_words,
+)
 from orchestrator.control.specs import worker_threads
 from orchestrator.control.starting import claim_attempt
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
@@ -117,7 +124,10 @@ def drive(config: RunConfig, typed: Typed) -> int:
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
         snapshots = fitting_snapshots(config, plan, placement, node_memory_bytes(config, nodes))
-        config = replace(config, snapshot=snapshots.config)
+        standby = has_standbys(config, plan, snapshots.memory, node_memory_bytes(config, nodes))
+        worker = replace(config.worker, standby=standby)
+        config = replace(config, snapshot=snapshots.config, worker=worker)
+        plan = replace(plan, process_bytes=process_bytes(plan, snapshots.memory))
         run = open_run(config, manifest, plan, typed.overrides, typed.config_yaml, recipe_yaml=typed.recipe_yaml)
         return _Session(run, cluster, placement, snapshots, typed, started_s=started_s).run(notices)
 

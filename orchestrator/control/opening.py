@@ -25,6 +25,7 @@ from orchestrator.control.gitstate import git_state
 from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import check_shards, read_manifest
+from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError
 from orchestrator.fleet.surroundings import in_ray_job
 from orchestrator.observe.ledger import read_events
@@ -99,7 +100,8 @@ def recorded_plan(folder: RunFolder) -> RunPlan | None:
 def plan_for(config: RunConfig, manifest: Manifest, folder: RunFolder, device: str) -> RunPlan:
     """The plan, held to what the folder's first start fixed. Raises ConfigError with every problem."""
     before = recorded_plan(folder)
-    return plan_run(config, manifest, device=device, resumed=None if before is None else recorded(before))
+    resumed = None if before is None else recorded(before)
+    return plan_run(config, manifest, device=device, resumed=resumed, probe=recorded_probe())
 
 
 def is_finished(folder: RunFolder, plan: RunPlan) -> bool:

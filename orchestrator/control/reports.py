@@ -263,12 +263,13 @@ class Reports:
         return has_committed
 
     def _committed(self, outcome: Outcome, committed: Committed) -> None:
-        self.restored(outcome.step)
+        if outcome.step > self.committed_step:  # agents write two at a time: the later one may be there first
+            self.restored(outcome.step)
         self._chronicle.event(
             "checkpoint_committed",
             outcome.attempt.number,
             outcome.step,
-            path=self.last_checkpoint,
+            path=self._store.where(step_folder(outcome.step)),
             bytes=committed.marker.total_bytes,
             seconds=max(m["seconds"] for m in outcome.messages),
             **_pruning(committed),

@@ -6,11 +6,21 @@ from dataclasses import dataclass, replace
 from model.sizing import parameter_shapes
 from orchestrator.config import RunConfig, SnapshotConfig
 from orchestrator.control.specs import COPIES_OF_RANK, has_peers, min_slots, num_slots
-from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.memory import FP32_BYTES, dtype_bytes, gigabytes, held_bytes, num_moments
 from orchestrator.spec import Placement, RunPlan
 
 SLOT_HEAD_BYTES = 72 * 1024
 """Header, small state and rounding of a slot."""
+LIBRARY_BYTES = 316_000_000
+"""Of a rank's process on a CPU before any of its model: Python, torch, DeepSpeed, gloo. Measured: 310 to 335 MB."""
+KEPT_COPIES = {0: 0.0, 1: 5.0, 2: 5.5, 3: 6.5}
+"""By ZeRO stage, in parameters of compute type: the copies that DeepSpeed and gloo make of them in a step on a CPU,
+and what the ranks' malloc keeps of the freed ones (agent.zygotehandle.KEEP_FREED_MEMORY). Measured on 2 and 4 ranks
+with 2.4 to 34 M parameters."""
+KEPT_COPIES_ALONE = 3.0
+"""The same with one rank, which sends nothing."""
+KEPT_OF_ACTIVATIONS = 0.3
+"""Their gradients, and what malloc keeps of both."""
 INDEX_BYTES_PER_EXTENT = 96
 """Of a slot's index, where a parameter's name has 40 characters."""
 
@@ -68,6 +78,19 @@ def snapshot_memory(config: RunConfig, plan: RunPlan, placement: Placement) -> S
     )
 
 
+def process_bytes(plan: RunPlan, memory: SnapshotMemory) -> int | None:
+    """What the kernel counts of a rank's process at its peak, its slots among it; None on accelerators, where what is
+    watched is the device's memory."""
+    if plan.device != "cpu":
+        return None
+    stage = plan.memory_by_stage[plan.zero_stage]
+    copies = KEPT_COPIES[plan.zero_stage]
+    if plan.batch.world_size == 1:
+        copies = min(copies, KEPT_COPIES_ALONE)
+    kept = copies * plan.parameters * dtype_bytes(plan.precision) + KEPT_OF_ACTIVATIONS * stage.activations
+    return LIBRARY_BYTES + held_bytes(stage, plan.device) + int(kept) + memory.slots * memory.slot_bytes
+
+
 def fitting_snapshots(
     config: RunConfig, plan: RunPlan, placement: Placement, node_memory_bytes: int | None
 ) -> FittingSnapshots:
@@ -108,6 +131,15 @@ def fitting_snapshots(
     return FittingSnapshots(snapshot, memory, note, is_enough)
 
 
+def has_standbys(config: RunConfig, plan: RunPlan, memory: SnapshotMemory, node_memory_bytes: int | None) -> bool:
+    """Whether ranks stand by for the next attempt: as asked for, else where the node bears each rank twice. A GPU has
+    no room for a second engine."""
+    if config.worker.standby is not None:
+        return config.worker.standby
+    is_bearable = node_memory_bytes is not None and memory.node_bytes + memory.ranks_bytes <= node_memory_bytes
+    return plan.device == "cpu" and is_bearable
+
+
 def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
     """For the start-up summary: `memory every step, peers every step, storage every 100 steps; 5 slots ...`"""
     snapshot, checkpoint = config.snapshot, config.checkpoint
@@ -121,7 +153,12 @@ def snapshot_words(config: RunConfig, memory: SnapshotMemory) -> str:
     return (
         f"{', '.join(tiers)}; {memory.slots} slots{copies} of {gigabytes(memory.slot_bytes)} for each rank, "
         f"{gigabytes(memory.snapshot_bytes)} of a node"
+        + (f"; {standby_words(memory)}" if config.worker.standby else "")
     )
+
+
+def standby_words(memory: SnapshotMemory) -> str:
+    return f"ranks that stand by for a restart, up to {gigabytes(memory.ranks_bytes)} of a node"
 
 
 def disk_words(config: RunConfig, memory: SnapshotMemory) -> str:

@@ -187,8 +187,41 @@ def start_ranks(
     number: int,
     resume: ResumePoint,
     secret: str = "",
+    standby: int | None = None,
 ) -> None:
-    """Fork every rank of attempt `number`. Raises ConnectionError where an agent is gone."""
+    """Start every rank of attempt `number`; with those that stand by since attempt `standby`, if not None.
+
+    Raises ConnectionError where an agent is gone.
+    """
+    limits = hang_limits(run.config)
+    specs = _specs_by_node(run, cluster, agents, placement, number=number, resume=resume, secret=secret)
+    calls = [(agent, (number, common, own, limits, standby)) for agent, common, own in specs]
+    cluster.call_all(calls, "start_ranks")
+
+
+def prepare_standbys(
+    run: OpenRun, cluster: Cluster, agents: Sequence[AgentHandle], placement: Placement, number: int
+) -> None:
+    """During attempt `number`: fork a standby for every rank. What they resume from they are told with their attempt.
+
+    Raises ConnectionError where an agent is gone.
+    """
+    later = ResumePoint(source="memory", world_size=len(placement.ranks))
+    specs = _specs_by_node(run, cluster, agents, placement, number=number, resume=later, secret="")
+    cluster.call_all([(agent, (number, common, own)) for agent, common, own in specs], "prepare_standbys")
+
+
+def _specs_by_node(
+    run: OpenRun,
+    cluster: Cluster,
+    agents: Sequence[AgentHandle],
+    placement: Placement,
+    *,
+    number: int,
+    resume: ResumePoint,
+    secret: str,
+) -> list[tuple[AgentHandle, dict[str, Any], list[dict[str, Any]]]]:
+    """(agent, what its ranks' encoded specs have in common, what each has of its own)."""
     interfaces = {a.node: run.config.cluster.network_interface or a.interface for a in agents}
     common = common_spec(
         run.config,
@@ -207,6 +240,4 @@ def start_ranks(
     by_node: dict[int, list[dict[str, Any]]] = {agent.node: [] for agent in agents}
     for part in own_parts(placement, interfaces):
         by_node[part["node"]].append(part)
-    limits = hang_limits(run.config)
-    calls = [(agent, (number, encoded, by_node[agent.node], limits)) for agent in agents]
-    cluster.call_all(calls, "start_ranks")
+    return [(agent, encoded, by_node[agent.node]) for agent in agents]

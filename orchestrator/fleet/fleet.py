@@ -13,7 +13,14 @@ from orchestrator.control.disktier import DiskTier
 from orchestrator.control.domains import domain_problems
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import agent_settings, has_peers
-from orchestrator.control.starting import cuda_fork_problems, memory_point, set_peers, start_ranks
+from orchestrator.control.standbyworld import STANDBY_KINDS, StandbyWorld
+from orchestrator.control.starting import (
+    cuda_fork_problems,
+    memory_point,
+    prepare_standbys,
+    set_peers,
+    start_ranks,
+)
 from orchestrator.errors import CheckpointError, PlacementError
 from orchestrator.fleet.members import AgentHandle, Cluster, Events, host_of
 from orchestrator.placement import may_go_on, remaining
@@ -41,6 +48,8 @@ class Fleet:
         self._shares: WantedShares | None = None
         """Where the snapshots of the former world are that the next attempt starts from."""
         self._stream: Events | None = None
+        self._standbys: StandbyWorld | None = None
+        """Ranks that stand by for the next attempt."""
 
     @property
     def placement(self) -> Placement:
@@ -119,23 +128,38 @@ class Fleet:
     def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
         """(events, agents found dead) within `timeout_s`."""
         assert self._stream is not None
-        return self._stream.poll(timeout_s)
+        events, dead = self._stream.poll(timeout_s)
+        for event in events:
+            if self._standbys is not None:
+                self._standbys.hear(event)
+        return [event for event in events if event["kind"] not in STANDBY_KINDS], dead
 
     def lose(self, agent: AgentHandle) -> list[int]:
         """The ranks that end with this agent. Until `replace_lost` it is missing."""
         self.agents.remove(agent)
+        self._standbys = None
         return [place.rank for place in self.placement.ranks if place.node == agent.node]
 
     def start_ranks(self, number: int, resume: ResumePoint) -> None:
-        """Fork every rank of attempt `number`; where an agent is gone, the stream tells of it."""
+        """Start every rank of attempt `number`; where an agent is gone, the stream tells of it."""
+        standbys, self._standbys = self._standbys, None
+        standby = standbys.attempt if standbys is not None and standbys.can_begin(resume, self.placement) else None
         with contextlib.suppress(ConnectionError):
             kept = resume.step if resume.is_in_memory else None
             world_size = len(self.placement.ranks)
             self._cluster.call_all([(agent, (kept, world_size)) for agent in self.agents], "keep_snapshots")
             if self._shares is not None and resume.is_in_memory:
                 self._cluster.call_all([(agent, (self._shares,)) for agent in self.agents], "show_shares")
-            how = {"number": number, "resume": resume, "secret": self._secret}
+            how = {"number": number, "resume": resume, "secret": self._secret, "standby": standby}
             start_ranks(self._run, self._cluster, self.agents, self.placement, **how)
+
+    def prepare_standbys(self, number: int) -> None:
+        """While attempt `number` trains: have ranks forked for the next one, where the run is to have such."""
+        if not self._run.config.worker.standby:
+            return
+        with contextlib.suppress(ConnectionError):
+            prepare_standbys(self._run, self._cluster, self.agents, self.placement, number)
+            self._standbys = StandbyWorld(number, self.placement)
 
     def stop_ranks(self) -> None:
         """Stop every rank; what they said last is still to be heard."""
@@ -154,11 +178,11 @@ class Fleet:
 
     def drain(self) -> None:
         """Ask every rank to leave at a step boundary, with a checkpoint in storage."""
-        self._cluster.call_living(self.agents, "drain")
+        self._cluster.call_living(self.agents, "leave", "drain")
 
     def pause(self) -> None:
         """Ask every rank to leave at a step boundary, with a snapshot in memory."""
-        self._cluster.call_living(self.agents, "pause")
+        self._cluster.call_living(self.agents, "leave", "pause")
 
     def memory_point(
         self, previous: ResumePoint, committed_step: int, max_step: int | None = None

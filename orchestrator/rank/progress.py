@@ -97,6 +97,10 @@ class ProgressReader:
         phase = Phase(packed >> 24 & 0xFF)
         return Position(packed >> 32, phase, packed & _MAX_MICRO_STEP, entered, left)
 
+    def steps(self) -> int:
+        """Done in this attempt."""
+        return self._words[_STEPS]
+
     def teach(self, habits: Habits) -> None:
         """Add what has ended since the last call: of each kind the last one, which is as good as any."""
         words, seen = self._words, self._seen

@@ -40,7 +40,16 @@ def run_worker(channel: Channel) -> int:
     spec, progress = decode(WorkerSpec, message["spec"]), Progress(page)
     inbox = Inbox(channel)
     try:
-        engine = open_engine(spec, progress, stopwatch)
+        if message["is_standby"]:
+            engine = open_engine(spec, progress, stopwatch, "standby")
+            called = stand_by(spec, engine, channel)
+            if called is None:
+                return 0
+            spec, stopwatch = called, Stopwatch()
+            say_start(spec)
+        else:
+            say_start(spec)
+            engine = open_engine(spec, progress, stopwatch, "attempt")
         snapshots = Snapshots(spec, engine, channel, inbox)
         recent_losses = restore(spec, engine, snapshots)
         stopwatch.lap("restore")
@@ -59,15 +68,16 @@ def run_worker(channel: Channel) -> int:
     return 0
 
 
-def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch) -> Engine:
-    """Join the attempt's process group and build this rank's engine, with initial weights if it starts from them."""
+def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch, group: str) -> Engine:
+    """Join the process group of this name and the attempt's number, and build this rank's engine, with initial
+    weights if it starts from them."""
     _prepare_process(spec)
     stopwatch.lap("prepare")
     join_process_group(
         device=spec.device,
         store_host=spec.store_host,
         store_port=spec.store_port,
-        prefix=f"attempt_{spec.attempt}",
+        prefix=f"{group}_{spec.attempt}",
         rank=spec.rank,
         world_size=spec.world_size,
         timeout_s=spec.fault.collective_timeout_s,
@@ -77,6 +87,23 @@ def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch) -> E
     engine = Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
     stopwatch.lap("engine")
     return engine
+
+
+def stand_by(spec: WorkerSpec, engine: Engine, channel: Channel) -> WorkerSpec | None:
+    """Be ready for an attempt, and wait for it; None where the agent goes without one."""
+    engine.rehearse(spec.batch.micro_batch_size, spec.batch.seq_len)
+    channel.send({"kind": "standing_by"})
+    try:
+        called = decode(WorkerSpec, channel.receive()["spec"])
+    except (EOFError, OSError):
+        return None
+    seed_generators(called.seed)
+    return called
+
+
+def say_start(spec: WorkerSpec) -> None:
+    place = f"rank {spec.rank} of {spec.world_size} on {socket.gethostname()}"
+    print(f"{place}: attempt {spec.attempt}, pid {os.getpid()}", flush=True)
 
 
 def failure_message(error: Exception) -> dict[str, Any]:
@@ -104,13 +131,15 @@ def _prepare_process(spec: WorkerSpec) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", spec.network_interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", spec.network_interface)
     torch.set_num_threads(spec.threads)
-    random.seed(spec.seed)
-    np.random.seed(spec.seed % 2**32)
-    torch.manual_seed(spec.seed)
+    seed_generators(spec.seed)
     if spec.device == "cuda":
         torch.cuda.set_device(spec.local_rank)
-    place = f"rank {spec.rank} of {spec.world_size} on {socket.gethostname()}"
-    print(f"{place}: attempt {spec.attempt}, pid {os.getpid()}", flush=True)
+
+
+def seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def engine_settings(spec: WorkerSpec) -> EngineSettings:

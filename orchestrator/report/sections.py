@@ -11,11 +11,10 @@ from orchestrator.observe.units import bytes_text, count_text, duration_text, pl
 from orchestrator.observe.wording import batch_words, percent
 from orchestrator.report.incidents import Incident, Kind, costliest, incidents
 from orchestrator.report.record import RunRecord, differences
+from orchestrator.spec import RunPlan
 
 SHOWN_INCIDENTS = 50
 SHOWN_CHECKPOINTS = 10
-ASSUMED_UTILISATION = 0.4
-"""Share of the peak that a step's time is predicted with, as `phalanx plan` does."""
 FP32_BYTES = 4
 
 
@@ -243,28 +242,32 @@ def predictions(record: RunRecord) -> Table:
     if plan is not None:
         memory = plan.memory_by_stage.get(plan.zero_stage)
         measured = history.largest("memory_bytes")
-        if memory is not None:
+        if plan.process_bytes is not None:
+            rows.append(_compared("memory of a rank, peak", plan.process_bytes, measured, bytes_text))
+        elif memory is not None:
             rows.append(_compared("memory of a rank, peak", held_bytes(memory, plan.device), measured, bytes_text))
-        rows.append(_compared("step", _predicted_step_s(record), history.median("step_s"), duration_text))
+        step_s = None if plan.predicted is None else plan.predicted.time.total
+        rows.append(_compared("step", step_s, history.median("step_s"), duration_text))
         state_bytes = plan.parameters * FP32_BYTES * _numbers_per_parameter(record)
         sizes = [one.num_bytes for one in saved_checkpoints(record) if one.num_bytes is not None]
         rows.append(_compared("checkpoint", state_bytes, sizes[-1] if sizes else None, bytes_text))
-        if plan.device == "cpu":
-            note = (
-                "On a CPU the measured memory is the process's resident memory, Python and its libraries included,"
-                " which the plan does not count; and no peak is known to predict a step's time with."
-            )
-        else:
-            note = f"A step is predicted at {ASSUMED_UTILISATION:.0%} of the hardware's peak."
+        note = _prediction_note(plan)
     return Table(("what", "predicted", "measured", "measured / predicted"), tuple(rows), frozenset({1, 2, 3}), note)
 
 
-def _predicted_step_s(record: RunRecord) -> float | None:
-    plan = record.plan
-    if plan is None or plan.peak_flops_per_worker is None:
-        return None
-    flops = plan.flops_per_token * plan.batch.tokens_per_step
-    return flops / (plan.peak_flops_per_worker * plan.batch.world_size * ASSUMED_UTILISATION)
+def _prediction_note(plan: RunPlan) -> str:
+    notes = []
+    if plan.predicted is None:
+        notes.append(f"A step's time can't be predicted for {plan.precision} on this {plan.device}.")
+    else:
+        notes.append(f"A step's time is predicted from the {plan.predicted.basis}; measured is the median.")
+    if plan.device == "cpu":
+        notes.append(
+            "The memory is the whole process's, with its snapshot slots, Python, libraries and what malloc keeps."
+            if plan.process_bytes is not None
+            else "The measured memory is the whole process's, Python and its libraries included; the plan's is not."
+        )
+    return " ".join(notes)
 
 
 def _numbers_per_parameter(record: RunRecord) -> int:

@@ -6,12 +6,9 @@ measured on a CPU (FACTS) is said so.
 
 from dataclasses import dataclass
 
+from orchestrator.errors import ConfigError
 from orchestrator.spec import Placement, RunPlan
 
-UTILISATION = 0.4
-"""Of the accelerators' peak: Llama 3 reached 38 to 43 % on 8,192 to 16,384 H100."""
-CPU_FLOPS = 50e9
-"""Of a worker on a CPU, where the hardware is not in the table."""
 BYTES_PER_PARAMETER = 12
 """fp32 master and two moments."""
 PCIE_BYTES_PER_S = 25e9
@@ -62,16 +59,16 @@ class Costs:
 
 
 def costs_of(plan: RunPlan, placement: Placement, *, step_s: float | None = None) -> Costs:
-    """`step_s=None`: at `UTILISATION` of the peak."""
+    """`step_s=None`: as `phalanx plan` predicts it. Raises ConfigError where it can't."""
     ranks, nodes = len(placement.ranks), len(placement.bundles)
-    peak_flops = (plan.peak_flops_per_worker or CPU_FLOPS / UTILISATION) * UTILISATION
+    if step_s is None:
+        step_s = predicted_step_s(plan)
     state_bytes = plan.parameters * BYTES_PER_PARAMETER
     node_bytes = state_bytes / nodes
     seal_s = state_bytes / ranks / PCIE_BYTES_PER_S
     store_bytes_per_s = min(STORE_BYTES_PER_S, NETWORK_BYTES_PER_S * nodes)
-    found_s = plan.flops_per_token * plan.batch.tokens_per_step / (peak_flops * ranks)
     return Costs(
-        step_s=found_s if step_s is None else step_s,
+        step_s=step_s,
         stall_s=0.001 + 0.05 * seal_s,  # the small state, and memory traffic beside the step
         seal_s=seal_s,
         copy_s=node_bytes / NETWORK_BYTES_PER_S,
@@ -84,3 +81,12 @@ def costs_of(plan: RunPlan, placement: Placement, *, step_s: float | None = None
         start_s=0.4 + 0.003 * ranks,  # a process group of thousands of GPUs takes tens of seconds
         agent_s=15.0,
     )
+
+
+def predicted_step_s(plan: RunPlan) -> float:
+    if plan.predicted is None:
+        raise ConfigError(
+            f"nothing is known of how fast {plan.device} is at train.precision={plan.precision}; say how long a step "
+            "takes (--step-s), or name the accelerator (cluster.hardware) and use train=bf16"
+        )
+    return plan.predicted.time.total

@@ -169,7 +169,7 @@ class FakeCluster:
     def _on_start_store(self, node: Node) -> int:
         return 29_500
 
-    def _on_start_ranks(self, node: Node, attempt: int, common: Message, own: Sequence[Message], _: object) -> None:
+    def _on_start_ranks(self, node: Node, attempt: int, common: Message, own: Sequence[Message], *_: object) -> None:
         if node.ranks:
             self.violations.append(f"{node.host} was told to start attempt {attempt} while ranks of it live")
         node.ranks = [part["rank"] for part in own]
@@ -188,7 +188,7 @@ class FakeCluster:
         node.ranks = []
         return True
 
-    def _on_drain(self, node: Node) -> None:
+    def _on_leave(self, node: Node, how: str) -> None:
         if self.training is not None:
             self.training.drain()
 

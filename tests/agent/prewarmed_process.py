@@ -42,7 +42,7 @@ if __name__ == "__main__":
     batch = read_step(reader, eval_rows_at(0, 8, spec.batch), 0)
     prewarm()
     before = set(sys.modules)
-    engine = worker.open_engine(spec, Progress(create_page("progress")), Stopwatch())
+    engine = worker.open_engine(spec, Progress(create_page("progress")), Stopwatch(), "attempt")
     for step in range(2):
         engine.train_step(step, batch.micro, 1e-3, lambda loss_sum: None)
     print(json.dumps(sorted(set(sys.modules) - before)), flush=True)

@@ -86,7 +86,7 @@ def test_drained_ranks_leave_at_one_step_with_a_save(ranks, tmp_path):
     run = open_run(ranks.data, tmp_path, ENDLESS, PAIR)
     with ranks.start(run) as live:
         live.hear_until(lambda heard: len(heard.rows) > 2)
-        ranks.agent.drain()
+        ranks.agent.leave("drain")
         heard = live.hear_all()
     heard.check_all_done()
     assert not any(end["is_stopped"] for end in heard.exits.values())
@@ -127,10 +127,13 @@ def test_a_killed_zygote_takes_its_ranks_and_is_replaced(data, tmp_path):
 
 
 def test_nothing_outlives_a_killed_agent(data, tmp_path):
-    script = Path(__file__).with_name("agent_process.py")
     settings = json.dumps({"data": str(data.path), "root": str(tmp_path)})
     process = subprocess.Popen(
-        [sys.executable, str(script), settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "agent.agent_process", settings],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout.readline() == "running\n"

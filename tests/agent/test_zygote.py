@@ -61,12 +61,11 @@ def zygote() -> Iterator[Spoken]:
 @pytest.mark.real
 def test_a_warm_one_has_imported_all_that_an_engine_needs(data, tmp_path):
     """A rank that imports does so at each recovery."""
-    script = Path(__file__).with_name("prewarmed_process.py")
     words = ("parallel=zero3", "parallel.offload=params", "cluster.num_workers=1")
-    path = os.pathsep.join(filter(None, [str(script.parent.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, script, data.path, tmp_path, *words],
-        env={**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "agent.prewarmed_process", data.path, tmp_path, *words],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

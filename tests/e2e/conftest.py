@@ -1,6 +1,7 @@
 """Real data, one Ray cluster for all runs that join it, and somebody who types."""
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hooks.sitecustomize import LIBRARY
+from left_behind import SHARED_MEMORY, new_shared_memory
 from typed import PHALANX, STARTED_PIDS, Run, SharedRay, Typist, marked_processes, wait_for
 from typists import MARK, TRAIN_WORDS, clean_environment, joined_typist
 
@@ -19,10 +22,10 @@ NUM_CPUS = 8
 @pytest.fixture(scope="session")
 def nothing_left() -> Iterator[None]:
     """After the last test: no process, no shared memory, no Ray folder of what these tests started."""
-    shared_memory = {*Path("/dev/shm").iterdir()}
+    shared_memory = {*SHARED_MEMORY.iterdir()}
     yield
     wait_for("the end of every process that these tests started", lambda: not marked_processes(MARK))
-    wait_for("an empty /dev/shm", lambda: {*Path("/dev/shm").iterdir()} <= shared_memory)
+    wait_for("an empty /dev/shm", lambda: not new_shared_memory(shared_memory, MARK))
     ray_folders = [path for pid in STARTED_PIDS for path in Path("/tmp").glob(f"phx-ray-{pid}-*")]
     assert ray_folders == []
 
@@ -34,9 +37,11 @@ def shared_ray(nothing_left: None) -> Iterator[SharedRay]:
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
     authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    temporary = {"TMPDIR": str(folder / "tmp")}
+    (folder / "tmp").mkdir()
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("shared_ray.py")), str(NUM_CPUS), str(folder)],
-        env=clean_environment() | authentication,
+        env=clean_environment() | authentication | hooked(folder) | temporary,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -46,12 +51,20 @@ def shared_ray(nothing_left: None) -> Iterator[SharedRay]:
     try:
         address = process.stdout.readline().strip()
         assert address, f"Ray did not start: exit code {process.wait()}"
-        yield SharedRay(address, authentication | {"RAY_ADDRESS": address})
+        yield SharedRay(address, authentication | temporary | {"RAY_ADDRESS": address})
     finally:
         process.stdin.close()
         process.wait()
         process.stdout.close()
         shutil.rmtree(folder)
+
+
+def hooked(folder: Path) -> dict[str, str]:
+    """Environment in which ranks have the hooks of `hooks/`."""
+    hooks, library = Path(__file__).parent / "hooks", folder / "leave.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, hooks / "leave.c"], check=True)
+    path = os.pathsep.join(filter(None, [str(hooks), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, LIBRARY: str(library)}
 
 
 @pytest.fixture(scope="session")

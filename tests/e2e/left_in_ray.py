@@ -1,4 +1,5 @@
-"""python left_in_ray.py NAME: what the Ray at $RAY_ADDRESS has of the run whose agents are called so, as JSON."""
+"""python left_in_ray.py [NAME]: what the Ray at $RAY_ADDRESS has of the run whose agents are called so, or of all, as
+JSON."""
 
 import json
 import sys
@@ -7,9 +8,9 @@ import ray
 
 if __name__ == "__main__":
     ray.init(log_to_driver=False, logging_level="ERROR", namespace="phalanx")
-    name = sys.argv[1]
-    agents = [agent for agent in ray.util.list_named_actors() if agent.startswith(f"{name}/")]
+    prefix = f"{sys.argv[1]}/" if len(sys.argv) > 1 else ""
+    agents = [agent for agent in ray.util.list_named_actors() if agent.startswith(prefix)]
     rows = ray.util.placement_group_table().values()
-    groups = [row for row in rows if row["name"].startswith(f"{name}/") and row["state"] != "REMOVED"]
+    groups = [row for row in rows if row["name"].startswith(prefix) and row["state"] != "REMOVED"]
     print(json.dumps({"agents": len(agents), "groups": len(groups)}))
     ray.shutdown()

@@ -16,9 +16,11 @@ def disk_steps(folder: Path) -> list[int]:
 
 
 def test_a_killed_driver_costs_the_steps_since_the_disks_interval(
-    typist: Typist, run: Run, reference: Run, tmp_path: Path
+    local_typist: Typist, run: Run, reference: Run, tmp_path: Path
 ) -> None:
-    """checkpoint.url has nothing yet when everything dies, and later something older and damage on the disk."""
+    """checkpoint.url has nothing yet when everything dies, the agents with the driver's own Ray, and later something
+    older and damage on the disk."""
+    typist = local_typist
     disk = tmp_path / "scratch"
     words = [f"checkpoint.local_dir={disk}", f"checkpoint.local_every_steps={EVERY}", "checkpoint.every_steps=0"]
     driver = typist.train(run, *words)

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 from comparing import assert_bit_equal
-from typed import Driver, Run, Typist, is_alive, wait_for
+from left_behind import is_alive
+from typed import Driver, Run, Typist, wait_for
 
 from orchestrator.errors import EXIT_FAILED
 

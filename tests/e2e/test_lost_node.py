@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 from comparing import assert_bit_equal, assert_same_course
-from typed import PHALANX, Run, SharedRay, Typist, is_alive, wait_for
+from left_behind import is_alive
+from typed import PHALANX, Run, SharedRay, Typist, wait_for
 from typists import clean_environment, joined_typist
 
 from orchestrator.errors import EXIT_PREEMPTED

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_bit_equal, assert_same_course
-from typed import Run, Typist, is_alive, marked_processes, wait_for
+from left_behind import is_alive
+from typed import Run, Typist, marked_processes, wait_for
 
 from orchestrator.errors import EXIT_PREEMPTED
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from left_behind import command_of, marked_pids
+
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
 from orchestrator.runfolder import RunFolder
@@ -179,25 +181,6 @@ class Typist:
                 driver.process.wait()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of that number runs (a zombie does not)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
 def marked_processes(mark: str) -> list[str]:
     """`pid command` of every live process whose environment holds `mark`: ours, whoever its parent is by now."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            if mark.encode() in (folder / "environ").read_bytes() and is_alive(int(folder.name)):
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append(f"{folder.name} {command[:120]}")
-        except OSError:  # it has ended, or is not ours
-            continue
-    return found
+    return [f"{pid} {command_of(pid)}" for pid in marked_pids(mark)]

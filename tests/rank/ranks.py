@@ -124,6 +124,10 @@ class Heard:
     def __post_init__(self) -> None:
         self._steps, self._saves = Gathering(self.world_size), Gathering(self.world_size)
 
+    def summary(self) -> str:
+        """How often each kind was heard, for a failure's message."""
+        return str({kind: len(messages) for kind, messages in self.by_kind.items()})
+
     @property
     def world_size(self) -> int:
         return self.run.plan.batch.world_size
@@ -217,20 +221,30 @@ class Ranks:
         )
 
     def start(
-        self, run: OpenRun, resume: ResumePoint | None = None, holder: NodeAgent | None = None
+        self,
+        run: OpenRun,
+        resume: ResumePoint | None = None,
+        holder: NodeAgent | None = None,
+        standby: int | None = None,
     ) -> "LiveAttempt":
         """Use as a context manager: leaving it ends the ranks. `holder` has the snapshots of another world that the
-        attempt starts from; else this agent."""
+        attempt starts from; else this agent. `standby` is the attempt during which its ranks were forked."""
         resume = resume or ResumePoint()
         specs = self.specs(run, resume)
         heard = Heard(run, specs[0].attempt, resume)
         self.agent.keep_snapshots(resume.step if resume.is_in_memory else None, len(specs))
         if resume.world_size not in (None, len(specs)):
             self.agent.show_shares(wanted_shares(resume, holder or self.agent))
-        own = ("rank", "local_rank", "local_size", "node", "network_interface")
-        parts = [{name: getattr(spec, name) for name in own} for spec in specs]
-        self.agent.start_ranks(heard.attempt, encode(specs[0]), parts, hang_limits(run.config))
+        self.agent.start_ranks(heard.attempt, *encoded(specs), hang_limits(run.config), standby)
         return LiveAttempt(self.agent, heard)
+
+    def prepare_standbys(self, live: "LiveAttempt") -> None:
+        """Returns once a standby is ready for every rank of `live`, which trains on."""
+        heard = live.heard
+        later = ResumePoint(source="memory", world_size=heard.world_size)
+        specs = [replace(spec, attempt=heard.attempt) for spec in self.specs(heard.run, later)]
+        self.agent.prepare_standbys(heard.attempt, *encoded(specs))
+        live.hear_until(lambda heard: len(heard.by_kind["standing_by"]) == heard.world_size)
 
     def train(self, run: OpenRun, resume: ResumePoint | None = None, holder: NodeAgent | None = None) -> Heard:
         """To the last step; fails where a rank does."""
@@ -243,6 +257,12 @@ class Ranks:
         """Plan a fresh run and train it."""
         parallel = [f"cluster.num_workers={world}", f"parallel.zero_stage={stage}"]
         return self.train(open_run(self.data, root, *parallel, *words))
+
+
+def encoded(specs: list[WorkerSpec]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(what they have in common, what each has of its own)."""
+    own = ("rank", "local_rank", "local_size", "node", "network_interface")
+    return encode(specs[0]), [{name: getattr(spec, name) for name in own} for spec in specs]
 
 
 def wanted_shares(resume: ResumePoint, holder: NodeAgent) -> WantedShares:
@@ -266,7 +286,7 @@ class LiveAttempt:
         deadline = time.monotonic() + SAFETY_S
         while not is_enough(self.heard):
             if time.monotonic() > deadline:
-                pytest.fail(f"heard only {dict(self.heard.by_kind)}")
+                pytest.fail(f"heard only {self.heard.summary()}")
             for event in self._agent.next_events(1.0):
                 if event["attempt"] == self.heard.attempt:
                     self.heard.hear(event)

@@ -1,9 +1,11 @@
-"""What snapshots really take of a node, against what `phalanx plan` says: real ranks, real slots."""
+"""What a rank and its snapshots really take of a node, against what `phalanx plan` says: real ranks, real slots."""
+
+import functools
 
 import pytest
 from rank.ranks import Heard, Ranks, open_run
 
-from orchestrator.control.snapshotmemory import snapshot_memory
+from orchestrator.control.snapshotmemory import process_bytes, snapshot_memory
 from orchestrator.placement import place_workers, planned_nodes
 
 pytestmark = pytest.mark.real
@@ -15,6 +17,7 @@ TOLERANCE = 0.02
 """Of what is planned: ZeRO pads its partitions, and an index is as long as the names are."""
 NOISE_BYTES = 8 * 2**20
 """By which two equal runs' peaks differ."""
+PROCESS_TOLERANCE = 0.1
 
 
 def trained(ranks: Ranks, root, *words: str) -> Heard:
@@ -23,17 +26,64 @@ def trained(ranks: Ranks, root, *words: str) -> Heard:
     return ranks.train(run)
 
 
+@pytest.fixture(scope="module")
+def larger(ranks, tmp_path_factory):
+    """`LARGER` trained at a ZeRO stage, once: what was heard, and the bytes of its slots."""
+
+    @functools.cache
+    def at_stage(stage: int) -> tuple[Heard, int]:
+        heard = trained(ranks, tmp_path_factory.mktemp("larger"), f"parallel.zero_stage={stage}")
+        return heard, ranks.agent.memory()["bytes"]
+
+    return at_stage
+
+
 def planned(heard: Heard):
     cluster = heard.run.config.cluster
     placement = place_workers(cluster, "cpu", planned_nodes(cluster, device="cpu"))
     return snapshot_memory(heard.run.config, heard.run.plan, placement)
 
 
+def check_peak(heard: Heard) -> None:
+    """Peak resident memory of the fullest rank, the process itself included."""
+    measured = max(row.memory_bytes for row in heard.rows.values())
+    assert process_bytes(heard.run.plan, planned(heard)) == pytest.approx(measured, rel=PROCESS_TOLERANCE)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_slots_take_what_is_planned(ranks, tmp_path, stage):
-    heard = trained(ranks, tmp_path, f"parallel.zero_stage={stage}")
-    expected = planned(heard).snapshot_bytes
-    assert ranks.agent.memory()["bytes"] == pytest.approx(expected, rel=TOLERANCE)
+def test_slots_take_what_is_planned(larger, stage):
+    heard, slot_bytes = larger(stage)
+    assert slot_bytes == pytest.approx(planned(heard).snapshot_bytes, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_rank_takes_what_is_planned(larger, stage):
+    check_peak(larger(stage)[0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model.hidden_size=64", "model.num_layers=2", "model.ffn_hidden_size=176", "parallel.zero_stage=2"),
+        ("cluster.num_workers=1", "parallel.zero_stage=2"),
+        ("cluster.num_workers=4", "parallel.zero_stage=2"),
+        ("train.precision=bf16", "parallel.zero_stage=3"),
+        ("parallel.offload=optimizer", "parallel.zero_stage=2"),
+        ("optim.name=sgd", "optim.lr=0.1", "parallel.zero_stage=1"),
+        ("model.dropout=0.1", "parallel.zero_stage=0"),
+        ("train.seq_len=128", "train.micro_batch_size=16", "train.global_batch_size=32", "parallel.zero_stage=2"),
+        (
+            "train.seq_len=128",
+            "train.micro_batch_size=16",
+            "train.global_batch_size=32",
+            "parallel.zero_stage=2",
+            "parallel.activation_checkpointing=true",
+        ),
+    ],
+    ids=["tiny", "alone", "four", "bf16", "offload", "sgd", "dropout", "activations", "recomputed"],
+)
+def test_a_rank_takes_what_is_planned_in_other_shapes_too(ranks, tmp_path, words):
+    check_peak(trained(ranks, tmp_path, *words))
 
 
 def test_a_snapshot_every_step_costs_its_slots_and_no_second_copy(ranks, tmp_path):

@@ -86,7 +86,7 @@ def test_ranks_that_pause_leave_their_last_step_in_memory(ranks: Ranks, tmp_path
     run = a_run(ranks, tmp_path / "paused", 2, 2, ENDLESS, "snapshot.every_steps=1000")
     with ranks.start(run) as live:
         live.hear_until(lambda heard: len(heard.rows) >= 3)
-        ranks.agent.pause()
+        ranks.agent.leave("pause")
         before = live.hear_all()
     before.check_all_done()
     assert {message["is_paused"] for message in before.by_kind["done"]} == {True}

@@ -23,7 +23,7 @@ def block_the_loader(*_: object) -> None:
     def wait_for_ever(*_: object) -> None:
         threading.Event().wait()
 
-    TokenReader.rows = wait_for_ever
+    TokenReader.read_into = wait_for_ever
 
 
 def wait_for_a_message(*_: object) -> None:

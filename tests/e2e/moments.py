@@ -1,0 +1,144 @@
+"""What a rank is in the midst of, seen from outside: its progress page and its slots, which /proc shows, and the
+store of its run. A rank is held (SIGSTOP) while it is looked at: what is seen still holds when the blow comes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from left_behind import is_alive
+from schedules import Moment
+from typed import POLL_S, Run
+
+from orchestrator.agent.stacks import process_state
+from orchestrator.agent.watchdog import Phase, Position
+from orchestrator.checkpoint.layout import MARKER, attempt_of
+from orchestrator.checkpoint.slots import Slot, SlotState
+from orchestrator.errors import CheckpointError
+from orchestrator.rank.progress import ProgressReader
+
+PULSE_S = 0.0003
+"""For which a rank is let go between two looks."""
+IN_STEP = frozenset({Phase.compute, Phase.snapshot, Phase.update, Phase.vote})
+
+
+class Seen(NamedTuple):
+    position: Position
+    steps: int
+    """Done in this attempt."""
+
+
+@dataclass(frozen=True)
+class LiveRank:
+    pid: int
+    rank: int
+    run: Run
+
+    def seen(self) -> Seen | None:
+        """None where it has no page yet, or is gone."""
+        for descriptor in self._memory(f"phalanx-progress-{self.rank} "):
+            reader = ProgressReader(descriptor)
+            return Seen(reader.position(), reader.steps())
+        return None
+
+    def is_in(self, moment: Moment) -> bool:
+        seen = self.seen()
+        if seen is None:
+            return False
+        position, is_starting = seen.position, seen.position.phase is Phase.starting
+        is_joined = position.collectives_entered > 0
+        match moment:
+            case Moment.joining:
+                found = is_starting and not is_joined
+            case Moment.restoring:
+                found = is_starting and (is_joined or bool(self._slot_states()))
+            case Moment.prefetch:
+                found = seen.steps == 0 and position.phase in (Phase.data, Phase.compute)
+            case Moment.all_reduce:
+                found = position.is_in_collective and position.phase in IN_STEP
+            case Moment.snapshot:
+                found = SlotState.writing in self._slot_states()
+            case Moment.save:
+                found = is_saving(self.run)
+        return found
+
+    @property
+    def is_alive(self) -> bool:
+        return is_alive(self.pid)
+
+    def _slot_states(self) -> list[SlotState]:
+        found = []
+        for descriptor in self._memory(f"phalanx-rank-{self.rank}-slot-"):
+            try:
+                found.append(Slot(descriptor).header().state)
+            except CheckpointError:  # not formatted yet
+                continue
+        return found
+
+    def _memory(self, name: str) -> Iterator[int]:
+        """Descriptors of our own, closed again, of its shared memory of that name."""
+        try:
+            links = list(Path(f"/proc/{self.pid}/fd").iterdir())
+        except OSError:
+            return
+        for link in links:
+            try:
+                if f"/memfd:{name}" not in os.readlink(link):  # noqa: PTH115 -- not a path
+                    continue
+                descriptor = os.open(link, os.O_RDONLY)
+            except OSError:  # closed meanwhile
+                continue
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+
+
+def is_saving(run: Run) -> bool:
+    """Whether files of the newest attempt are in storage, of a step that is not committed."""
+    attempt = run.newest_attempt()
+    for folder in run.folder.checkpoints.glob("step_*"):
+        names = {path.name for path in folder.glob("*")}
+        if MARKER not in names and any(attempt_of(name) == attempt for name in names):
+            return True
+    return False
+
+
+def hold_in(rank: LiveRank, moment: Moment, is_right: Callable[[], bool], is_over: Callable[[], bool]) -> bool:
+    """Hold the rank in the midst of `moment`, where `is_right` too, and leave it held; False where it has ended, or
+    `is_over` before: it is let go then."""
+    while not is_over():
+        if moment is Moment.save and not rank.is_in(moment):  # it is rare, and long enough
+            time.sleep(POLL_S)
+            if not rank.is_alive:
+                return False
+            continue
+        if not hold(rank.pid):
+            return False
+        if rank.is_in(moment) and is_right():
+            return True
+        let_go(rank.pid)
+        time.sleep(PULSE_S)
+    return False
+
+
+def let_go(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        return
+
+
+def hold(pid: int) -> bool:
+    """Return once it stands still; False where it has ended."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+    except ProcessLookupError:
+        return False
+    while (state := process_state(pid)) != "T":
+        if state in ("", "Z", "X"):
+            return False
+    return True
