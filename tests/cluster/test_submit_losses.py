@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cluster.jobs import ENDED
-from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
+from cluster.submitting import SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
 
 from launch.slurm.record import newest_submission
 from launch.virtual.cluster import VirtualCluster
@@ -64,7 +64,7 @@ def test_fifty_preemptions_change_nothing(new_cluster: NewCluster, tmp_path: Pat
     site = new_cluster(nodes=2)
     site.run(site.head, "scontrol", "update", "PartitionName=main", "GraceTime=5")
     data = prepare_data(site)
-    words = ["train.steps=600", "optim.schedule_steps=600", "checkpoint.every_steps=3", "checkpoint.keep_last=0"]
+    words = ["train.steps=2000", "optim.schedule_steps=2000", "checkpoint.every_steps=3", "checkpoint.keep_last=2"]
     reference = local_rows(data, tmp_path, *words)
     run = SubmittedRun(site, data, "fifty", *words, "cluster.slurm.time_limit_min=600")
     dice = random.Random(50)
@@ -77,9 +77,12 @@ def test_fifty_preemptions_change_nothing(new_cluster: NewCluster, tmp_path: Pat
         else:
             run.notify()
         wait_until("a restart", lambda restart=restart: run.fields()["Restarts"] == str(restart))
+    run.wait_for_step(max(run.rows()) + 1, attempt=51)
+    assert phalanx(site, "cancel", str(run.folder.path)).returncode == 0
     ended = run.wait_for_state()
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()[-3000:]
-    assert learned(run.rows()) == learned(reference)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0"), run.output()[-3000:]
+    rows = learned(run.rows())
+    assert rows == learned(reference)[: len(rows)]
     starts = run.events("attempt_started")
     assert [event["attempt"] for event in starts] == [*range(1, 52)]
     events = run.events()
