@@ -4,6 +4,7 @@ Counters, the nearest first: `oom_kill` of the agent's memory cgroup (`memory.ev
 the groups below; `memory.oom_control` in version 1), and of the whole machine (/proc/vmstat).
 """
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,10 @@ def _text(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
+
+
+def outlive_ranks() -> None:
+    """Ray has the kernel take its workers first (1000): before the ranks that this one starts, and with it the memory
+    that they recover from."""
+    with contextlib.suppress(OSError):  # a parent that may not have it lower
+        Path("/proc/self/oom_score_adj").write_text("0")

@@ -4,13 +4,13 @@ All its state can be rebuilt from the run folder: a driver that dies is replaced
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
-from orchestrator.control import lifecycle, telling
+from orchestrator.control import lifecycle
 from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt, Interruption, Message
 from orchestrator.control.chronicle import Chronicle
@@ -23,11 +23,11 @@ from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.resuming import Resuming
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields
-from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import next_claim
 from orchestrator.control.stragglers import StragglerWatch, straggler_fields
+from orchestrator.control.telling import death_fields, failure_words, recovered_fields, tell_memory, tell_start
 from orchestrator.errors import CheckpointError, FencedError, PlacementError, SupersededError
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.members import AgentHandle, Cluster, host_of
@@ -101,15 +101,11 @@ class Controller:
     def measure_memory(self, planned_bytes: int) -> str | None:
         """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
         found = self._fleet.memory()
-        if found is None:
-            return None
-        facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
-        self._chronicle.event("snapshot", self._number, self._last_step, is_told=False, **facts)
-        return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
+        return found and tell_memory(self._chronicle, found, planned_bytes, self._number, self._last_step)
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
-        self._tell(lifecycle.Placed())
+        self._introduce()
 
     def run(self) -> State:
         """Until the run has finished, failed or left. Agents and reservation are the cluster's to release."""
@@ -195,12 +191,8 @@ class Controller:
         watch = StragglerWatch(self._run.config.fault.straggler_factor)
         previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
-        if previous is not None and previous.world_size != world_size:
-            fields = telling.resized_fields(previous.world_size, world_size)
-            self._chronicle.event("resized", number, resume.step, **fields)
-        lost = self._interruption.steps_lost(resume) if self._interruption else 0
-        fields = {"world_size": world_size, "zero_stage": self._run.plan.zero_stage, "steps_lost": lost}
-        self._chronicle.event("attempt_started", number, resume.step, **telling.resume_fields(resume), **fields)
+        former_size = previous.world_size if previous is not None else world_size
+        tell_start(self._chronicle, self._attempt, former_size, self._run.plan.zero_stage, self._interruption)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -226,8 +218,19 @@ class Controller:
         """After a node was lost, or came back: others keep their agents, and so their snapshots."""
         try:
             self._fleet.replace_lost()
-        except (PlacementError, ConnectionError) as error:
+        except PlacementError as error:
             self._give_up(str(error))
+            return
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """The agents get to know each other. Where one is lost meanwhile it is a failure like any other."""
+        try:
+            self._fleet.introduce()
+        except ConnectionError as error:
+            self._hear_agents(POLL_S)
+            if self.state is State.placing:  # it does not answer, and is not known to be lost
+                self._interrupt(lifecycle.AttemptFailed(f"attempt {self._number}: {error}"))
             return
         self._tell(lifecycle.Placed())
 
@@ -238,9 +241,8 @@ class Controller:
             return
         if self._clock.monotonic() - attempt.started_s > limit_s:
             dump_stacks(self._cluster, self._fleet.agents, "no step was done in worker.start_timeout_s")
-            self._begin_interruption()
             self.failure_digest = attempt.too_late_digest(limit_s)
-            self._tell(lifecycle.AttemptFailed("start timed out"))
+            self._interrupt(lifecycle.AttemptFailed("start timed out"))
 
     def _stop_ranks(self) -> None:
         self._fleet.stop_ranks()
@@ -255,11 +257,9 @@ class Controller:
             self.failure_digest = self.reports.fenced_by
             return
         attempt, rank = self._attempt, None
-        if self._reason is not None:
-            self.failure_digest = self._reason
-        elif attempt is not None and attempt.failures:
-            rank, self.failure_digest = telling.failure_words(attempt, self.restarts, self._run.folder.path)
-        self.failure_digest = self.failure_digest or "no rank could be started"
+        if self._reason is None and attempt is not None and attempt.failures:
+            rank, self.failure_digest = failure_words(attempt, self.restarts, self._run.folder.path)
+        self.failure_digest = self._reason or self.failure_digest or "no rank could be started"
         self._chronicle.event("run_failed", self._number, self._last_step, rank=rank, digest=self.failure_digest)
 
     # ---- hearing
@@ -268,8 +268,7 @@ class Controller:
         events, dead = self._fleet.poll(timeout_s)
         for event in events:
             self._hear(event)
-        for agent in dead:
-            self._lose_node(agent)
+        self._lose_nodes([agent for agent in dead if agent in self._fleet.agents])
 
     def _hear(self, message: Message) -> None:
         if message["kind"] == "output":
@@ -310,7 +309,7 @@ class Controller:
         self._growth.on_first_step()
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            fields = telling.recovered_fields(interruption, attempt.resume, self._clock.monotonic())
+            fields = recovered_fields(interruption, attempt.resume, self._clock.monotonic())
             self.downtime_s += fields["downtime_s"]
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
@@ -323,8 +322,7 @@ class Controller:
         if attempt is None or not attempt.is_done or not self.state.is_training:
             return
         if attempt.is_paused:
-            self._begin_interruption()
-            self._tell(lifecycle.Paused())
+            self._interrupt(lifecycle.Paused())
             return
         done_step = attempt.dones[0]["step"]
         if self.reports.is_committing(done_step):
@@ -342,9 +340,8 @@ class Controller:
         if attempt.ended_well(message):
             return
         failure = attempt.add_failure(message, host_of(self._fleet.agents, message["node"]))
-        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **telling.death_fields(failure))
-        self._begin_interruption()
-        self._tell(lifecycle.AttemptFailed(attempt.signature()))
+        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **death_fields(failure))
+        self._interrupt(lifecycle.AttemptFailed(attempt.signature()))
 
     def _on_stalled(self, attempt: Attempt) -> None:
         """A node's watchdog has barked: fail the attempt where all nodes' ranks say that it hangs."""
@@ -354,8 +351,7 @@ class Controller:
         if facts is None:
             return
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
-        self._begin_interruption()
-        self._tell(lifecycle.AttemptFailed(attempt.signature()))
+        self._interrupt(lifecycle.AttemptFailed(attempt.signature()))
 
     def _tell_stragglers(self, attempt: Attempt) -> None:
         found, attempt.stragglers = attempt.stragglers, []
@@ -373,8 +369,7 @@ class Controller:
         self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly, hosts))
         self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
         self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
-        self._begin_interruption()
-        self._tell(lifecycle.AnomalyFound())
+        self._interrupt(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
         """Another copy of the run has taken over: nothing that this one does counts any more.
@@ -385,16 +380,20 @@ class Controller:
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
             self._give_up(self.reports.fenced_by)
 
-    def _lose_node(self, agent: AgentHandle) -> None:
-        if agent not in self._fleet.agents or self.state.is_end:
+    def _lose_nodes(self, agents: Sequence[AgentHandle]) -> None:
+        """What is found lost together is one failure, and replaced together."""
+        if not agents or self.state.is_end:
             return
-        ranks = self._fleet.lose(agent)
-        self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
-        if self._attempt is not None:
-            self._attempt.add_lost_node(ranks, agent.host, self._clock.time())
-        self._begin_interruption()
-        self._tell(lifecycle.NodeLost(f"attempt {self._number}: node {agent.host}"))
+        for agent in agents:
+            ranks = self._fleet.lose(agent)
+            self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
+            if self._attempt is not None:
+                self._attempt.add_lost_node(ranks, agent.host, self._clock.time())
+        hosts = ", ".join(agent.host for agent in agents)
+        self._interrupt(lifecycle.NodeLost(f"attempt {self._number}: node {hosts}"))
 
-    def _begin_interruption(self) -> None:
+    def _interrupt(self, event: lifecycle.Event) -> None:
+        """Tell of what keeps the run from training; from here on time and steps are lost."""
         if self._interruption is None:
             self._interruption = Interruption(self._clock.monotonic(), self._last_step or 0)
+        self._tell(event)

@@ -23,7 +23,7 @@ class State(StrEnum):
     stopping = "stopping"
     """Every rank is being stopped; a new attempt follows on the same nodes."""
     replacing = "replacing"
-    """Like stopping, but a node is gone: place again afterwards."""
+    """Like stopping, but a node is gone, or was while they were placed: place again afterwards."""
     growing = "growing"
     """Ranks were asked to leave at a step boundary, to be placed again on more nodes."""
     draining = "draining"
@@ -235,7 +235,8 @@ def _after_failure(state: State, spent: Budget, is_node: bool, budget: Budget) -
         return Decision(State.leaving, Action.stop, budget)
     if spent.is_spent:
         return Decision(State.failing, Action.stop, spent)
-    return Decision(State.replacing if is_node else State.stopping, Action.stop, spent)
+    is_placed = not is_node and state is not State.placing
+    return Decision(State.stopping if is_placed else State.replacing, Action.stop, spent)
 
 
 def _after_notice(state: State, budget: Budget) -> Decision:

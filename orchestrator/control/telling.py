@@ -4,14 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.control.attempt import Attempt, Interruption
+from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.observe.failure import RankFailure, digest
 from orchestrator.spec import ResumePoint
 
 
-def resized_fields(before: int, after: int) -> dict[str, Any]:
-    """What `resized` tells, in workers."""
-    why = "there are nodes again" if after > before else "a node was lost and no other took its place"
-    return {"from": before, "to": after, "why": why}
+def tell_start(
+    chronicle: Chronicle, attempt: Attempt, former_size: int, zero_stage: int, interruption: Interruption | None
+) -> None:
+    """`former_size`: how many workers the attempt before had."""
+    number, resume, size = attempt.number, attempt.resume, attempt.world_size
+    if size != former_size:
+        why = "there are nodes again" if size > former_size else "a node was lost and no other took its place"
+        chronicle.event("resized", number, resume.step, **{"from": former_size, "to": size, "why": why})
+    facts = {"resume_step": resume.step, "source": resume.source, "checkpoint": resume.checkpoint}
+    lost = interruption.steps_lost(resume) if interruption else 0
+    facts |= {"world_size": size, "zero_stage": zero_stage, "steps_lost": lost}
+    chronicle.event("attempt_started", number, resume.step, **facts)
 
 
 def recovered_fields(interruption: Interruption, resume: ResumePoint, now_s: float) -> dict[str, Any]:
@@ -36,6 +46,10 @@ def death_fields(failure: RankFailure) -> dict[str, Any]:
     return {name: getattr(failure, name) for name in ("rank", "node", "signal", "exit_code", "message")}
 
 
-def resume_fields(resume: ResumePoint) -> dict[str, Any]:
-    """What `attempt_started` says of where it starts."""
-    return {"resume_step": resume.step, "source": resume.source, "checkpoint": resume.checkpoint}
+def tell_memory(
+    chronicle: Chronicle, found: dict[str, int], planned_bytes: int, attempt: int, step: int | None
+) -> str:
+    """`found` as of `Fleet.memory`; returns it in words."""
+    facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
+    chronicle.event("snapshot", attempt, step, is_told=False, **facts)
+    return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])

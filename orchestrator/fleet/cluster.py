@@ -4,8 +4,6 @@ Ray is started if none is there and joined if one is; only what this process sta
 carries training traffic.
 """
 
-import contextlib
-import itertools
 import math
 import os
 import secrets
@@ -19,13 +17,11 @@ from orchestrator.agent.zygotehandle import ZygoteAhead
 from orchestrator.config import ClusterConfig
 from orchestrator.control.inheritance import Inherited
 from orchestrator.control.preemption import Drain
-from orchestrator.errors import ConfigError, PlacementError, SupersededError
-from orchestrator.fleet.coming import ComingAgents
-from orchestrator.fleet.detached import AgentActor, describe_all, end_actor, layout_of, take_over
-from orchestrator.fleet.members import AgentHandle
+from orchestrator.errors import ConfigError, PlacementError
+from orchestrator.fleet.gang import Gang
+from orchestrator.fleet.members import AgentHandle, Replaced
 from orchestrator.fleet.raylib import first_line, import_ray, quiet
 from orchestrator.fleet.renewals import Renewals
-from orchestrator.fleet.reserving import is_whole, resources, wait_for
 from orchestrator.fleet.stream import EventStream
 from orchestrator.fleet.surroundings import (
     hand_on_token,
@@ -36,14 +32,13 @@ from orchestrator.fleet.surroundings import (
     remove_stale_temp_dirs,
 )
 from orchestrator.fleet.tenancy import Tenancy
-from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import NodeFacts, Placement
 
 NAMESPACE = "phalanx"
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest: nothing of ours goes through it."""
 START_TRIES = 3
-SHORT_WAIT_S, LOOK_S = 2.0, 1.0
+LOOK_S = 1.0
 
 
 class RayCluster:
@@ -62,15 +57,7 @@ class RayCluster:
         self._temp_dir_lock: int | None = None
         self._tenancy: Tenancy | None = None
         self._renewals: Renewals | None = None
-        self._layout: dict[str, Any] = {}
-        self._serials = itertools.count(1)
-        self._group: Any = None
-        self._group_name = ""
-        self._agents: list[AgentHandle] = []
-        self._coming: ComingAgents | None = None
-        """For the bundles of lost agents, on nodes that have come."""
-        self.inherited: list[Inherited] = []
-        """What the agents of an earlier driver said last."""
+        self._gang: Gang | None = None
         self.is_ours = not is_joining(config)
         if self.is_ours:
             self._start_here(min_cpus, start_zygote)
@@ -160,143 +147,37 @@ class RayCluster:
         self._renewals = Renewals(tenancy, lambda: self._agents)
 
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
-        """Reserve the placement's bundles and start one agent in each; waits until all answer.
-
-        Those that an earlier driver has left are taken over where they fit (`inherited`), else ended. Raises
-        PlacementError where the nodes don't come free in `cluster.start_timeout_s`, SupersededError where a newer
-        driver has the run. Where those that are taken over are enough, others are not waited for so long, nor needed.
-        """
-        self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
-        estate = take_over(self.tenancy, self._layout, self._config)
-        self.inherited = estate.inherited
-        self._group, self._group_name = estate.group, estate.group_name
-        self._group = self._group or self._reserve(placement)
-        self._agents = estate.agents
-        found = {agent.node for agent in estate.agents}
-        missing = [node for node in range(len(placement.bundles)) if node not in found]
-        is_enough = bool(found) and may_go_on(self._config, remaining(placement, found))
-        try:
-            wait_s = self._config.replace_timeout_s if is_enough else self._config.start_timeout_s
-            self._fill(placement, missing, wait_s)
-        except PlacementError:
-            if not is_enough:
-                raise
-        return self._agents
+        """Reserve the placement's bundles and start one agent in each; see `Gang.start`."""
+        ahead = self._zygote.path if self._zygote is not None else None
+        how = {"is_warm": is_warm, "threads": threads, "zygote_ahead": ahead}
+        self._gang = Gang(self._config, self.tenancy, placement, **how)
+        self._gang.start()
+        return self._gang.agents
 
     @property
     def tenancy(self) -> Tenancy:
         assert self._tenancy is not None
         return self._tenancy
 
-    def _reserve(self, placement: Placement) -> Any:
-        """A reservation that outlives this process.
+    @property
+    def inherited(self) -> list[Inherited]:
+        """What the agents of an earlier driver said last."""
+        return self._gang.inherited if self._gang is not None else []
 
-        Where the nodes are not free, one that does not is waited for first: nobody would take back what is granted
-        after our death.
-        """
-        util = import_ray().util
-        bundles = [resources(bundle) for bundle in placement.bundles]
-        strategy = "STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK"
-        while True:
-            name = self.tenancy.group_name(next(self._serials))
-            group = util.placement_group(bundles, strategy=strategy, name=name, lifetime="detached")
-            self._group_name = name
-            if group.wait(timeout_seconds=SHORT_WAIT_S):
-                return group
-            util.remove_placement_group(group)
-            waiting = util.placement_group(bundles, strategy=strategy)
-            try:
-                limit_s = self._config.start_timeout_s
-                wait_for(waiting, placement, limit_s, limit_s)
-            finally:
-                util.remove_placement_group(waiting)
+    @property
+    def _agents(self) -> list[AgentHandle]:
+        return self._gang.agents if self._gang is not None else []
 
-    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
-        """New agents for the bundles of lost ones: Ray moves a dead node's bundle to where there is room.
-
-        The other agents, and the snapshots they hold, stay. Returns all, in the placement's order. Raises
-        PlacementError where no node takes the bundles in `wait_s`, or their agents don't start.
-        """
-        for agent in self._agents:
-            if agent.node in nodes:
-                with contextlib.suppress(Exception):
-                    import_ray().kill(agent.actor)
-        self._agents = [agent for agent in self._agents if agent.node not in nodes]
-        coming, self._coming = self._coming, None
-        if coming is not None and coming.nodes == list(nodes):
-            self._take(coming)
-            return self._agents
-        if coming is not None:
-            coming.end()
-        self._fill(placement, nodes, wait_s)
-        return self._agents
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> Replaced:
+        """See members.Cluster."""
+        assert self._gang is not None
+        silent = [agent for agent in self._agents if agent.node in nodes and self._is_silent(agent)]
+        return self._gang.replace(nodes, wait_s, silent)
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
-        """Whether the reservation is whole again, and agents are up and warm in the bundles of lost ones."""
-        if self._coming is None and is_whole(self._group):
-            actors = self._actors(placement, nodes)
-            calls = [actor.command.remote(self.tenancy.generation, "warm_up") for actor in actors]
-            self._coming = ComingAgents(actors, nodes, calls)
-        if self._coming is None:
-            return False
-        try:
-            return self._coming.are_up(0.0)
-        except PlacementError:  # that node is gone, too
-            self._coming.end()
-            self._coming = None
-            return False
-
-    def _fill(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> None:
-        """A new agent in each of the bundles `nodes`, for which nodes come within `wait_s`.
-
-        Where an agent was lost with its node, Ray may take that node for alive some seconds longer and send the new
-        one there, too, where it never runs. Its death, or a reservation that is not whole any more, says that Ray
-        knows by then: the bundle moves.
-        """
-        reserved_by_s, tries_left = time.monotonic() + wait_s, START_TRIES
-        while nodes:
-            wait_for(self._group, placement, wait_s, max(0.1, reserved_by_s - time.monotonic()))
-            actors = self._actors(placement, nodes)
-            calls = [actor.describe.remote(self.tenancy.generation) for actor in actors]
-            coming = ComingAgents(actors, nodes, calls)
-            try:
-                if coming.come_up(self._config.start_timeout_s, lambda: is_whole(self._group)):
-                    self._take(coming)
-                    return
-            except PlacementError as error:
-                tries_left -= 1
-                if not (tries_left and isinstance(error.__cause__, import_ray().exceptions.RayActorError)):
-                    raise
-            coming.end()
-
-    def _take(self, coming: ComingAgents) -> None:
-        ray = import_ray()
-        try:
-            made = describe_all(coming.actors, coming.nodes, self.tenancy.generation, self._config)
-        except ray.exceptions.RayError as error:
-            raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
-        self._agents = sorted([*self._agents, *made], key=lambda agent: agent.node)
-
-    def _actors(self, placement: Placement, nodes: Sequence[int]) -> list[Any]:
-        """A new agent in each of the placement's bundles `nodes`."""
-        ray = import_ray()
-        in_bundle = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        actor_class, tenancy = ray.remote(AgentActor), self.tenancy
-        actors = []
-        for node in nodes:
-            name = tenancy.agent_name(node, next(self._serials))
-            options = actor_class.options(
-                name=name,
-                lifetime="detached",
-                num_cpus=placement.bundles[node].cpus,
-                num_gpus=placement.bundles[node].gpus,
-                max_concurrency=16,
-                max_restarts=0,
-                scheduling_strategy=in_bundle(self._group, node),
-            )
-            ahead = self._zygote.path if self._zygote and node == 0 else None
-            actors.append(options.remote(tenancy, name, self._group_name, self._layout, ahead))
-        return actors
+        """See members.Cluster."""
+        assert self._gang is not None
+        return self._gang.has_replacements(nodes)
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Call a method of an agent and wait. Raises ConnectionError where it is gone or does not answer in time."""
@@ -370,22 +251,12 @@ class RayCluster:
 
     def release(self) -> None:
         """End the agents and their ranks and give the reservation back, where they are not a newer driver's."""
-        agents, self._agents = self._agents, []
-        group, self._group = self._group, None
+        gang, self._gang = self._gang, None
         renewals, self._renewals = self._renewals, None
-        coming, self._coming = self._coming, None
-        if coming is not None:
-            coming.end()
         if renewals is not None:
             renewals.close()
-        try:
-            for agent in agents:
-                end_actor(agent.actor, self.tenancy.generation)
-        except SupersededError:
-            return
-        if group is not None:
-            with contextlib.suppress(Exception):
-                import_ray().util.remove_placement_group(group)
+        if gang is not None:
+            gang.release()
 
     def close(self) -> None:
         self.release()

@@ -5,19 +5,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.agent.agent import NodeAgent
 from orchestrator.agent.leased import LeasedAgent
+from orchestrator.agent.oomkills import outlive_ranks
 from orchestrator.config import ClusterConfig
 from orchestrator.control.domains import domain_of
 from orchestrator.control.inheritance import Inherited
 from orchestrator.control.opening import versions
-from orchestrator.errors import SupersededError
+from orchestrator.errors import PlacementError, SupersededError
 from orchestrator.fleet.members import AgentHandle
-from orchestrator.fleet.raylib import import_ray
+from orchestrator.fleet.raylib import first_line, import_ray
+from orchestrator.fleet.reserving import Reservation
 from orchestrator.fleet.tenancy import Tenancy, is_of_run, newest_agents, node_of
 from orchestrator.spec import Placement
 
@@ -39,6 +40,7 @@ class AgentActor(LeasedAgent):
         layout: dict[str, Any],
         zygote_ahead: str | None,
     ) -> None:
+        outlive_ranks()  # first: what it starts inherits it
         node = node_of(name)
         assert node is not None
         ray = import_ray()
@@ -64,9 +66,9 @@ def layout_of(placement: Placement, *, is_warm: bool, threads: int) -> dict[str,
 class Estate:
     """What an earlier driver of the run has left that fits this one's placement."""
 
-    group: Any = None
-    group_name: str = ""
     agents: list[AgentHandle] = field(default_factory=list)
+    reserved: dict[int, Reservation] = field(default_factory=dict)
+    """By node: each agent's."""
     inherited: list[Inherited] = field(default_factory=list)
 
 
@@ -79,25 +81,21 @@ def take_over(tenancy: Tenancy, layout: dict[str, Any], config: ClusterConfig) -
     newest, stale = newest_agents(ray.util.list_named_actors(), tenancy.run)
     actors = {node: actor for node, name in newest.items() if (actor := _actor(name)) is not None}
     facts = _adopt(actors, tenancy)
-    fitting = {node: said for node, said in facts.items() if said["layout"] == layout}
-    groups = {said["group"] for said in fitting.values()}
     estate = Estate()
-    if len(groups) == 1:
-        (estate.group_name,) = groups
-        with contextlib.suppress(ValueError):  # it was removed
-            estate.group = ray.util.get_placement_group(estate.group_name)
-    if estate.group is None:
-        fitting, groups = {}, set()
+    for node, said in facts.items():
+        if said["layout"] == layout:
+            with contextlib.suppress(ValueError):  # it was removed
+                estate.reserved[node] = Reservation(ray.util.get_placement_group(said["group"]), said["group"])
     for node in sorted(actors):
-        if node in fitting:
-            handle = _handle(actors[node], node, fitting[node], config)
+        if node in estate.reserved:
+            handle = _handle(actors[node], node, facts[node], config)
             estate.agents.append(handle)
-            estate.inherited.append(_last_words(handle, tenancy, fitting[node]["attempt"]))
+            estate.inherited.append(_last_words(handle, tenancy, facts[node]["attempt"]))
         else:
             end_actor(actors[node], tenancy.generation)
     for actor in filter(None, map(_actor, stale)):
         end_actor(actor, tenancy.generation)
-    remove_groups(tenancy.run, but=groups)
+    remove_groups(tenancy.run, but={reserved.name for reserved in estate.reserved.values()})
     return estate
 
 
@@ -149,20 +147,15 @@ def _handle(actor: Any, node: int, facts: dict[str, Any], config: ClusterConfig)
     )
 
 
-def describe_all(
-    actors: Sequence[Any], nodes: Sequence[int], generation: int, config: ClusterConfig
-) -> list[AgentHandle]:
-    """Wait until all of these new agents answer. Raises Ray's errors where they don't, and ends them then."""
+def describe(actor: Any, node: int, generation: int, config: ClusterConfig) -> AgentHandle:
+    """A new agent that is up. Raises PlacementError where it is gone again."""
     ray = import_ray()
     try:
-        asked = [actor.describe.remote(generation) for actor in actors]
-        described = ray.get(asked, timeout=config.start_timeout_s)
-    except ray.exceptions.RayError:
-        for actor in actors:
-            with contextlib.suppress(Exception):
-                ray.kill(actor)
-        raise
-    return [_handle(actor, node, facts, config) for actor, node, facts in zip(actors, nodes, described, strict=True)]
+        return _handle(actor, node, ray.get(actor.describe.remote(generation), timeout=STOP_TIMEOUT_S), config)
+    except ray.exceptions.RayError as error:
+        with contextlib.suppress(Exception):
+            ray.kill(actor)
+        raise PlacementError(f"an agent did not start ({first_line(error)}); see `ray status`") from error
 
 
 def end_actor(actor: Any, generation: int, timeout_s: float = 5.0) -> None:

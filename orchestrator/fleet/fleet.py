@@ -43,6 +43,10 @@ class Fleet:
         self._whole: Placement | None = None
         """Of all workers that are asked for."""
         self._num_nodes = 0
+        self._untried: list[AgentHandle] = []
+        """Those of which it is not known whether ranks can be forked there."""
+        self._has_lost = False
+        """Since other nodes were last looked for."""
         self._placement: Placement | None = None
         """Of those that there are."""
         self._shares: WantedShares | None = None
@@ -64,14 +68,10 @@ class Fleet:
 
         Raises PlacementError where the nodes don't come free in time.
         """
-        config = self._run.config
         self._whole, self._num_nodes = placement, len(placement.nodes)
-        self.agents = list(self._cluster.start_agents(placement, **agent_settings(config)))
+        self.agents = list(self._cluster.start_agents(placement, **agent_settings(self._run.config)))
         self._placement = remaining(placement, {agent.node for agent in self.agents})
-        self._introduce_peers()
-        if self._run.plan.device == "cuda" and config.worker.start is WorkerStart.fork:
-            for problem in cuda_fork_problems(self._cluster, self.agents):
-                self._chronicle.console.warn(problem)
+        self._untried = list(self.agents)
         self._stream = self._cluster.events()
         return self.agents
 
@@ -79,25 +79,24 @@ class Fleet:
         """New agents in place of lost ones; the others stay, and so do the snapshots that they hold.
 
         Where nodes for them don't come in time, it is those that are left, if they are enough; else this raises
-        PlacementError. ConnectionError where another node is lost meanwhile.
+        PlacementError. Where none was lost since, but some have come, they are taken, and no others waited for.
         """
         assert self._stream is not None
         assert self._whole is not None
         cluster, present = self._run.config.cluster, {agent.node for agent in self.agents}
         is_enough = bool(present) and may_go_on(cluster, remaining(self._whole, present))
         wait_s = cluster.replace_timeout_s if is_enough else cluster.start_timeout_s
-        try:
-            agents = self._cluster.replace_agents(self._whole, self._missing, wait_s)
-        except PlacementError:
-            if not is_enough:
-                raise
-        else:
-            for agent in agents:
+        if self._missing:
+            replaced = self._cluster.replace_agents(self._whole, self._missing, wait_s if self._has_lost else 0.0)
+            self._has_lost = False
+            for agent in replaced.agents:
                 if agent.node not in present:
                     self._stream.add(agent)
-            self.agents = list(agents)
-        self._placement = remaining(self._whole, {agent.node for agent in self.agents})
-        self._introduce_peers()
+                    self._untried.append(agent)
+            self.agents = list(replaced.agents)
+            self._placement = remaining(self._whole, {agent.node for agent in self.agents})
+            if replaced.problem is not None and not (self.agents and may_go_on(cluster, self._placement)):
+                raise PlacementError(replaced.problem)
 
     @property
     def _missing(self) -> list[int]:
@@ -112,11 +111,12 @@ class Fleet:
         return len(self.agents) < self._num_nodes  # asked at every poll: no walk over all ranks
 
     def has_replacements(self) -> bool:
-        """Whether new agents are up in place of all that are missing; returns at once, so ask again."""
+        """Whether a new agent is up in place of a missing one; returns at once, so ask again."""
         assert self._whole is not None
         return self._cluster.has_replacements(self._whole, self._missing)
 
-    def _introduce_peers(self) -> None:
+    def introduce(self) -> None:
+        """Make the agents known to each other. Raises ConnectionError where one is lost meanwhile."""
         if has_peers(self._run.config, len(self.agents)):
             set_peers(self._cluster, self.agents, self._secret)
             domains = [agent.domain for agent in self.agents]
@@ -124,6 +124,10 @@ class Fleet:
                 self._chronicle.console.warn(problem)
         if self._disks is not None:
             self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
+        if self._run.plan.device == "cuda" and self._run.config.worker.start is WorkerStart.fork:
+            for problem in cuda_fork_problems(self._cluster, [a for a in self.agents if a in self._untried]):
+                self._chronicle.console.warn(problem)
+        self._untried = []
 
     def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
         """(events, agents found dead) within `timeout_s`."""
@@ -137,6 +141,7 @@ class Fleet:
     def lose(self, agent: AgentHandle) -> list[int]:
         """The ranks that end with this agent. Until `replace_lost` it is missing."""
         self.agents.remove(agent)
+        self._has_lost = True
         self._standbys = None
         return [place.rank for place in self.placement.ranks if place.node == agent.node]
 

@@ -28,6 +28,16 @@ def host_of(agents: Sequence[AgentHandle], node: int) -> str:
     return next((agent.host for agent in agents if agent.node == node), f"node {node}")
 
 
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What came of looking for other nodes."""
+
+    agents: list[AgentHandle]
+    """All that there are now, in the placement's order."""
+    problem: str | None = None
+    """Why some are missing still; None where none is."""
+
+
 class Events(Protocol):
     """What agents say, as it comes."""
 
@@ -41,13 +51,13 @@ class Events(Protocol):
 class Cluster(Protocol):
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]: ...
 
-    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
-        """New agents in place of those of `nodes`, which are lost; returns all. Raises PlacementError where nodes
-        don't come in `wait_s`."""
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> Replaced:
+        """New agents in place of those of `nodes`, which are lost; the others, and the snapshots they hold, stay.
+        Other nodes are waited for `wait_s`; with 0 only agents that are up already are taken."""
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
-        """Whether `replace_agents` would not have to wait: nodes have come, and agents are up on them. Begins to
-        start them; returns at once."""
+        """Whether `replace_agents` would find an agent that is up, for one of `nodes` at least. Begins to start them;
+        returns at once."""
 
     def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any: ...
 

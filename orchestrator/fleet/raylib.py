@@ -27,6 +27,17 @@ def draining_nodes() -> dict[str, float]:
     return {node: deadline_ms / 1000 for node, deadline_ms in state.get_draining_nodes().items()}
 
 
+def available_resources() -> dict[str, dict[str, float]]:
+    """Id of each live node -> resource -> what is free of it; this process's node first, the others by name."""
+    from ray._private.state import available_resources_per_node
+
+    ray = import_ray()
+    here, free = ray.util.get_node_ip_address(), available_resources_per_node()
+    rows = [row for row in ray.nodes() if row["Alive"] and row["NodeID"] in free]
+    rows.sort(key=lambda row: (row["NodeManagerAddress"] != here, row["NodeManagerHostname"]))
+    return {row["NodeID"]: free[row["NodeID"]] for row in rows}
+
+
 def driver_node() -> str:
     """Id of the node that this process has joined from."""
     return str(import_ray().get_runtime_context().get_node_id())

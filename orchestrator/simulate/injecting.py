@@ -94,7 +94,7 @@ class Injector:
                     self._schedule.expect_end(owner)
 
             cluster.on_stop.append(lambda: self._world.after(delay_s, hit))
-            return self._hit_now(cluster, Fault.memory)
+            return self._hit_now(cluster, (Fault.memory, Fault.host)[int(self._rng.integers(2))])
         return self._hit_now(cluster, fault)
 
     def _hit_now(self, cluster: FakeCluster, fault: Fault) -> bool:

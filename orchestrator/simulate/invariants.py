@@ -1,6 +1,7 @@
 """What must hold whatever goes wrong. Each finds its violations; the schedule asks after every event. Plan half."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ class Invariants:
         self._max_restarts = max_restarts
         self._failures: dict[str, int] = {}
         """Driver -> failed attempts without a checkpoint in between."""
+        self._further_losses: Counter[str] = Counter()
+        """Driver -> nodes lost after their attempt had failed: while it is placed again that may be a failure
+        of its own."""
         self._last_attempt: dict[str, int] = {}
         self._failed_attempts: set[tuple[str, int]] = set()
 
@@ -96,9 +100,10 @@ class Invariants:
         """A driver has written an event."""
         name, attempt = event["event"], event["attempt"]
         if name in LOST_ATTEMPT:
+            self._further_losses[driver] += name == "node_lost" and (driver, attempt) in self._failed_attempts
             self._failed(driver, attempt)
         elif name == "checkpoint_committed" and (driver, attempt) not in self._failed_attempts:
-            self._failures[driver] = 0
+            self._failures[driver] = self._further_losses[driver] = 0
         elif name == "checkpoint_rejected":
             self.damaged(event["step"])
         elif name == "attempt_started":
@@ -123,7 +128,7 @@ class Invariants:
         """A driver has ended as failed; `digest` is what it says of it."""
         if "fault.* is used up" in digest:
             self._failed(driver, self._last_attempt[driver])
-            failures = self._failures[driver]
+            failures = self._failures[driver] + self._further_losses[driver]
             is_spent = failures > self._max_restarts or "identical" in digest
             self._require(is_spent, f"it gave up after {failures} failures, fault.max_restarts={self._max_restarts}")
 

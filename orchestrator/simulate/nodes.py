@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.agent.watchdog import RankProgress
 from orchestrator.checkpoint.slots import Share
-from orchestrator.errors import CheckpointError, PlacementError
-from orchestrator.fleet.members import AgentHandle
+from orchestrator.errors import CheckpointError
+from orchestrator.fleet.members import AgentHandle, Replaced
 from orchestrator.simulate.costs import Costs
 from orchestrator.simulate.trained import Trained
 from orchestrator.simulate.training import Message, Training
@@ -75,17 +75,17 @@ class FakeCluster:
         self.nodes = [agent.actor for agent in self._agents]
         return list(self._agents)
 
-    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> Replaced:
         self._pass(self._costs.place_s)
-        if not self.has_spares:
-            raise PlacementError("the cluster has not freed nodes in cluster.start_timeout_s")
-        self._pass(self._costs.agent_s)
         places = set(nodes)
-        made = [self._new_agent(place) for place in sorted(places)]
         kept = [agent for agent in self._agents if agent.node not in places]
+        if not self.has_spares:
+            return Replaced(kept, "the cluster has not freed nodes in cluster.start_timeout_s")
+        self._pass(self._costs.agent_s)
+        made = [self._new_agent(place) for place in sorted(places)]
         self._agents = sorted([*kept, *made], key=lambda agent: agent.node)
         self.nodes = [agent.actor for agent in self._agents]
-        return list(self._agents)
+        return Replaced(list(self._agents))
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         return self.has_spares

@@ -16,7 +16,7 @@ from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.controller import Controller
 from orchestrator.control.lifecycle import State
 from orchestrator.control.opening import OpenRun
-from orchestrator.fleet.members import AgentHandle
+from orchestrator.fleet.members import AgentHandle, Replaced
 from orchestrator.observe.console import Console
 from orchestrator.observe.tracking import NullTracker
 from orchestrator.runfolder import RunFolder
@@ -57,8 +57,8 @@ class ImaginedCluster:
         ]
         return self._agents
 
-    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> list[AgentHandle]:
-        return self._agents
+    def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> Replaced:
+        return Replaced(self._agents)
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         return False

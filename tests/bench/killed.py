@@ -24,7 +24,7 @@ POLL_S = 0.02
 START_TIMEOUT_S = 300.0
 GIVE_UP_S = 60.0
 """A side that has done no step for so long after a kill has not recovered."""
-KILL_AFTER_S = (0.3, 1.0)
+KILL_AFTER_S = (1.0, 3.0)
 """The next kill comes at a random moment so long after the recovery."""
 RAY_WORKER = BARE_WORKER.with_name("ray_worker.py")
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from launch.compose import compose
+from orchestrator.agent.zygotehandle import KEEP_FREED_MEMORY
 from orchestrator.codec import encode
 from orchestrator.control.specs import worker_specs
 from orchestrator.data.manifest import Manifest
@@ -62,11 +63,13 @@ def _ours(row: StepRow) -> tuple[float, float, int]:
 
 
 def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str, device: str = "cpu") -> Run:
-    """The same config's engine, rows and DeepSpeed settings under torchrun."""
+    """The same config's engine, rows and DeepSpeed settings under torchrun, with our ranks' allocator settings:
+    what an orchestrator costs is measured, not what a person may forget to set."""
     folder, num_ranks = write_specs(words, manifest, root, run_id, device)
     arguments = [str(BARE_WORKER), str(folder / "specs.json"), str(folder)]
     command = [*torchrun_command(num_ranks), *arguments]
-    timed = _timed(command, folder / "rank_0.jsonl", root / f"{run_id}.log")
+    allocator = {"GLIBC_TUNABLES": KEEP_FREED_MEMORY}
+    timed = _timed(command, folder / "rank_0.jsonl", root / f"{run_id}.log", allocator)
     ranks = [_read(folder / f"rank_{rank}.jsonl") for rank in range(num_ranks)]
     return Run(**timed, rows=list(_joined(ranks)))
 

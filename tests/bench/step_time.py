@@ -18,9 +18,10 @@ WORKERS = 2
 ABOUT = f"""Time from the end of each optimizer step to the end of the next, on {WORKERS} CPU workers (gloo, ZeRO-2,
 one thread each): `phalanx train` (Ray, zygote, agreement of the ranks, reports, metrics) against a script of thirty
 lines under `torchrun --standalone` that uses the same `Engine`, rows, learning rates and DeepSpeed settings and
-does nothing else. Both write down when each step was done on its slowest rank; the first {WARMUP_STEPS} steps are
-left out. That both saw the same rows and reached the same losses is checked. CPU seconds are the whole machine's,
-from typing the command to its end."""
+does nothing else. Both have our ranks' settings of the allocator (`GLIBC_TUNABLES`: freed memory is kept), which are
+worth a fifth of a step with 10 M parameters. Both write down when each step was done on its slowest rank; the first
+{WARMUP_STEPS} steps are left out. That both saw the same rows and reached the same losses is checked. CPU seconds are
+the whole machine's, from typing the command to its end."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

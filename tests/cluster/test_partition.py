@@ -1,20 +1,18 @@
-"""A network partition in a real run: the side without the driver stops by itself."""
+"""A network partition in a real run: the side without the driver stops by itself, and a spare node steps in."""
 
+import re
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from cluster.submitting import SubmittedRun, prepare_data, wait_until
+from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster
 
 pytestmark = pytest.mark.cluster
-WORDS = [
-    "cluster.slurm.spare_nodes=1",
-    "cluster.cpus_per_worker=2",
-    "train.steps=2000",
-    "optim.schedule_steps=40",
-    "fault.lease_timeout_s=6",
-]
+COURSE = ["train.steps=60", "optim.schedule_steps=60"]
+WORDS = [*COURSE, "cluster.slurm.spare_nodes=1", "cluster.cpus_per_worker=2", "fault.lease_timeout_s=6"]
 
 
 def forked_on(site: VirtualCluster, node: str) -> int:
@@ -23,13 +21,39 @@ def forked_on(site: VirtualCluster, node: str) -> int:
     return sum("orchestrator.agent.zygote" in line for line in listed.splitlines())
 
 
-def test_the_cut_side_stops_and_counts_as_lost_in_a_lease(new_cluster: Callable[..., VirtualCluster]) -> None:
+def hosts_of(run: SubmittedRun, attempt: int) -> set[str]:
+    logs = [run.folder.rank_log(attempt, rank).read_text() for rank in (0, 1)]
+    return {found[1] for log in logs if (found := re.search(rf" on (\S+): attempt {attempt}, pid", log))}
+
+
+def test_the_cut_side_stops_and_a_spare_node_takes_its_place(
+    new_cluster: Callable[..., VirtualCluster], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     site = new_cluster(nodes=3, cpus=2)
-    run = SubmittedRun(site, prepare_data(site), "cut", *WORDS)
+    data = prepare_data(site)
+    run = SubmittedRun(site, data, "cut", *WORDS)
     run.submit()
     run.wait_for_step(10)
-    cut = site.nodes[1]
+    before = hosts_of(run, 1)
+    (cut,) = sorted(before - {run.fields()["BatchHost"]})
     assert forked_on(site, cut) == 2
     site.isolate(cut)
+    cut_s = time.time()
     wait_until("the end of the rank behind the partition", lambda: forked_on(site, cut) < 2)
-    wait_until("the loss", lambda: run.events("node_lost"))
+    stopped_s = time.time()
+    wait_until("the recovery", lambda: run.events("recovered"))
+    ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), run.output()
+
+    (lost,), (recovered,) = run.events("node_lost"), run.events("recovered")
+    assert lost["node"] == cut
+    assert recovered["steps_lost"] <= 7
+    assert hosts_of(run, 2) == {*site.nodes} - {cut}
+    assert {event["attempt"] for event in run.events("checkpoint_committed") if event["t"] > lost["t"]} == {2}
+    assert learned(run.rows()) == learned(local_rows(data, tmp_path, *COURSE))
+    assert [left_on(site, node) for node in site.nodes if node != cut] == [[], []]
+    with capsys.disabled():
+        print(
+            f"\nafter the cut: its rank stopped {stopped_s - cut_s:.1f} s, found lost {lost['t'] - cut_s:.1f} s, "
+            f"training on the spare node {recovered['t'] - cut_s:.1f} s"
+        )

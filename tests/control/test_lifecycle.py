@@ -49,7 +49,7 @@ EVENTS: dict[str, Event] = {
 TABLE: dict[str, dict[str, tuple[str, str, bool]]] = {
     "placing": {
         "placed": ("starting", "start", False),
-        "failed": ("stopping", "stop", True),
+        "failed": ("replacing", "stop", True),  # they could not be introduced to each other: all over again
         "node_lost": ("replacing", "stop", True),
         "notice": ("preempted", "leave", False),
         "gave_up": ("failing", "stop", False),
@@ -173,9 +173,21 @@ def test_the_end_states_are_the_three_without_a_way_out():
 @pytest.mark.parametrize("state", [State.placing, State.starting, State.running])
 def test_a_failure_beyond_the_budget_ends_the_run(failure, after, state):
     last = decide(state, failure("a"), Budget(restarts_left=1, identical_limit=3))
+    after = State.replacing if state is State.placing else after
     assert (last.state, last.action, last.budget.restarts_left) == (after, Action.stop, 0)
     beyond = decide(state, failure("b"), last.budget)
     assert (beyond.state, beyond.action, beyond.budget.restarts_left) == (State.failing, Action.stop, -1)
+
+
+def test_a_node_lost_while_placing_costs_one_failure_and_is_placed_again():
+    budget = Budget(restarts_left=2, identical_limit=3)
+    state, actions = State.running, []
+    for event in (NodeLost("a"), Stopped(), NodeLost("b"), Stopped(), Placed(), FirstStep()):
+        decision = decide(state, event, budget)
+        state, budget = decision.state, decision.budget
+        actions.append(decision.action)
+    assert actions == [Action.stop, Action.place, Action.stop, Action.place, Action.start, Action.none]
+    assert (state, budget.restarts_left) == (State.running, 0)
 
 
 def test_growing_costs_nothing():

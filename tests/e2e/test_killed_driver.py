@@ -30,12 +30,18 @@ def zygote_of(rank_pid: int) -> int:
     return psutil.Process(rank_pid).ppid()
 
 
+def oom_score_adj(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 def test_the_next_driver_goes_on_from_memory(typist: Typist, run: Run, reference: Run) -> None:
     words = ["checkpoint.every_steps=0", "fault.lease_timeout_s=3", "fault.driver_grace_s=60"]
     driver = typist.train(run, *words)
     driver.wait_for_step(run, KILL_STEP)
     ranks = run.rank_pids()
     zygote = zygote_of(ranks[0])
+    agent = psutil.Process(zygote).ppid()
+    assert oom_score_adj(agent) < oom_score_adj(ranks[0]), "without memory the kernel takes a rank, not the agent"
     os.kill(ranks[1], signal.SIGSTOP)  # else they might reach the last step before they are stopped
     kill(driver)
     wait_for("the end of the ranks without a lease", lambda: not any(map(is_alive, ranks)))

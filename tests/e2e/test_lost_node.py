@@ -108,11 +108,11 @@ def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run,
     assert_bit_equal(run, reference)
 
 
-def lose_a_node(run: Run) -> int:
+def lose_a_node(run: Run, attempt: int, ranks: int) -> int:
     """Kill a node's raylet and agent, as a power cut would, though not the first node's, where Ray's own service is;
     returns the rank that it had."""
-    for rank in (2, 1, 0):
-        pid = run.rank_pid(1, rank)
+    for rank in reversed(range(ranks)):
+        pid = run.rank_pid(attempt, rank)
         assert pid is not None
         agent = agent_of(pid)
         raylet = agent.parent()
@@ -125,33 +125,40 @@ def lose_a_node(run: Run) -> int:
     raise AssertionError("every rank is on the first node")
 
 
-def test_without_a_spare_node_the_run_goes_on_with_two_and_grows_again(
+def test_without_spare_nodes_the_run_goes_on_with_fewer_and_grows_again_one_by_one(
     typist_on_nodes: Typist, fake_nodes: FakeNodes, tmp_path: Path, run: Run
 ) -> None:
     """18 samples don't divide over two ranks with micro-batches of two."""
     words = ["train.global_batch_size=18", "train.eval_every_steps=0", "checkpoint.every_steps=0"]
     words += ["optim.schedule_steps=100000"]
-    sizes = ["cluster.num_workers=3", "cluster.min_workers=2", "cluster.replace_timeout_s=1"]
+    sizes = ["cluster.num_workers=3", "cluster.min_workers=1", "cluster.replace_timeout_s=1"]
     driver = typist_on_nodes.train(run, *words, *sizes, "cluster.grow_interval_s=0.1", "train.steps=100000")
     driver.wait_for_step(run, KILL_STEP)
-    lose_a_node(run)
-    driver.wait_for("two ranks that train", lambda: run.newest_attempt() == 2)
-    driver.wait_for_step(run, run.events("attempt_started")[1]["resume_step"] + 5)
+
+    def wait_for_attempt(number: int, what: str) -> None:
+        driver.wait_for(what, lambda: run.newest_attempt() == number)
+        driver.wait_for_step(run, run.events("attempt_started")[-1]["resume_step"] + 5)
+
+    lose_a_node(run, 1, 3)
+    wait_for_attempt(2, "two ranks that train")
+    lose_a_node(run, 2, 2)
+    wait_for_attempt(3, "one rank that trains")
     fake_nodes.add_one()
-    driver.wait_for("three ranks that train", lambda: run.newest_attempt() == 3)
-    driver.wait_for_step(run, run.events("attempt_started")[2]["resume_step"] + 5)
+    wait_for_attempt(4, "two ranks that train")
+    fake_nodes.add_one()
+    wait_for_attempt(5, "three ranks that train")
     driver.process.terminate()
     assert driver.wait() == EXIT_PREEMPTED
 
-    assert [(event["from"], event["to"]) for event in run.events("resized")] == [(3, 2), (2, 3)]
+    assert [(event["from"], event["to"]) for event in run.events("resized")] == [(3, 2), (2, 1), (1, 2), (2, 3)]
     attempts = run.events("attempt_started")
-    assert [event["world_size"] for event in attempts] == [3, 2, 3]
-    assert [event["source"] for event in attempts] == ["start", "peer", "memory"]
-    shrunk, grown = run.events("recovered")
-    assert shrunk["source"] == "peer"
-    assert (grown["source"], grown["steps_lost"]) == ("memory", 0)
+    assert [event["world_size"] for event in attempts] == [3, 2, 1, 2, 3]
+    assert [event["source"] for event in attempts] == ["start", "peer", "peer", "memory", "memory"]
+    shrunk, again, *grown = run.events("recovered")
+    assert (shrunk["source"], again["source"]) == ("peer", "peer")
+    assert [(event["source"], event["steps_lost"]) for event in grown] == [("memory", 0)] * 2
     rows = run.rows()
-    assert sorted({row.world_size for row in rows.values()}) == [2, 3]
+    assert sorted({row.world_size for row in rows.values()}) == [1, 2, 3]
     alone = Run(tmp_path / "alone")
     last = f"train.steps={max(rows)}"
     typist_on_nodes.train(alone, *words, "cluster.num_workers=1", last).finish()

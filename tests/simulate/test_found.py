@@ -5,6 +5,7 @@ from pathlib import Path
 
 from simulated import assert_clean, setting
 
+from launch.slurm.ending import lost_a_node
 from orchestrator.control.opening import OpenRun
 from orchestrator.errors import StoreFault
 from orchestrator.observe.ledger import read_events
@@ -85,3 +86,55 @@ def test_a_node_that_dies_after_the_stop_does_not_cost_the_others_memory(tmp_pat
     (recovery,) = course.recoveries
     assert recovery["source"] == "peer"
     assert recovery["steps_lost"] <= 1
+
+
+def lose_one_more_while_placing(schedule: Schedule, after_s: float) -> None:
+    """A node is lost, and another so long after the ranks were stopped."""
+    cluster = schedule.drivers[0].cluster
+    cluster.on_stop.append(lambda: schedule.world.after(after_s, lambda: cluster.lose(cluster.nodes[5])))
+    Injector(schedule)._lose(cluster, cluster.nodes[2], False)
+
+
+def test_a_node_that_is_lost_while_the_run_is_placed_again_costs_one_failure(tmp_path: Path) -> None:
+    schedule = schedule_in(tmp_path)
+    after_s = schedule.costs.place_s + schedule.costs.agent_s / 2
+    when_step_is_done(schedule, SAVE_EVERY + 20, lambda: lose_one_more_while_placing(schedule, after_s))
+    course = schedule.run()
+    assert_clean(course)
+    assert (course.drivers, course.attempts) == (1, 2)
+    events = read_events(RunFolder(tmp_path).events)
+    assert [event["attempt"] for event in events if event["event"] == "node_lost"] == [1, 1]
+    assert [event["source"] for event in events if event["event"] == "recovered"] == ["peer"]
+
+
+def test_nodes_that_are_found_lost_at_once_are_replaced_together(tmp_path: Path) -> None:
+    schedule = schedule_in(tmp_path)
+
+    def lose_two() -> None:
+        cluster = schedule.drivers[0].cluster
+        Injector(schedule)._lose(cluster, cluster.nodes[2], True)
+
+    when_step_is_done(schedule, SAVE_EVERY + 20, lose_two)
+    course = schedule.run()
+    assert_clean(course)
+    assert (course.drivers, course.attempts) == (1, 2)
+
+
+def test_a_run_that_ends_for_want_of_a_node_says_so_and_its_job_may_be_requeued(tmp_path: Path) -> None:
+    """Not the first rank's death, which came of it."""
+    schedule = schedule_in(tmp_path)
+
+    def lose_one_without_spares() -> None:
+        cluster = schedule.drivers[0].cluster
+        cluster.has_spares = False
+        Injector(schedule)._lose(cluster, cluster.nodes[2], False)
+
+    when_step_is_done(schedule, SAVE_EVERY + 20, lose_one_without_spares)
+    course = schedule.run()
+    assert_clean(course)
+    assert course.drivers == 2
+    events = read_events(RunFolder(tmp_path).events)
+    (failed,) = [event for event in events if event["event"] == "run_failed"]
+    assert failed["rank"] is None
+    assert "the cluster has not freed nodes" in failed["digest"]
+    assert lost_a_node(events[: events.index(failed) + 1], 0.0)

@@ -63,9 +63,9 @@ SWAPPED: list[tuple[Pair, Pair]] = [
 ]
 
 
-def without(pair: Pair) -> Decide:
+def without(*pairs: Pair) -> Decide:
     def mutated(state: State, event: Event, budget: Budget) -> Decision:
-        if (state, type(event)) == pair:
+        if (state, type(event)) in pairs:
             return Decision(state, Action.none, budget)
         return decide(state, event, budget)
 
@@ -111,6 +111,12 @@ def test_a_transition_that_is_left_out_is_found(pair: Pair) -> None:
 @pytest.mark.parametrize(("pair", "kind"), RARE, ids=str)
 def test_a_transition_that_needs_a_coincidence_is_found_where_there_are_some(pair: Pair, kind: Fault) -> None:
     assert seed_that_finds(without(pair), (kind,)) is not None
+
+
+def test_a_failure_while_placing_that_is_left_out_is_found() -> None:
+    """Either of the two would do: whoever does not answer has failed, lost or not."""
+    mutated = without((State.placing, NodeLost), (State.placing, AttemptFailed))
+    assert seed_that_finds(mutated, (Fault.in_recovery,)) is not None
 
 
 @pytest.mark.parametrize("pairs", SWAPPED, ids=lambda pairs: "-".join(f"{s}-{e.__name__}" for s, e in pairs))
