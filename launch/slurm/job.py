@@ -182,7 +182,9 @@ class Job:
 
     def _exit_code(self, code: int) -> int:
         """The driver's own; one that the notice killed before it could listen has nothing to save."""
-        if code == -signal.SIGUSR1 and self._notice is not None:
+        if (
+            code in (-signal.SIGUSR1, 128 + signal.SIGUSR1) and self._notice is not None
+        ):  # by srun, as a shell says it
             return EXIT_PREEMPTED
         if code < 0:
             say(f"the driver was killed by {signal.Signals(-code).name}")
