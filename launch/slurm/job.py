@@ -182,9 +182,8 @@ class Job:
 
     def _exit_code(self, code: int) -> int:
         """The driver's own; one that the notice killed before it could listen has nothing to save."""
-        if (
-            code in (-signal.SIGUSR1, 128 + signal.SIGUSR1) and self._notice is not None
-        ):  # by srun, as a shell says it
+        too_early = (-signal.SIGUSR1, 128 + signal.SIGUSR1)  # of a process, and of a step by srun
+        if code in too_early and self._notice is not None:
             return EXIT_PREEMPTED
         if code < 0:
             say(f"the driver was killed by {signal.Signals(-code).name}")
