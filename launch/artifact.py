@@ -40,6 +40,8 @@ class Artifact:
     """Resolved."""
     data_path: str | None
     """Where the prepared data is now, as far as anybody knows."""
+    run_folder: RunFolder | None = None
+    """Of the run that it was named by."""
 
     @property
     def step(self) -> int:
@@ -122,13 +124,13 @@ def open_checkpoint(
     Every byte is verified first; nothing is written. ConfigError for what does not exist, CheckpointError for
     what is damaged.
     """
-    store, step, key_file, lineage = _locate(name, root, step)
+    store, step, key_file, lineage, folder = _locate(name, root, step)
     reader = CheckpointReader(store, read_marker(store, step), key_file)
     if problems := verify(store, step):
         others = [s for s in committed_steps(store, lineage) if s != step]
         way_out = f"; take another with --step: {_listed(others)}" if others else ""
         raise CheckpointError(f"{reader.where} is damaged: {'; '.join(problems)}{way_out}")
-    return Artifact(reader, _model_of(reader), data_path or reader.marker.data_path)
+    return Artifact(reader, _model_of(reader), data_path or reader.marker.data_path, folder)
 
 
 def best_device() -> str:
@@ -138,9 +140,9 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | None, Lineage]:
-    """The store, the step, where the run's config says that its key is, and what its rollbacks left behind."""
-    key_file, lineage = None, WHOLE
+def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | None, Lineage, RunFolder | None]:
+    """The store, the step, where the run's config says that its key is, what its rollbacks left behind, the run."""
+    key_file, lineage, folder = None, WHOLE, None
     parent, _, last = name.rstrip("/").rpartition("/")
     named_step = step_of(last)
     if named_step is not None:
@@ -148,7 +150,7 @@ def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | N
             raise ConfigError(f"--step={step} contradicts {name}; leave one of them out")
         store, step = Store(parent or "."), named_step
     else:
-        store, key_file, lineage = _store_of(name, root)
+        store, key_file, lineage, folder = _store_of(name, root)
     steps = committed_steps(store, lineage)
     if not steps:
         raise ConfigError(
@@ -157,20 +159,20 @@ def _locate(name: str, root: str, step: int | None) -> tuple[Store, int, str | N
         )
     if step is not None and step not in steps:
         raise ConfigError(f"{name} has no committed checkpoint of step {step}; it has {_listed(steps)}")
-    return store, steps[-1] if step is None else step, key_file, lineage
+    return store, steps[-1] if step is None else step, key_file, lineage, folder
 
 
-def _store_of(name: str, root: str) -> tuple[Store, str | None, Lineage]:
+def _store_of(name: str, root: str) -> tuple[Store, str | None, Lineage, RunFolder | None]:
     """Where the checkpoints of a run (id or folder) lie; a URL or another folder is such a place itself."""
     if "://" in name:
-        return Store(name), None, WHOLE
+        return Store(name), None, WHOLE, None
     for folder in (RunFolder(Path(name).expanduser()), RunFolder(Path(root).expanduser() / name)):
         if folder.config.is_file():
             settings = _checkpoint_settings(folder)
             store = Store(settings.url or str(folder.checkpoints))
-            return store, settings.key_file, lineage_in(folder.branches)
+            return store, settings.key_file, lineage_in(folder.branches), folder
     if Path(name).is_dir():
-        return Store(name), None, WHOLE
+        return Store(name), None, WHOLE, None
     known = sorted(path.parent.name for path in Path(root).expanduser().glob("*/config.yaml"))
     if not known:
         raise ConfigError(f"{name} is neither a run nor a folder, and {root} has no runs; name its --root")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from launch.artifact import add_artifact_arguments, open_artifact
+from launch.lineage import FILE_NAME, record_lineage
 from orchestrator.data import files
 from orchestrator.errors import ConfigError
 
@@ -12,6 +13,9 @@ EXAMPLES = """examples:
   phalanx export runs/llama-1a2b3c4d exported/ --step 4000
 
 Then, for example: vllm serve exported/
+
+DIR/lineage.json says what it was made from. Where the run is tracked by W&B, a W&B run of type `export` has used the
+checkpoint's artifact and made the export's.
 """
 
 
@@ -36,11 +40,12 @@ def run(argv: list[str]) -> int:
             tokenizer=tokenizer,
             origin=f"run `{artifact.run_id}`, step {artifact.step:,}",
         )
+        print(f"{folder}: step {artifact.step:,} of {artifact.run_id}\n  " + "\n  ".join([*names, FILE_NAME]))
+        record_lineage(artifact, folder)
     except FileExistsError as error:
         raise ConfigError(f"{error}; name a new one") from error
     except OSError as error:
         raise ConfigError(f"{folder} can't be written: {error.strerror or error}") from error
-    print(f"{folder}: step {artifact.step:,} of {artifact.run_id}\n  " + "\n  ".join(names))
     return 0
 
 

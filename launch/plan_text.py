@@ -113,6 +113,7 @@ def _time_lines(plan: RunPlan, price_per_hour: float | None) -> list[str]:
         "recomputing": time.recompute,
         "communication that is not hidden": time.communication,
         "update": time.update,
+        "overhead": time.overhead,
     }
     shown = [f"{name} {seconds_text(seconds)}" for name, seconds in parts.items() if seconds]
     utilisation = model_flops_utilisation(plan, time.total)

@@ -14,6 +14,7 @@ from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
 from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
+from orchestrator.control.badnodes import avoided
 from orchestrator.observe.goodput import Goodput, goodput_ledger
 from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.metrics import read_rows
@@ -63,10 +64,12 @@ def run(argv: Sequence[str]) -> int:
     if arguments.json:
         job, problem = _asked(lambda: slurm_json(folder))
         more = {"wandb": wandb_words(folder), "goodput": goodput_json(goodput), "slurm": job}
+        more["avoided_nodes"] = sorted(avoided(folder))
         print(as_json(asdict(status) | more | {"events": events[-_LAST_EVENTS:]}))
     else:
         slurm, problem = _asked(lambda: slurm_words(folder, now_s))
-        print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, slurm=slurm)))
+        more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder))}
+        print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, **more)))
     return _told(problem)
 
 
@@ -148,6 +151,7 @@ def details(
     now_s: float,
     *,
     slurm: str | None = None,
+    avoided_nodes: Sequence[str] = (),
 ) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
@@ -160,6 +164,7 @@ def details(
         "loss": "none yet" if status.loss is None else f"{status.loss:.4f}",
         "speed": "-" if status.tokens_per_s is None else f"{status.tokens_per_s:,.0f} tok/s",
         "workers": status.workers,
+        "left alone": f"{', '.join(avoided_nodes)}; bad_nodes.txt says why" if avoided_nodes else None,
         "time left": None if status.eta_s is None else duration_text(status.eta_s),
         "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{restarts})",
         "goodput": goodput_words(goodput) if goodput.wall_us else None,

@@ -16,7 +16,6 @@ from launch.compose import compose
 from launch.kuberay import submitting as kuberay
 from launch.plan import manifest_if_any, planned_device
 from launch.slurm import commands
-from launch.slurm.badnodes import excluded, read_bad_nodes
 from launch.slurm.ending import slowest_save_s
 from launch.slurm.jobspec import JobSpec, job_spec
 from launch.slurm.partitions import request_problems
@@ -26,6 +25,7 @@ from launch.slurm.script import script_text
 from launch.slurm.sharing import not_shared
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig, Scheduler
+from orchestrator.control.badnodes import excluded, read_bad_nodes
 from orchestrator.control.opening import check_store, is_finished, plan_for, read_data
 from orchestrator.errors import ConfigError
 from orchestrator.observe.ledger import read_events

@@ -20,6 +20,7 @@ from orchestrator.sweep.description import base_recipe, default_id, describe, di
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.packing import gang_of
+from orchestrator.sweep.pbt import Child, children
 from orchestrator.sweep.recipe import Recipe
 from orchestrator.sweep.report import write_report
 from orchestrator.sweep.sampler import suggest
@@ -32,6 +33,7 @@ from orchestrator.sweep.wording import end_lines
 
 EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 optim.warmup_steps=10,20
   phalanx sweep experiment=quickstart sweep=asha 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.trials=24
+  phalanx sweep experiment=quickstart sweep=pbt 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.population=4
   phalanx sweep experiment=quickstart sweep=lr --preview
   phalanx sweep experiment=quickstart 'model=glob(gpt_1*)' cluster.address=auto
   phalanx train -m experiment=quickstart optim.lr=1e-3,2e-3       the same as a grid
@@ -151,13 +153,15 @@ def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metr
         listed=trials if is_grid else [],
         corners=trials,
         compose=read.compose,
+        config=lambda trial: read.compose(trial.parameters, part_words(folder, read, trial)),
         command=partial(_command, folder, read),
         suggest=partial(_suggest, read, metric),
+        breed=partial(_breed, read, metric, base.train.steps),
     )
 
 
 def _suggest(read: SweepWords, metric: Metric, trials: list[Trial], tries: int) -> dict[str, str] | None:
-    if read.algorithm is Algorithm.grid or len(trials) >= read.settings.trials:
+    if read.algorithm in (Algorithm.grid, Algorithm.pbt) or len(trials) >= read.settings.trials:
         return None
     return suggest(
         read.algorithm,
@@ -167,6 +171,29 @@ def _suggest(read: SweepWords, metric: Metric, trials: list[Trial], tries: int) 
         tries=tries,
         maximise=is_maximised(metric),
     )
+
+
+def _breed(read: SweepWords, metric: Metric, total_steps: int, trials: Sequence[Trial]) -> list[Child]:
+    if read.algorithm is not Algorithm.pbt:
+        return []
+    maximise = is_maximised(metric)
+    return children(read.settings, read.space, trials, total_steps=total_steps, maximise=maximise)
+
+
+def part_words(folder: SweepFolder, read: SweepWords, trial: Trial) -> list[str]:
+    """What a round of a population's member adds: its end, the schedule of the whole run, its parent's checkpoint."""
+    if trial.part is None:
+        return []
+    config = read.compose(trial.parameters)
+    words = [f"train.steps={trial.part.steps}"]
+    if config.optim.schedule_steps is None:
+        words.append(f"optim.schedule_steps={config.train.steps}")
+    if trial.part.parent is not None:
+        url = config.checkpoint.url
+        parent = trial.part.parent
+        place = str(folder.trial(parent).checkpoints.resolve()) if url is None else join(url, parent)
+        words.append(f"checkpoint.init_from={place}")
+    return words
 
 
 def _command(folder: SweepFolder, read: SweepWords, trial: Trial) -> list[str]:
@@ -180,5 +207,5 @@ def _command(folder: SweepFolder, read: SweepWords, trial: Trial) -> list[str]:
         ours.append(f"cluster.start_timeout_s={GANG_TIMEOUT_S}")
     if url is not None:
         ours.append(f"checkpoint.url={join(url, trial.id)}")
-    words = [*read.base_words, *parameter_words(trial.parameters), *ours]
+    words = [*read.base_words, *parameter_words(trial.parameters), *part_words(folder, read, trial), *ours]
     return [sys.executable, "-m", "launch.cli", "train", *words]

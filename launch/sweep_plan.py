@@ -10,6 +10,7 @@ from launch.sweep_words import SweepWords
 from orchestrator.data.manifest import Manifest
 from orchestrator.memory import gigabytes, held_bytes
 from orchestrator.plan import memory_refusal, plan_run
+from orchestrator.sweep.pbt import interval_steps, num_rounds
 from orchestrator.sweep.settings import Algorithm
 from orchestrator.sweep.space import Parameters, dimension_text, parameter_words
 
@@ -52,17 +53,22 @@ def trial_costs(read: SweepWords, ids: Mapping[str, Parameters]) -> list[TrialCo
 def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -> list[str]:
     """The trials and what they cost together; of a space without a list, its ends."""
     settings = read.settings
-    is_grid = read.algorithm is Algorithm.grid
+    is_grid, is_population = read.algorithm is Algorithm.grid, read.algorithm is Algorithm.pbt
     lines = [f"sweep {sweep_id}: {read.algorithm}, pruning: {settings.pruner}"]
     lines += [f"  {dimension.key}={dimension_text(dimension)}" for dimension in read.space]
-    lines += ["", f"{len(costs)} trials" if is_grid else f"{settings.trials} trials; the ends of the space:"]
+    how_many = f"{len(costs)} trials" if is_grid else f"{settings.trials} trials; the ends of the space:"
+    if is_population:
+        steps = interval_steps(settings, costs[0].steps)
+        rounds = num_rounds(settings, costs[0].steps)
+        how_many = f"{settings.population} members, {rounds} rounds of {steps:,} steps each; the ends of the space:"
+    lines += ["", how_many]
     header = ("TRIAL", "WORKERS", "STEPS", "TOKENS", "FLOPS", "MEMORY/RANK", "PARAMETERS")
     rows = [header, *(_cells(cost) for cost in costs[:MAX_ROWS])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if len(costs) > MAX_ROWS:
         lines.append(f"... and {len(costs) - MAX_ROWS} more")
-    count = len(costs) if is_grid else settings.trials
+    count = len(costs) if is_grid else settings.population if is_population else settings.trials
     largest = max(costs, key=lambda cost: cost.flops)
     total = sum(cost.flops for cost in costs) if is_grid else largest.flops * count
     tokens = sum(cost.tokens for cost in costs) if is_grid else largest.tokens * count

@@ -44,9 +44,9 @@ class SweepWords:
     base_words: tuple[str, ...]
     """Overrides of every trial, config folders included."""
 
-    def compose(self, parameters: Parameters) -> RunConfig:
-        """One trial's config. Raises ConfigError where the parameters make none."""
-        return _composed((*self.base_words, *parameter_words(parameters)))
+    def compose(self, parameters: Parameters, more: Sequence[str] = ()) -> RunConfig:
+        """One trial's config, with `more` words. Raises ConfigError where they make none."""
+        return _composed((*self.base_words, *parameter_words(parameters), *more))
 
     def trials(self) -> list[Parameters]:
         """All trials of a grid, else those that judge the space: its ends."""
@@ -76,6 +76,8 @@ def read_words(words: Sequence[str]) -> SweepWords:
     algorithm = settings.algorithm or (Algorithm.grid if is_listed(space) else Algorithm.tpe)
     if algorithm is Algorithm.grid:
         found += _grid_problems(space)
+    if algorithm is Algorithm.pbt:
+        found += _population_problems(space)
     if found:
         raise ConfigError(*dict.fromkeys(found))
     dir_words = [f"--config-dir={folder}" for folder in folders]
@@ -165,6 +167,20 @@ def _grid_problems(space: Space) -> list[str]:
         size = f"{grid_size(space):,} trials, more than {MAX_GRID:,}"
         return [f"the grid has {size}; list fewer values, or use sweep.algorithm=random sweep.trials=..."]
     return []
+
+
+FIXED_GROUPS = {"model", "data", "experiment", "cluster", "parallel", "checkpoint"}
+FIXED_KEYS = {"train.steps", "train.seq_len", "optim.name", "optim", "train"}
+
+
+def _population_problems(space: Space) -> list[str]:
+    """What can't change while a checkpoint is handed on."""
+    return [
+        f"{d.key} can't be searched by sweep.algorithm=pbt: members hand their checkpoints on; search fields of "
+        "optim, as in optim.lr, or use sweep.algorithm=tpe"
+        for d in space
+        if d.key in FIXED_KEYS or d.key.partition(".")[0] in FIXED_GROUPS
+    ]
 
 
 def _check_trials(read: SweepWords) -> None:

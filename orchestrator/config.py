@@ -302,6 +302,11 @@ class FaultConfig:
     straggler_factor: float = 1.5
     """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
     for none."""
+    evict_straggler_after_steps: int = 0
+    """A rank that is named and still slow so many steps later has its node left, where another has room or
+    cluster.min_workers allows to do without; 0 never."""
+    avoid_after_losses: int = 3
+    """A node that a run has lost so often is left alone while others have room (bad_nodes.txt); 0: never."""
 
 
 class WandbMode(StrEnum):

@@ -81,10 +81,12 @@ class StepTime:
     """What no backward pass hides."""
     update: float
     """The optimizer's reads and writes, and offload's transfers."""
+    overhead: float = 0.0
+    """What a step takes on a CPU however small the model."""
 
     @property
     def total(self) -> float:
-        return self.forward_backward + self.recompute + self.communication + self.update
+        return self.forward_backward + self.recompute + self.communication + self.update + self.overhead
 
 
 class TimeSource(StrEnum):

@@ -22,6 +22,7 @@ ONLY_IN = {
     "prometheus_client": "orchestrator/observe/prometheus.py",
     "tensorboardX": "orchestrator/observe/tensorboard.py",
     "optuna": "orchestrator/sweep/sampler.py",
+    "pynvml": "orchestrator/rank/gpuhealth.py",
 }
 NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "optuna", "subprocess")
 MAX_FILE_LINES = 400

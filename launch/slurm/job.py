@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.slurm import commands
-from launch.slurm.badnodes import add_bad_nodes, excluded, read_bad_nodes
 from launch.slurm.ending import (
     Conclusion,
     Ended,
@@ -39,6 +38,7 @@ from launch.slurm.preflight import unfit_nodes
 from launch.slurm.record import Submission, append_submission
 from launch.slurm.waking import Wakeup
 from orchestrator.codec import decode
+from orchestrator.control.badnodes import add_bad_nodes, excluded, read_bad_nodes
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PhalanxError
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.state import is_held

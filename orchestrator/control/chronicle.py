@@ -8,6 +8,7 @@ from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.observe.console import Console
 from orchestrator.observe.eyes import Eyes
 from orchestrator.observe.goodput import goodput_ledger
+from orchestrator.observe.gpus import GpuWatch
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
 from orchestrator.observe.tracking import Tracker, summary_values
@@ -20,6 +21,7 @@ TOLD_AS_ALERT = {
     "node_lost": ("a node was lost", "WARN"),
     "anomaly": ("the numbers are bad", "WARN"),
     "straggler": ("a rank is slow", "WARN"),
+    "gpu_fault": ("a GPU is not well", "WARN"),
     "preemption_notice": ("the run was told to stop", "INFO"),
     "run_failed": ("the run failed", "ERROR"),
 }
@@ -47,6 +49,7 @@ class Chronicle:
         self.tokens = 0
         self.last_row: StepRow | None = None
         self.goodput = goodput_ledger(read_events(folder.events), read_rows(folder.metrics))
+        self._gpus = GpuWatch()
         self._first_fields = {"driver_started_s": driver_started_s}
         self._folder = folder
         self._every_steps = every_steps
@@ -77,7 +80,7 @@ class Chronicle:
         """A finished step. Every `tracking.every_steps`-th is kept, and always the last and the evaluated ones."""
         self.tokens += row.tokens
         self.goodput.row(row)
-        row = replace(row, goodput=self.goodput.ratio)
+        row = replace(row, goodput=self.goodput.ratio, **self._gpus.row_fields())
         self.last_row = row
         if row.step % self._every_steps == 0 or is_last or row.eval_loss is not None:
             self._metrics.append(row)
@@ -87,7 +90,10 @@ class Chronicle:
 
     def ranks(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Every rank's report of a step, in rank order; its row follows."""
-        self._eyes.ranks(reports)
+        faults = self._gpus.hear(reports)
+        self._eyes.ranks([{**report, "gpu": self._gpus.newest(rank)} for rank, report in enumerate(reports)])
+        for fault in faults:
+            self.event("gpu_fault", reports[0]["attempt"], reports[0]["step"], **fault)
 
     def output(self, message: Mapping[str, Any]) -> None:
         """A line that a rank printed."""

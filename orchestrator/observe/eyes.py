@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from orchestrator.config import TrackingConfig
 from orchestrator.errors import ConfigError
+from orchestrator.observe.gpus import gpu_health
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.runfolder import RunFolder
 
@@ -67,6 +68,7 @@ def rank_health(report: Mapping[str, Any]) -> dict[str, float]:
         "wait_seconds": report["wait_s"],
         "data_wait_seconds": report["data_s"],
         "memory_bytes": report["memory_bytes"],
+        **gpu_health(report.get("gpu")),
     }
 
 

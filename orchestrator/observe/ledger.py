@@ -16,6 +16,8 @@ class EventName(StrEnum):
     node_lost = "node_lost"
     hang_detected = "hang_detected"
     straggler = "straggler"
+    gpu_fault = "gpu_fault"
+    """A GPU counts new uncorrectable errors, or is slowed down by heat or its power supply."""
     anomaly = "anomaly"
     rollback = "rollback"
     snapshot = "snapshot"

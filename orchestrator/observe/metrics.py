@@ -46,6 +46,14 @@ class StepRow:
     """Model FLOPs utilisation, 0 to 1; None where the peak of the hardware is not known."""
     memory_bytes: int | None = None
     """Peak of the rank that used most: GPU memory, or resident memory on a CPU."""
+    gpu_temperature_c: int | None = None
+    """Of the hottest GPU; this and what follows only where NVML tells (gpus.py), read every few seconds."""
+    gpu_sm_clock_mhz: int | None = None
+    """Of the slowest GPU."""
+    gpu_ecc_uncorrected: int | None = None
+    """Uncorrectable memory errors of all GPUs since their drivers were loaded."""
+    gpus_slowed: int | None = None
+    """GPUs that are slowed down by heat, by their power supply or by a fault."""
     time: float | None = None
     """When the slowest rank had done the step, in unix seconds by its own clock."""
     eval_loss: float | None = None

@@ -5,7 +5,7 @@ from typing import Any
 
 from orchestrator.observe.metrics import StepRow
 
-_UNITS = {"(%)": " percent", "(s)": " seconds", "(GiB)": " gib"}
+_UNITS = {"(%)": " percent", "(s)": " seconds", "(GiB)": " gib", "(C)": " celsius", "(MHz)": " mhz"}
 
 
 def row_values(row: StepRow) -> dict[str, Any]:
@@ -25,6 +25,10 @@ def row_values(row: StepRow) -> dict[str, Any]:
         "time_metrics/data_loading(s)": row.data_s,
         "time_metrics/data_loading(%)": 100 * row.data_s / row.step_s if row.step_s > 0 else None,
         "memory/max_reserved(GiB)": None if row.memory_bytes is None else row.memory_bytes / 2**30,
+        "gpu/temperature_max(C)": row.gpu_temperature_c,
+        "gpu/sm_clock_min(MHz)": row.gpu_sm_clock_mhz,
+        "gpu/ecc_uncorrected": row.gpu_ecc_uncorrected,
+        "gpu/slowed": row.gpus_slowed,
         "eval/loss": row.eval_loss,
         "eval/perplexity": row.eval_perplexity,
         "eval/bits_per_byte": row.eval_bits_per_byte,

@@ -18,7 +18,8 @@ class PrometheusPort:
         self._run_id = run_id
         self._registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
-        self._ranks_known = 0
+        self._rank_values: set[tuple[str, int]] = set()
+        """(figure, rank) that are shown."""
         self._events = Counter("phalanx_events", "Events of the run", ["run", "event"], registry=self._registry)
         self._server, self._thread = start_http_server(config.port or 0, config.host, registry=self._registry)
         self.address = f"http://{config.host}:{self._server.server_port}/metrics"
@@ -28,15 +29,15 @@ class PrometheusPort:
             self._gauge(prometheus_name(name), name, "run").labels(self._run_id).set(value)
 
     def ranks(self, health: Sequence[Mapping[str, float]]) -> None:
-        """Rank by rank; those of a larger world that was before are taken away."""
+        """Rank by rank; what a rank does not say any more, as in a smaller world, is taken away."""
         for rank, values in enumerate(health):
             for name, value in values.items():
                 gauge = self._gauge(f"phalanx_rank_{name}", f"{name} of a rank's last step", "run", "rank")
                 gauge.labels(self._run_id, rank).set(value)
-        for rank in range(len(health), self._ranks_known):
-            for name in health[0] if health else ():
-                self._gauges[f"phalanx_rank_{name}"].remove(self._run_id, str(rank))
-        self._ranks_known = len(health)
+        now = {(name, rank) for rank, values in enumerate(health) for name in values}
+        for name, rank in self._rank_values - now:
+            self._gauges[f"phalanx_rank_{name}"].remove(self._run_id, str(rank))
+        self._rank_values = now
 
     def event(self, record: Mapping[str, Any]) -> None:
         self._events.labels(self._run_id, record["event"]).inc()

@@ -31,8 +31,8 @@ class TensorboardFolder:
         for name, value in row_values(row).items():
             if name != "train/step":
                 self._writer.add_scalar(name, value, row.step, walltime=row.time)
-        for name in self._health[0] if self._health else ():
-            values = [values[name] for values in self._health]
+        for name in dict.fromkeys(name for values in self._health for name in values):
+            values = [values[name] for values in self._health if name in values]
             self._writer.add_scalar(f"ranks/{name}_max", max(values), row.step, walltime=row.time)
             self._writer.add_scalar(f"ranks/{name}_min", min(values), row.step, walltime=row.time)
 

@@ -7,7 +7,6 @@ everything anyway, and what W&B lacks of it is sent when it can next be reached.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -19,13 +18,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator.config import WandbConfig, WandbMode
-from orchestrator.data.manifest import Manifest
+from orchestrator.observe.artifacts import checkpoint_artifact, wandb_safe, without_user
 from orchestrator.observe.goodput import Goodput, in_order
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
@@ -48,7 +48,6 @@ _EXPORTED = {
     "dir": "WANDB_DIR",
 }
 _SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|secret_key|password|passwd|credentials|token)$", re.I)
-_URL_USER = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 class NullTracker:
@@ -92,8 +91,8 @@ class WandbTracker:
         self._is_late = False
         self._notices: list[str] = []
         self._known = threading.Event()
-        self._checkpoint: dict[str, Any] | None = None
-        """The newest, as an artifact."""
+        self._made: list[dict[str, Any]] = start["made"]
+        """Artifacts that W&B shall know as this run's: of a training run its newest checkpoint."""
         self._has: dict[str, int] | None = None
         """What W&B's server says it has of the run, once it has said."""
         log = str(run_folder.wandb / "client.log")
@@ -123,7 +122,9 @@ class WandbTracker:
         """
         self._put(_item(record))
         if record["event"] == "checkpoint_committed":
-            self._checkpoint = checkpoint_artifact(self.wandb_run_id, record)
+            self._made = [
+                checkpoint_artifact(self.wandb_run_id, str(record.get("path")), record["step"], record.get("bytes"))
+            ]
         if record["event"] == "rollback":
             self._put({"rewind": record["to_step"]})
 
@@ -145,7 +146,7 @@ class WandbTracker:
         with self._changed:
             if self._closing:
                 return
-            self._queue.append({"lineage": {"data": self._start["data"], "checkpoint": self._checkpoint}})
+            self._queue.append({"lineage": {"used": self._start["used"], "made": self._made}})
             self._queue.append({"close": exit_code})
             self._closing = True
             self._changed.notify()
@@ -251,21 +252,27 @@ def start_tracking(
     run_folder: RunFolder,
     run_config: dict[str, Any],
     resumed: bool,
-    data: dict[str, Any] | None = None,
+    used: Sequence[dict[str, Any]] = (),
+    made: Sequence[dict[str, Any]] = (),
+    job_type: str | None = None,
     must_be_online: bool = False,
 ) -> Tracker:
     """Begins the run's W&B run, or goes on with it, in the background. Call once per driver, never per rank.
 
-    `run_config` is shown in W&B without what looks like a secret; `data` is what `data_artifact` makes.
+    `run_config` is shown in W&B without what looks like a secret. `used` and `made` are artifacts (artifacts.py);
+    of a training run its newest checkpoint is added by itself.
     `must_be_online`: stop, with a notice, rather than record offline. Never raises.
     """
     if not must_be_online and (os.environ.get("WANDB_MODE") or config.mode) == WandbMode.disabled:
         return NullTracker()
+    if job_type is not None:
+        config = replace(config, job_type=job_type)
     start = {
         "init": init_arguments(config, run_id, run_folder, os.environ) | {"config": without_secrets(run_config)},
         "mode": "must_be_online" if must_be_online else os.environ.get("WANDB_MODE") or str(config.mode),
         "started_s": time.time(),
-        "data": data,
+        "used": list(used),
+        "made": list(made),
         "resumed": resumed,
         "sync_command": f"phalanx sync {shlex.quote(str(run_folder.path))}",
         "init_timeout_s": None if os.environ.get("WANDB_INIT_TIMEOUT") else config.start_timeout_s,
@@ -300,11 +307,6 @@ def init_arguments(
     return arguments | {"id": environment.get("WANDB_RUN_ID") or wandb_safe(run_id)}
 
 
-def wandb_safe(run_id: str) -> str:
-    """The run id as W&B takes it: none of / \\ # ? % :, at most 128 characters."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", run_id)[:128]
-
-
 def without_secrets(value: Any, key: str = "") -> Any:
     """A copy in which values under secret-looking keys and users in URLs are `***`."""
     if isinstance(value, Mapping):
@@ -312,7 +314,7 @@ def without_secrets(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(inner, key) for inner in value]
     if isinstance(value, str):
-        return "***" if value and _SECRET_KEY.search(key) else _URL_USER.sub("***@", value)
+        return "***" if value and _SECRET_KEY.search(key) else without_user(value)
     return value
 
 
@@ -321,30 +323,6 @@ def _item(record: StepRow | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(record, StepRow):
         return {"log": row_values(record), "step": record.step}
     return {"event": event_values(record), "name": record["event"]}
-
-
-def data_artifact(path: str, manifest: Manifest) -> dict[str, Any]:
-    """The prepared data as W&B's artifact: another preparation has another name."""
-    text = manifest.to_json()
-    metadata = {
-        "train_tokens": manifest.train.tokens,
-        "validation_tokens": manifest.validation.tokens,
-        "vocab_size": manifest.tokenizer.vocab_size,
-    }
-    stem = path.rstrip("/").rpartition("/")[2] or "data"
-    name = f"data-{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return {"name": wandb_safe(name), "uri": _as_uri(path), "metadata": metadata}
-
-
-def checkpoint_artifact(run_id: str, event: Mapping[str, Any]) -> dict[str, Any]:
-    """A committed checkpoint as W&B's artifact."""
-    metadata = {"step": event["step"], "bytes": event.get("bytes")}
-    return {"name": f"{run_id}-checkpoint"[:128], "uri": _as_uri(str(event.get("path"))), "metadata": metadata}
-
-
-def _as_uri(path: str) -> str:
-    """URLs stay as they are, but for a user in them."""
-    return _URL_USER.sub("***@", path) if "://" in path else Path(path).resolve().as_uri()
 
 
 def rewind_point(rollbacks: Sequence[Mapping[str, Any]], *, newest_step: int, newest_attempt: int) -> int | None:

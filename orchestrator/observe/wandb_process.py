@@ -159,19 +159,12 @@ class WandbRun:
         recording.join(self._start["finish_timeout_s"] / 2)
 
     def _log_artifacts(self, lineage: dict[str, Any]) -> None:
-        import wandb
-
-        made, used = lineage.get("checkpoint"), lineage.get("data")
-        with contextlib.suppress(Exception):  # the history counts for more
-            if made is not None:
-                checkpoint = wandb.Artifact(made["name"], type="model", metadata=made["metadata"])
-                checkpoint.add_reference(made["uri"], name="checkpoint", checksum=False)
-                self._run.log_artifact(checkpoint, aliases=["latest", f"step-{made['metadata']['step']}"])
-        with contextlib.suppress(Exception):
-            if used is not None and self._is_online:  # W&B has no such record offline
-                data = wandb.Artifact(used["name"], type="dataset", metadata=used["metadata"])
-                data.add_reference(used["uri"], name="data", checksum=False)
-                self._run.use_artifact(data)
+        for used in lineage["used"] if self._is_online else ():  # W&B has no such record offline
+            with contextlib.suppress(Exception):  # the history counts for more
+                self._run.use_artifact(_reference(used))
+        for made in lineage["made"]:
+            with contextlib.suppress(Exception):
+                self._run.log_artifact(_reference(made), aliases=made["aliases"])
 
     def _rewind(self, step: int) -> None:
         """Take back what W&B has after `step`, of which the run has made another branch."""
@@ -190,6 +183,14 @@ class WandbRun:
             self._newest_step, self._has_own_step = step, True
             what = f"W&B can't take back the steps after {step:,} ({_reason(error)})"
             self.say(notice=f"{what}: its charts show both branches")
+
+
+def _reference(artifact: dict[str, Any]) -> Any:
+    import wandb
+
+    reference = wandb.Artifact(artifact["name"], type=artifact["type"], metadata=artifact["metadata"])
+    reference.add_reference(artifact["uri"], name=artifact["entry"], checksum=False)
+    return reference
 
 
 def _reason(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from orchestrator.data.digest import format_digest, sum_digests
 from orchestrator.data.order import GlobalOrder, eval_rows_at
 from orchestrator.data.shards import TokenReader
 from orchestrator.rank.checks import Repetition, ReplicaCheck
+from orchestrator.rank.gpuhealth import GpuHealth
 from orchestrator.rank.inbox import Asked, Inbox
 from orchestrator.rank.progress import Progress
 from orchestrator.rank.residentbytes import peak_resident_bytes
@@ -39,6 +40,7 @@ class Loop:
         progress: Progress,
         stopwatch: Stopwatch,
         recent_losses: Sequence[float] = (),
+        gpu: GpuHealth | None = None,
     ) -> None:
         """`recent_losses`: as they were kept with the state that was restored."""
         self._spec = spec
@@ -58,6 +60,7 @@ class Loop:
         """What the snapshot of the step before took of this thread."""
         self._progress = progress
         self._stopwatch = stopwatch
+        self._gpu = gpu
 
     def run(self) -> None:
         """From `resume.step` to the last step, or to the step boundary at which all ranks agree to leave.
@@ -144,6 +147,8 @@ class Loop:
             "memory_bytes": self._peak_memory_bytes(),
             "time": time.time(),
         }
+        if self._gpu is not None and (reading := self._gpu.take()) is not None:
+            report["gpu"] = reading
         if step == self._spec.resume.step:
             self._stopwatch.lap("step")
             self._channel.send({**report, "phases_s": self._stopwatch.laps_s})

@@ -21,6 +21,7 @@ from orchestrator.agent.channel import Channel
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.slots import SnapshotDamagedError
 from orchestrator.codec import decode
+from orchestrator.rank.gpuhealth import GpuHealth
 from orchestrator.rank.inbox import Inbox
 from orchestrator.rank.loop import Loop
 from orchestrator.rank.progress import Progress
@@ -55,6 +56,7 @@ def run_worker(channel: Channel) -> int:
         stopwatch.lap("restore")
         snapshots.prepare()
         parts = {"progress": progress, "stopwatch": stopwatch, "recent_losses": recent_losses}
+        parts["gpu"] = open_gpu_health(spec)
         Loop(spec, engine, channel, inbox, snapshots, **parts).run()
     except SnapshotDamagedError as error:
         channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
@@ -87,6 +89,14 @@ def open_engine(spec: WorkerSpec, progress: Progress, stopwatch: Stopwatch, grou
     engine = Engine(engine_settings(spec), is_restored=spec.resume.source != "start")
     stopwatch.lap("engine")
     return engine
+
+
+def open_gpu_health(spec: WorkerSpec) -> GpuHealth | None:
+    """None on a CPU, and where NVML is not there."""
+    if spec.device != "cuda":
+        return None
+    uuid = str(torch.cuda.get_device_properties(spec.local_rank).uuid)
+    return GpuHealth.open(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
 
 
 def stand_by(spec: WorkerSpec, engine: Engine, channel: Channel) -> WorkerSpec | None:

@@ -37,12 +37,14 @@ def describe(
     settings: SweepConfig, algorithm: Algorithm, metric: Metric, space: Space, base: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What sweep.json holds, as plain JSON."""
+    is_pbt = algorithm is Algorithm.pbt
     return {
         "algorithm": str(algorithm),
         "metric": str(metric),
         "window_steps": settings.window_steps,
         "pruner": str(settings.pruner),
         "trials": settings.trials,
+        **({"population": settings.population, "interval_steps": settings.interval_steps} if is_pbt else {}),
         "space": {dimension.key: dimension_text(dimension) for dimension in space},
         "base": dict(base),
     }
@@ -52,9 +54,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], sweep_id: str) -
     """One sentence with both values for each difference that makes new trials incomparable with those there are."""
     way_out = "start another sweep (sweep.id=...), set it back, or say --accept-changes"
     found = []
-    for key in ("metric", "window_steps"):
-        if old[key] != new[key]:
-            found.append(f"sweep.{key} was {old[key]} when sweep {sweep_id} started, now {new[key]}; {way_out}")
+    for key in ("metric", "window_steps", "population", "interval_steps"):
+        if old.get(key) != new.get(key):
+            found.append(
+                f"sweep.{key} was {old.get(key)} when sweep {sweep_id} started, now {new.get(key)}; {way_out}"
+            )
     before, now = ", ".join(sorted(old["space"])), ", ".join(sorted(new["space"]))
     if before != now:
         found.append(f"sweep {sweep_id} searched {before}, now {now}; {way_out}")

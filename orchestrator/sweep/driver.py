@@ -21,9 +21,10 @@ from orchestrator.sweep.judge import Judge
 from orchestrator.sweep.packing import Gang, concurrency, fits, gang_of, room_after
 from orchestrator.sweep.recipe import Recipe, Watcher
 from orchestrator.sweep.space import Parameters
-from orchestrator.sweep.study import Record, Study, Trial, TrialState, is_startable, trial_id
+from orchestrator.sweep.study import Part, Record, Study, Trial, TrialState, is_startable, trial_id
 from orchestrator.sweep.studylog import StudyLog
 from orchestrator.sweep.trial_process import TrialProcess
+from orchestrator.sweep.wording import start_words
 
 POLL_S = 0.3
 MAX_HOST_LOSSES = 3
@@ -98,7 +99,7 @@ class SweepDriver:
             return True
         if any(self._id(parameters) not in self.study.trials for parameters in self._recipe.listed):
             return True
-        return self._recipe.suggest(trials, 0) is not None
+        return self._recipe.suggest(trials, 0) is not None or bool(self._recipe.breed(trials))
 
     def _exit_code(self) -> int:
         if self._count_notices():
@@ -174,7 +175,7 @@ class SweepDriver:
 
     def _config_of(self, trial: Trial) -> RunConfig:
         if trial.id not in self._configs:
-            self._configs[trial.id] = self._recipe.compose(trial.parameters)
+            self._configs[trial.id] = self._recipe.config(trial)
         return self._configs[trial.id]
 
     def _follow(self, trial: Trial, live: Live) -> None:
@@ -196,6 +197,8 @@ class SweepDriver:
             live.process.ask_to_stop()
 
     def _start_what_fits(self) -> None:
+        for child in self._recipe.breed(list(self.study.trials.values())):
+            self._add(child.parameters, child.part)
         limit = self._recipe.settings.max_concurrent
         while limit is None or len(self._live) < limit:
             trial = self._next_waiting() or self._suggested()
@@ -225,14 +228,15 @@ class SweepDriver:
                 return trial
         return None
 
-    def _id(self, parameters: Parameters) -> str:
-        return trial_id(self._folder.sweep_id, parameters)
+    def _id(self, parameters: Parameters, part: Part | None = None) -> str:
+        place = "" if part is None else f"-m{part.member}r{part.round}"
+        return trial_id(f"{self._folder.sweep_id}{place}", parameters)
 
-    def _add(self, parameters: Parameters) -> Trial | None:
+    def _add(self, parameters: Parameters, part: Part | None = None) -> Trial | None:
         """None where it is there already, or makes no run: then it has failed, so that the search goes elsewhere."""
-        if self._id(parameters) in self.study.trials:
+        if self._id(parameters, part) in self.study.trials:
             return None
-        trial = self._log.add(self._id(parameters), parameters)
+        trial = self._log.add(self._id(parameters, part), parameters, part)
         try:
             gang_of(self._config_of(trial), self._nodes())
         except ConfigError as error:
@@ -247,7 +251,7 @@ class SweepDriver:
         if is_held(self._folder.trial(trial.id).lock):  # by a process whose record is lost
             self._live[trial.id] = self._new_live(trial, None)
             return
-        words = "goes on" if trial.starts else "starts"
+        words = start_words(trial)
         process = TrialProcess.start(
             self._recipe.command(trial),
             self._host.facts.environment,

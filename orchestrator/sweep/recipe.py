@@ -6,6 +6,7 @@ from typing import Protocol
 
 from orchestrator.config import RunConfig
 from orchestrator.observe.metrics import StepRow
+from orchestrator.sweep.pbt import Child
 from orchestrator.sweep.settings import Metric, SweepConfig
 from orchestrator.sweep.space import Parameters
 from orchestrator.sweep.study import Study, Trial
@@ -25,9 +26,13 @@ class Recipe:
     """Trials that must fit the cluster before anything starts."""
     compose: Callable[[Parameters], RunConfig]
     """Raises ConfigError where the parameters make no run."""
+    config: Callable[[Trial], RunConfig]
+    """The same of a trial that is there, with what its place in a population adds."""
     command: Callable[[Trial], list[str]]
     suggest: Callable[[Sequence[Trial], int], Parameters | None]
     """(all trials so far, tries) -> the next trial's parameters, None where there are enough."""
+    breed: Callable[[Sequence[Trial]], Sequence[Child]]
+    """All trials so far -> members of a population to add now; empty for the other algorithms."""
 
 
 class Watcher(Protocol):

@@ -18,6 +18,8 @@ class Algorithm(StrEnum):
     """Bayesian optimisation with a Gaussian process."""
     cmaes = "cmaes"
     """Covariance Matrix Adaptation, for numbers only; a listed value is drawn at random."""
+    pbt = "pbt"
+    """Population-based training: values change while a population trains, by handing checkpoints on."""
 
 
 class Pruner(StrEnum):
@@ -61,6 +63,16 @@ class SweepConfig:
     """Trials at a time; null: as many as fit the cluster."""
     max_retries: int = 2
     """How often a trial that failed is started again, over all starts of the sweep."""
+    population: int = 8
+    """pbt: how many members train at the same time, or one after the other where they don't fit."""
+    interval_steps: int | None = None
+    """pbt: steps after which the members are compared; null: a fifth of train.steps."""
+    exploit_fraction: float = 0.2
+    """pbt: so many of the worst members take over one of so many best."""
+    perturbation: float = 0.2
+    """pbt: a number that is taken over becomes so much larger or smaller."""
+    resample_probability: float = 0.25
+    """pbt: how often a value that is taken over is drawn anew instead."""
     seed: int = 0
     """Of the suggestions; the trials' own seed is run.seed."""
     space: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +88,8 @@ def setting_problems(config: SweepConfig) -> list[str]:
         "min_steps": 1,
         "max_concurrent": 1,
         "max_retries": 0,
+        "population": 2,
+        "interval_steps": 1,
         "seed": 0,
     }
     found = []
@@ -83,6 +97,18 @@ def setting_problems(config: SweepConfig) -> list[str]:
         value = getattr(config, name)
         if value is not None and value < minimum:
             found.append(f"sweep.{name}={value} is too small; use sweep.{name}={minimum} or more")
+    for name, low, high in (
+        ("exploit_fraction", 0.0, 0.5),
+        ("perturbation", 0.0, 1.0),
+        ("resample_probability", 0, 1),
+    ):
+        value = getattr(config, name)
+        if not low <= value <= high:
+            found.append(f"sweep.{name}={value:g} is out of range; use {low:g} to {high:g}")
+    if config.algorithm is Algorithm.pbt and config.pruner is not Pruner.none:
+        found.append(
+            f"sweep.pruner={config.pruner} stops trials and sweep.algorithm=pbt replaces them: use sweep.pruner=none"
+        )
     return found
 
 

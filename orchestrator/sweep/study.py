@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.codec import decode
 from orchestrator.observe.state import RunState
 from orchestrator.sweep.space import Parameters
 
@@ -41,11 +42,26 @@ class Record(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One round of one member of a population (pbt.py)."""
+
+    member: int
+    round: int
+    """Both from 0."""
+    parent: str | None
+    """The trial from whose last checkpoint it starts; None in the first round."""
+    steps: int
+    """train.steps: where the round ends."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
     id: str
     number: int
     """From 0, in the order in which trials were added."""
     parameters: Parameters
+    part: Part | None = None
+    """Of a population; else None."""
     state: TrialState = TrialState.waiting
     starts: int = 0
     failures: int = 0
@@ -74,8 +90,9 @@ class Study:
         """Take in one record; one about a trial that is not known, or of a newer version's kind, changes nothing."""
         name = record.get("trial")
         if record.get("event") == Record.trial_added:
+            part = None if record.get("part") is None else decode(Part, record["part"])
             self.trials[str(name)] = Trial(
-                id=str(name), number=len(self.trials), parameters=dict(record["parameters"])
+                id=str(name), number=len(self.trials), parameters=dict(record["parameters"]), part=part
             )
         elif name in self.trials:
             if record["event"] == Record.rung:

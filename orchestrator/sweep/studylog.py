@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.codec import encode
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import JsonLines, read_records
 from orchestrator.sweep.folder import SweepFolder
-from orchestrator.sweep.study import Record, Study, Trial, read_study
+from orchestrator.sweep.study import Part, Record, Study, Trial, read_study
 
 
 class StudyLog:
@@ -23,8 +24,9 @@ class StudyLog:
         """Trial -> the record of its newest start by an earlier driver."""
         self._lines = JsonLines(folder.study)
 
-    def add(self, trial_id: str, parameters: Mapping[str, str]) -> Trial:
-        self._append({"event": Record.trial_added, "trial": trial_id, "parameters": dict(parameters)})
+    def add(self, trial_id: str, parameters: Mapping[str, str], part: Part | None = None) -> Trial:
+        place = {} if part is None else {"part": encode(part)}
+        self._append({"event": Record.trial_added, "trial": trial_id, "parameters": dict(parameters), **place})
         return self.study.trials[trial_id]
 
     def record(self, event: Record, trial: Trial, **fields: Any) -> Trial:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.observe.metrics import StepRow
 from orchestrator.observe.units import duration_text, plural
+from orchestrator.sweep.pbt import line_of
 from orchestrator.sweep.settings import Metric, is_maximised
 from orchestrator.sweep.space import parameter_words
 from orchestrator.sweep.study import Study, Trial, TrialState
@@ -46,6 +47,15 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def start_words(trial: Trial) -> str:
+    """`goes on`, `starts`, and of a member `starts its round 2 from NAME`."""
+    if trial.starts:
+        return "goes on"
+    if trial.part is None or trial.part.parent is None:
+        return "starts"
+    return f"starts its round {trial.part.round} from {trial.part.parent}"
+
+
 def counts_text(study: Study) -> str:
     """`24 trials: 3 finished, 2 running, 19 waiting`."""
     counts = Counter(trial.state for trial in study.trials.values())
@@ -60,6 +70,15 @@ def progress_line(trial: Trial, metric: Metric, row: StepRow, steps: int) -> str
     return f"{trial.id}: step {row.step}/{steps} | {metric} {value} | {left} left"
 
 
+def schedule_lines(study: Study, best: Trial) -> list[str]:
+    """What the best of a population was trained with, step by step: no single command makes it again."""
+    lines = []
+    for trial in line_of(study.trials, best):
+        steps = trial.part.steps if trial.part is not None else trial.step
+        lines.append(f"{'schedule':<12}to step {steps:,}: {shlex.join(parameter_words(trial.parameters))}")
+    return lines
+
+
 def end_lines(study: Study, metric: Metric, base_words: Sequence[str], folders: Mapping[str, str]) -> list[str]:
     """What came out: the best trial, the override line that makes it, the failures."""
     lines = [counts_text(study)]
@@ -71,8 +90,8 @@ def end_lines(study: Study, metric: Metric, base_words: Sequence[str], folders: 
         lines += [
             f"best        {best.id}: {metric} {value_text(best.value, metric)} after step {best.step}",
             f"overrides   {shlex.join(parameter_words(best.parameters))}",
-            f"again       {command}",
         ]
+        lines += [f"again       {command}"] if best.part is None else schedule_lines(study, best)
     for trial in study.in_state(TrialState.failed):
         lines.append(f"failed      {trial.id}: {trial.reason or 'no reason given'}")
     return lines + [f"{name:<12}{path}" for name, path in folders.items()]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cluster.submitting import SLOW, SubmittedRun, left_on, phalanx, prepare_data, wait_until
 
-from launch.slurm.badnodes import read_bad_nodes
 from launch.virtual.cluster import VirtualCluster, end
 from launch.virtual.spec import VirtualSpec
+from orchestrator.control.badnodes import read_bad_nodes
 
 pytestmark = pytest.mark.cluster
 # On the virtual cluster all nodes share a few cores, so only a crushing difference says something.

@@ -28,7 +28,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(prepared):
     root, manifest = prepared
-    return write_run(root / "runs", "tiny-1", root / "data", manifest, steps=[1, 2])
+    return write_run(root / "runs", "tiny-1", root / "data", manifest, steps=[1, 2], words=("tracking=jsonl",))
 
 
 def printed(capsys, verb, *words):

@@ -19,6 +19,8 @@ CONTRACT = (
     "resized preemption_notice requeued run_finished run_failed"
 )
 
+BEYOND_IT = {"gpu_fault"}
+
 
 def ledger(path: Path) -> Ledger:
     ticks = count(100)
@@ -26,7 +28,7 @@ def ledger(path: Path) -> Ledger:
 
 
 def test_the_names_are_those_of_the_contract():
-    assert [str(name) for name in EventName] == CONTRACT.split()
+    assert [str(name) for name in EventName if name not in BEYOND_IT] == CONTRACT.split()
 
 
 def test_a_line_holds_time_event_attempt_step_and_the_fields(tmp_path):

@@ -55,7 +55,7 @@ class Told:
         self._now_s = 1000.0
 
     def drive(
-        self, first: int, last: int, *, exit_code: int | None = 0, data: Any = None, **settings: Any
+        self, first: int, last: int, *, exit_code: int | None = 0, used: Any = (), **settings: Any
     ) -> WandbTracker:
         """A driver that does the steps `first` to `last`; with `exit_code` None it is left open."""
         is_resumed = self.folder.metrics.exists()
@@ -66,7 +66,7 @@ class Told:
             run_folder=self.folder,
             run_config={"lr": 0.125},
             resumed=is_resumed,
-            data=data,
+            used=used,
         )
         assert isinstance(tracker, WandbTracker)
         self.attempt += 1
@@ -138,8 +138,8 @@ def test_one_run_with_its_history_config_and_alerts(server: WandbServer, told: T
 
 
 def test_what_the_run_used_and_made_is_referred_to(server: WandbServer, told: Told) -> None:
-    data = {"name": "data-books-1a2b3c4d", "uri": "s3://bucket/books", "metadata": {"train_tokens": 5}}
-    tracker = told.drive(1, 5, exit_code=None, data=data)
+    data = {"name": "data-books-1a2b3c4d", "type": "dataset", "entry": "data", "uri": "s3://bucket/books"}
+    tracker = told.drive(1, 5, exit_code=None, used=[{**data, "aliases": [], "metadata": {"train_tokens": 5}}])
     for step in (2, 4):
         (told.folder.checkpoints / f"step_{step}").mkdir(parents=True)
         told.event(tracker, "checkpoint_committed", step, path=f"{told.folder.path}/checkpoints/step_{step}", bytes=7)

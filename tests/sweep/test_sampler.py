@@ -15,7 +15,7 @@ SPACE = (
     Interval("optim.warmup_steps", 1, 64, is_integer=True, is_log=True),
     Choices("optim", ("adamw", "sgd")),
 )
-SEARCHES = [algorithm for algorithm in Algorithm if algorithm is not Algorithm.grid]
+SEARCHES = [a for a in Algorithm if a not in (Algorithm.grid, Algorithm.pbt)]
 
 
 def objective(parameters: Parameters) -> float:
