@@ -105,7 +105,7 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, default=str)
 
 
-def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[int, JobState]] | None = None) -> str:
+def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[str, JobState]] | None = None) -> str:
     """One line a run under a header; nothing where there is none. `jobs`: path -> its live SLURM job."""
     if not statuses:
         return ""
@@ -117,7 +117,7 @@ def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[
     )
 
 
-def _cells(status: RunStatus, now_s: float, job: tuple[int, JobState] | None) -> tuple[str, ...]:
+def _cells(status: RunStatus, now_s: float, job: tuple[str, JobState] | None) -> tuple[str, ...]:
     state = str(status.state)
     if job is not None:
         state = f"queued, job {job[0]}" if job[1].is_waiting else f"{state}, job {job[0]}"

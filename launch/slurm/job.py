@@ -52,13 +52,18 @@ POLL_S = 1.0
 @dataclass(frozen=True, slots=True)
 class Allocation:
     job_id: int
+    slurm_id: str
+    """As SLURM's commands take it: 12, or 12_3 for a task of an array."""
+    task: int | None
     restarts: int
     hosts: list[str]
 
 
 class Job:
-    def __init__(self, spec: JobSpec, allocation: Allocation) -> None:
+    def __init__(self, spec: JobSpec, allocation: Allocation, script: Path) -> None:
+        """`script` is what a successor would be submitted with."""
         self._spec = spec
+        self._script = script
         self._allocation = allocation
         self._folder = RunFolder(Path(spec.run_folder))
         self._started_s = time.time()
@@ -72,7 +77,7 @@ class Job:
 
     def run(self) -> int:
         """The job's exit code, which is the run's."""
-        say(f"job {self._allocation.job_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
+        say(f"job {self._allocation.slurm_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
         with Wakeup(signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD) as wakeup:
             try:
                 exit_code = self._train_on_all(wakeup)
@@ -122,7 +127,8 @@ class Job:
     def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup) -> Gathering | None:
         """Once there is a Ray with every expected node; None where SLURM wants the nodes back already."""
         started_s = time.time()
-        nodes.tell({"op": "start", "token": secrets.token_hex(32), "job": self._allocation.job_id})
+        allocation, token = self._allocation, secrets.token_hex(32)
+        nodes.tell({"op": "start", "token": token, "job": allocation.job_id, "slurm_id": allocation.slurm_id})
         gathering = Gathering(hosts, max(0, len(hosts) - self._spec.request.nodes), self._spec.start_timeout_s)
         while not gathering.is_complete:
             left_s = gathering.left_s(time.time() - started_s)
@@ -206,7 +212,7 @@ class Job:
 
     def _ask_slurm(self) -> None:
         try:
-            self._view = commands.job(self._allocation.job_id)
+            self._view = commands.job(self._allocation.slurm_id)
         except SlurmError as error:
             say(str(error))
         if self._view is not None and self._view.end_s is not None and self._notice == signal.SIGUSR1.name:
@@ -260,7 +266,7 @@ class Job:
             return None
         exclude = excluded(self._spec.exclude, bad)
         try:
-            commands.test_only(self._folder.job_script, f"--exclude={exclude}")
+            commands.test_only(self._script, f"--exclude={exclude}")
         except ConfigError as error:
             if self._has_bad_nodes:
                 raise
@@ -272,18 +278,23 @@ class Job:
         """Does it; what was done, in words."""
         match step:
             case Step.requeue:
-                commands.requeue(self._allocation.job_id)
+                commands.requeue(self._allocation.slurm_id)
                 self._record_requeue(self._allocation.job_id)
                 if exclude is not None:
                     try:
-                        commands.exclude(self._allocation.job_id, exclude)
+                        commands.exclude(self._allocation.slurm_id, exclude)
                     except SlurmError as error:
                         say(f"the next job may get bad nodes again: {error}")
                 return f"requeued (restart {self._allocation.restarts + 1})"
             case Step.chain:
                 without = [f"--exclude={exclude}"] if exclude is not None else []
-                successor = commands.submit(self._folder.job_script, "--dependency=singleton", *without)
-                append_submission(self._folder, Submission(job_id=successor, time_s=time.time(), follows=True))
+                task = self._allocation.task
+                after = ["--dependency=singleton"]
+                if task is not None:  # all tasks of an array have one name
+                    after = [f"--dependency=afterany:{self._allocation.slurm_id}", f"--array={task}"]
+                successor = commands.submit(self._script, *after, *without)
+                submission = Submission(job_id=successor, time_s=time.time(), follows=True, task=task)
+                append_submission(self._folder, submission)
                 self._record_requeue(successor)
                 return f"goes on in job {successor}"
             case Step.wait:
@@ -316,13 +327,22 @@ def say(text: str) -> None:
 
 def main() -> int:
     folder = RunFolder(Path(sys.argv[1]))
+    return run_job(folder, folder.job_script)
+
+
+def run_job(folder: RunFolder, script: Path) -> int:
+    """The job that this process is in, from its first line to its exit code."""
     spec = decode(JobSpec, json.loads(folder.job_spec.read_text()))
+    job_id, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    task = os.environ.get("SLURM_ARRAY_TASK_ID") if array else None
     allocation = Allocation(
-        job_id=int(os.environ["SLURM_JOB_ID"]),
+        job_id=int(job_id),
+        slurm_id=f"{array}_{task}" if array else job_id,
+        task=int(task) if task else None,
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         hosts=commands.hostnames(os.environ["SLURM_JOB_NODELIST"]),
     )
-    return Job(spec, allocation).run()
+    return Job(spec, allocation, script).run()
 
 
 if __name__ == "__main__":

@@ -153,7 +153,10 @@ def left_on(cluster: VirtualCluster, node: str) -> list[str]:
     """Processes, folders and shared memory of jobs on a node."""
     processes = cluster.run(node, "ps", "-e", "-o", "args").stdout.splitlines()
     ours = [
-        line for line in processes if any(word in line for word in ("launch.slurm", "launch.cli", "ray", "zygote"))
+        line
+        for line in processes
+        if "launch.virtual" not in line
+        and any(word in line for word in ("launch.slurm", "launch.hosts", "launch.cli", "ray", "zygote"))
     ]
     files = cluster.run(node, "ls", "-A", "/tmp", "/dev/shm").stdout.split()
     kept = {Path(path).parts[2] for path in cluster.spec.keep} | {"/tmp:", "/dev/shm:"}
