@@ -57,7 +57,8 @@ def save_checkpoint(store: Store, saved: Saved, messages: Sequence[Message]) -> 
         refuse_if_fenced(store, saved.attempt)  # who was overtaken meanwhile deletes nothing
         config = saved.run.config.checkpoint
         metric = metric_of(saved.run.folder, config)
-        return Committed(marker, prune(store, retention_of(config), metric, lineage=saved.lineage))
+        pruned = prune(store, retention_of(config), metric, lineage=saved.lineage, whole=marker)
+        return Committed(marker, pruned)
     except CheckpointError as error:
         return Committed(marker, [], str(error))
 

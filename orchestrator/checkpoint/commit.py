@@ -120,7 +120,7 @@ def newest_valid(
             continue
         if fingerprint is not None:
             _check_same_run(store, marker, fingerprint, identity)
-        problems = verify(store, step)
+        problems = verify(store, step, marker)
         if not problems:
             return marker
         set_aside(store, step, _listed(problems))
@@ -166,19 +166,26 @@ def set_aside_left_behind(store: Store, lineage: Lineage) -> list[int]:
 
 
 def steps_to_prune(
-    store: Store, retention: Retention, metric_of: MetricOf | None = None, *, lineage: Lineage = WHOLE
+    store: Store,
+    retention: Retention,
+    metric_of: MetricOf | None = None,
+    *,
+    lineage: Lineage = WHOLE,
+    whole: Marker | None = None,
 ) -> list[int]:
     """What `prune` removes: committed steps that retention gives up, and older attempts' leftovers, rising.
 
     `metric_of` is what `keep_best` goes by; without it, the loss in each marker. Nothing while no checkpoint that
-    stays has all its files: the last good one is never deleted.
+    stays has all its files: the last good one is never deleted. `whole` is known to have them: it was committed
+    just now.
     """
     standings = step_standings(store, lineage)
     committed = [item.step for item in standings if item.standing is Standing.committed]
     doomed = checkpoints_to_delete(committed, retention, metric_of or (lambda step: _loss(store, step)))
     if not doomed and all(item.standing is not Standing.torn for item in standings):
         return []
-    newest = next((m for s in reversed(committed) if s not in doomed and (m := _whole(store, s))), None)
+    staying = (step for step in reversed(committed) if step not in doomed)
+    newest = next((m for s in staying if (m := whole if whole and whole.step == s else _whole(store, s))), None)
     if newest is None:
         return []
     torn = [item.step for item in standings if item.standing is Standing.torn and item.step < newest.step]
@@ -186,14 +193,19 @@ def steps_to_prune(
 
 
 def prune(
-    store: Store, retention: Retention, metric_of: MetricOf | None = None, *, lineage: Lineage = WHOLE
+    store: Store,
+    retention: Retention,
+    metric_of: MetricOf | None = None,
+    *,
+    lineage: Lineage = WHOLE,
+    whole: Marker | None = None,
 ) -> list[int]:
     """Delete what retention gives up, oldest first; the steps deleted.
 
     The marker goes first: a crash in between leaves a folder that does not exist for anybody who loads, and
     that a later attempt's prune removes. Rejected checkpoints stay.
     """
-    steps = steps_to_prune(store, retention, metric_of, lineage=lineage)
+    steps = steps_to_prune(store, retention, metric_of, lineage=lineage, whole=whole)
     for step in steps:
         store.remove(f"{step_folder(step)}/{MARKER}")
         store.remove(step_folder(step))

@@ -24,6 +24,7 @@ from orchestrator.checkpoint.layout import (
 from orchestrator.errors import CheckpointError
 
 FORMAT = "phalanx-checkpoint-1"
+_SEPARATOR = re.compile(r"[/\\\0]")
 _CHECKSUM_LINE = re.compile(r',\n"sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
@@ -242,7 +243,7 @@ def _cover_problem(numel: int, pieces: Iterable[Piece], bytes_by_file: Mapping[s
 def _marker_file(raw: Mapping[str, Any]) -> MarkerFile:
     name = raw["file"]
     # A marker from elsewhere must not make us read outside its own folder.
-    if not isinstance(name, str) or not name or name in {".", ".."} or re.search(r"[/\\\0]", name):
+    if not isinstance(name, str) or not name or name in {".", ".."} or _SEPARATOR.search(name):
         raise ValueError(f"bad file name {name!r}")
     (num_bytes,) = checked_counts([raw["bytes"]], 1)
     return MarkerFile(name, num_bytes, str(raw["xxh3_128"]), small_entries(raw["small"]))

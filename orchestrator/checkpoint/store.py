@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.checkpoint.faults import fault_of, sentence
@@ -150,8 +150,10 @@ class Store:
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, None where there is none."""
-        with self._translated("look at", path):
+        try:  # asked of every file at every commit: a context costs more than the question
             return self._files.size(path)
+        except Exception as error:
+            self._raise_translated(error, "look at", path)
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None
@@ -168,12 +170,17 @@ class Store:
         try:
             yield
         except Exception as error:
-            if isinstance(error, CheckpointError) or (source and source.failure is error):
+            if source and source.failure is error:
                 raise
-            fault = fault_of(error)
-            free_bytes = self._free_bytes() if fault is StoreFault.full else None
-            text = sentence(verb, self.where(path), error, num_bytes=num_bytes, free_bytes=free_bytes)
-            raise StoreError(text, fault) from error
+            self._raise_translated(error, verb, path, num_bytes)
+
+    def _raise_translated(self, error: Exception, verb: str, path: str, num_bytes: int | None = None) -> NoReturn:
+        if isinstance(error, CheckpointError):
+            raise error
+        fault = fault_of(error)
+        free_bytes = self._free_bytes() if fault is StoreFault.full else None
+        text = sentence(verb, self.where(path), error, num_bytes=num_bytes, free_bytes=free_bytes)
+        raise StoreError(text, fault) from error
 
     def _free_bytes(self) -> int | None:
         try:

@@ -1,5 +1,6 @@
 """Re-reads a checkpoint: every byte of its files, their headers, the marker; and its digest."""
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,25 +20,44 @@ READERS = 4
 """Files verified beside each other: reading and hashing release the interpreter, a remote store is slow to answer."""
 
 
-def verify(store: Store, step: int) -> list[str]:
-    """All that is wrong with a checkpoint, one sentence each; empty: every byte is what was committed.
+def verify(store: Store, step: int, marker: Marker | None = None) -> list[str]:
+    """All that is wrong with a checkpoint, one sentence each; empty: every byte is what was committed. `marker` where
+    it has been read just now.
 
     Reads everything once, `READERS` files at a time, 8 MiB of each. Raises StoreError where the store itself does
     not answer. Needs no key: of an encrypted checkpoint the stored bytes are checked, which the headers are part of.
     """
     try:
-        marker = read_marker(store, step)
+        marker = marker or read_marker(store, step)
     except StoreError:
         raise
     except CheckpointError as error:
         return [str(error)]
+    return coverage_problems(marker) + _problems_of_files(store, step, marker)
+
+
+def _problems_of_files(store: Store, step: int, marker: Marker) -> list[str]:
+    """In the files' order."""
     expected: dict[str, Header | None] = dict(expected_headers(marker)) if marker.encryption is None else {}
-    readers = ThreadPoolExecutor(READERS, thread_name_prefix="verify")
-    try:
-        found = readers.map(lambda file: file_problems(store, step, file, expected.get(file.file)), marker.files)
-        return coverage_problems(marker) + [problem for problems in found for problem in problems]
-    finally:
-        readers.shutdown(cancel_futures=True)  # where one can't be read, the others need not be
+    waiting = deque(enumerate(marker.files))
+    found: dict[int, list[str]] = {}
+
+    def read_on() -> None:
+        while waiting:
+            try:
+                index, file = waiting.popleft()
+            except IndexError:  # another has taken the last one
+                return
+            try:
+                found[index] = file_problems(store, step, file, expected.get(file.file))
+            except BaseException:
+                waiting.clear()  # where one can't be read, the others need not be
+                raise
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="verify") as readers:
+        for reader in [readers.submit(read_on) for _ in range(READERS)]:
+            reader.result()
+    return [problem for index in sorted(found) for problem in found[index]]
 
 
 def size_problem(store: Store, step: int, file: MarkerFile) -> str | None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
+from operator import itemgetter
 from typing import Any
 
 from orchestrator.observe.metrics import StepRow
@@ -36,7 +37,7 @@ class Gathering:
 def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
     """The world's row of one step from every rank's `step` message."""
     tokens = plan.batch.tokens_per_step
-    step_s = max(m["step_s"] for m in messages)
+    step_s = _most(messages, "step_s")
     tokens_per_s = tokens / step_s
     mfu = None
     if plan.peak_flops_per_worker is not None:
@@ -44,23 +45,27 @@ def step_row(plan: RunPlan, messages: list[Message]) -> StepRow:
     return StepRow(
         step=messages[0]["step"],
         attempt=messages[0]["attempt"],
-        loss=sum(m["loss_sum"] for m in messages) / tokens,
+        loss=sum(map(itemgetter("loss_sum"), messages)) / tokens,
         lr=messages[0]["lr"],
         grad_norm=messages[0]["grad_norm"],
         tokens=tokens,
         tokens_per_s=tokens_per_s,
         step_s=step_s,
-        data_s=max(m["data_s"] for m in messages),
-        snapshot_s=max(m["snapshot_s"] for m in messages),
-        keep_s=max(m["keep_s"] for m in messages),
+        data_s=_most(messages, "data_s"),
+        snapshot_s=_most(messages, "snapshot_s"),
+        keep_s=_most(messages, "keep_s"),
         recheck_s=max(m.get("recheck_s", 0.0) for m in messages) or None,
         batch_digest=_digest(messages, "digest"),
         rng_digest=_digest(messages, "rng_digest"),
         world_size=len(messages),
         mfu=mfu,
-        memory_bytes=max(m["memory_bytes"] for m in messages),
-        time=max(m["time"] for m in messages),
+        memory_bytes=_most(messages, "memory_bytes"),
+        time=_most(messages, "time"),
     )
+
+
+def _most(messages: list[Message], key: str) -> Any:
+    return max(map(itemgetter(key), messages))
 
 
 def _digest(messages: list[Message], key: str) -> str:

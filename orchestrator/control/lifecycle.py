@@ -38,11 +38,14 @@ class State(StrEnum):
 
     @property
     def is_end(self) -> bool:
-        return self in (State.finished, State.failed, State.preempted)
+        return self in _ENDS
 
     @property
     def is_training(self) -> bool:
         return self in (State.starting, State.running, State.growing, State.draining)
+
+
+_ENDS = (State.finished, State.failed, State.preempted)
 
 
 class Action(StrEnum):
@@ -104,7 +107,7 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class NodesBack:
-    """There is room again for the workers that the run has gone on without."""
+    """There is room again for the workers that the run has gone on without, or a slow node can be left."""
 
 
 @dataclass(frozen=True, slots=True)

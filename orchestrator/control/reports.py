@@ -147,20 +147,24 @@ class Reports:
 
     def hear_save_delayed(self, message: Message) -> None:
         """The store fails, and a rank's agent tries again."""
-        config, is_last = self._run.config.checkpoint, message["is_last"]
-        which = "last checkpoint, of" if is_last else "checkpoint at"
-        limit = "checkpoint.final_timeout_s" if is_last else "checkpoint.retry_timeout_s"
-        limit_s = config.final_timeout_s if is_last else config.retry_timeout_s
-        text = (
-            f"the {which} step {message['step']}, waits for its store and is tried again for {limit}={limit_s:g}: "
-            f"{message['message']}"
-        )
+        is_last = message["is_last"]
         say = self._health.failed(message["fault"], self._clock.monotonic())
         if is_last and say is Say.nothing and self._last_waiting_step != message["step"]:
             say = Say.line  # from here on the run itself waits: a person should know why
         if is_last:
             self._last_waiting_step = message["step"]
-        self._say(say, text)
+        if say is not Say.nothing:
+            self._say(say, self._delay_words(message))
+
+    def _delay_words(self, message: Message) -> str:
+        config, is_last = self._run.config.checkpoint, message["is_last"]
+        which = "last checkpoint, of" if is_last else "checkpoint at"
+        limit = "checkpoint.final_timeout_s" if is_last else "checkpoint.retry_timeout_s"
+        limit_s = config.final_timeout_s if is_last else config.retry_timeout_s
+        return (
+            f"the {which} step {message['step']}, waits for its store and is tried again for {limit}={limit_s:g}: "
+            f"{message['message']}"
+        )
 
     def hear_save_failed(self, attempt: Attempt, message: Message) -> None:
         """A rank could not write its part of a checkpoint."""

@@ -8,6 +8,7 @@ slow step, or a slow minute of the whole cluster, is nobody's fault.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ RECOVERED = 0.5
 REPEAT_STEPS = 1000
 """A rank that stays slow is named again after so many steps."""
 _LEAST_S = 1e-6
+_REPORTED = itemgetter("step_s", "data_s", "snapshot_s", "keep_s", "wait_s")
 
 PHASES = {
     "data": "waiting for data",
@@ -67,23 +69,25 @@ def straggler_fields(straggler: Straggler, host: str) -> dict[str, Any]:
     }
 
 
-def spent_s(report: Mapping[str, Any]) -> dict[str, float]:
-    """Phase -> seconds of a rank's step report in which it kept others waiting rather than waited itself."""
-    waited_s = report["data_s"] + report["snapshot_s"] + report["wait_s"]
-    return {
-        "data": report["data_s"],
-        "compute": max(0.0, report["step_s"] - waited_s),
-        "snapshot": report["snapshot_s"],
-        "saving": report["keep_s"],
-    }
+def spent_s(reports: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """[ranks, phases] seconds of the ranks' step reports in which each kept others waiting rather than waited."""
+    reported = np.array([*map(_REPORTED, reports)], dtype=np.float64)
+    step_s, data_s, snapshot_s, keep_s, wait_s = reported.T
+    compute_s = np.maximum(0.0, step_s - (data_s + snapshot_s + wait_s))
+    return np.stack([data_s, compute_s, snapshot_s, keep_s], axis=1)
 
 
 class StragglerWatch:
     """Of one attempt."""
 
-    def __init__(self, factor: float) -> None:
-        """`factor`: a rank that takes so many times as long as the median is slow; 0 looks for none."""
+    def __init__(self, factor: float, evict_after_steps: int = 0) -> None:
+        """`factor`: a rank that takes so many times as long as the median is slow; 0 looks for none. One that is
+        named and still slow `evict_after_steps` later is `persistent`; 0 never."""
+        self.persistent: Straggler | None = None
+        """The last one found so."""
         self._factor = factor
+        self._evict_after_steps = evict_after_steps
+        self._first_named: dict[tuple[int, str], tuple[int, Straggler]] = {}
         self._steps = 0
         self._ratios: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
         self._excess_s: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
@@ -95,10 +99,10 @@ class StragglerWatch:
         self._steps += 1
         if not self._factor or len(reports) < 2 or self._steps <= SETTLING:
             return []
-        seconds = np.array([[spent_s(report)[phase] for phase in PHASES] for report in reports])
+        seconds = spent_s(reports)
         usual = others_median(seconds)
         excess_s = seconds - usual
-        step_s = max(report["step_s"] for report in reports)
+        step_s = max(map(itemgetter("step_s"), reports))
         ratios = seconds / np.maximum(usual, _LEAST_S)
         self._ratios.append(ratios)
         self._excess_s.append(excess_s)
@@ -113,7 +117,7 @@ class StragglerWatch:
         names = list(PHASES)
         for rank, phase in list(self._named_at):
             if share[rank, names.index(phase)] < RECOVERED:
-                del self._named_at[rank, phase]
+                del self._named_at[rank, phase], self._first_named[rank, phase]
         found = []
         for rank, index in np.argwhere(share >= PERSISTENT).tolist():
             named_at = self._named_at.get((rank, names[index]))
@@ -122,6 +126,11 @@ class StragglerWatch:
                 factor = float(np.median([ratios[rank, index] for ratios in self._ratios]))
                 excess_s = float(np.median([excess[rank, index] for excess in self._excess_s]))
                 found.append(Straggler(rank, names[index], factor, excess_s))
+                self._first_named.setdefault((rank, names[index]), (self._steps, found[-1]))
+        if self._evict_after_steps:
+            since = min(self._first_named.values(), key=lambda entry: entry[0], default=None)
+            is_long = since is not None and self._steps - since[0] >= self._evict_after_steps
+            self.persistent = since[1] if since is not None and is_long else None
         return found
 
 

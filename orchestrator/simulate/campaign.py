@@ -1,5 +1,7 @@
 """Many schedules, over the machine's cores; each is the same whenever its seed is."""
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -25,6 +27,8 @@ CROWDED_UNINJECTED = 3
 RESTARTS = (1, 3, 10)
 """Values of fault.max_restarts: small ones, so that runs use them up."""
 DAY_S = 86_400.0
+GC_THRESHOLDS = (20_000, 20, 20)
+"""A schedule makes many objects and few cycles: looking for those as often as usual is a fifth of its time."""
 SCRATCH_PREFIX = "phalanx-simulate-"
 
 
@@ -73,12 +77,22 @@ def course(
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Course:
     """One schedule in a folder of its own, which is taken away."""
-    with scratch_folder(SCRATCH_PREFIX, scratch_parent()) as folder:
+    with scratch_folder(SCRATCH_PREFIX, scratch_parent()) as folder, rare_collections():
         path = folder / "run"
         path.mkdir()
         run = OpenRun(setting.config, setting.plan, setting.manifest, RunFolder(path), "simulated://store", False)
         how = {"scenario": scenario, "seed": seed, "decide": decide, "on_progress": on_progress}
         return Schedule(run, setting.placement, setting.costs, payloads, **how).run()
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def scratch_parent() -> str:
@@ -108,6 +122,8 @@ _rehearsals: Rehearsals | None = None
 def _prepare(rehearsals: Rehearsals, parent: int) -> None:
     global _rehearsals  # noqa: PLW0603 -- what a worker process of the pool works on
     die_with_parent(parent)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _rehearsals = rehearsals

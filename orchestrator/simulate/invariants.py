@@ -8,7 +8,8 @@ from typing import Any
 from orchestrator.checkpoint.layout import MARKER, step_of
 from orchestrator.simulate.trained import Trained, trained_on
 
-_CLAIM = re.compile(r"attempts/attempt_(\d+)\.json")
+CLAIMS = "attempts"
+_CLAIM = re.compile(rf"{CLAIMS}/attempt_(\d+)\.json")
 _NUMBER = re.compile(rb'^"(attempt|step)": (\d+)', re.MULTILINE)
 LOST_ATTEMPT = frozenset({"rank_died", "node_lost", "hang_detected"})
 
@@ -38,13 +39,15 @@ class Invariants:
 
     def put(self, path: str, data: bytes) -> None:
         """A file of the checkpoint store was written."""
+        folder, _, name = path.partition("/")
+        if folder != CLAIMS and name != MARKER:
+            return
         claim = _CLAIM.fullmatch(path)
         if claim:
             number = int(claim.group(1))
             self._require(number > self.newest_claim, f"attempt {number} was claimed after {self.newest_claim}")
             self.newest_claim = max(number, self.newest_claim)
             return
-        folder, _, name = path.partition("/")
         step = step_of(folder)
         if step is None or name != MARKER:
             return

@@ -79,11 +79,15 @@ class Saves:
         writers = [(node, list(node.ranks)) for node in cluster.nodes]
         state, deadline_s = training.state_at(step), self.world.now_s + limit_s
         started_s = self.world.now_s
+        is_told = False
 
         def attempt() -> None:
+            nonlocal is_told
             fault = self.files.fault
             if fault in (ANY if is_last else PASSING) and self.world.now_s < deadline_s:
-                self._tell(cluster, writers, {**about, **_failure("save_delayed", fault)})
+                if not is_told:
+                    is_told = True
+                    self._tell(cluster, writers, {**about, **_failure("save_delayed", fault)})
                 self.world.after(RETRY_S, attempt)
                 return
             self.under_way -= 1

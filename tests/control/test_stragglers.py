@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.control.stragglers import (
+    PHASES,
     REPEAT_STEPS,
     SETTLING,
     WINDOW,
@@ -35,8 +36,9 @@ def play(steps: int, reports_at: Any, factor: float = 1.5) -> list[tuple[int, St
 
 
 def test_what_a_rank_waited_for_others_is_not_its_own():
-    spent = spent_s({"step_s": 1.0, "data_s": 0.2, "snapshot_s": 0.1, "keep_s": 0.05, "wait_s": 0.3})
-    assert spent == {"data": 0.2, "compute": pytest.approx(0.4), "snapshot": 0.1, "saving": 0.05}
+    (spent,) = spent_s([{"step_s": 1.0, "data_s": 0.2, "snapshot_s": 0.1, "keep_s": 0.05, "wait_s": 0.3}])
+    expected = {"data": 0.2, "compute": 0.4, "snapshot": 0.1, "saving": 0.05}
+    assert dict(zip(PHASES, spent.tolist(), strict=True)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 9])
@@ -54,6 +56,25 @@ def test_a_rank_that_is_always_slow_is_named_once_with_its_phase(world, slow, ph
     assert [(step, straggler.rank, straggler.phase) for step, straggler in found] == [(ENOUGH, 1, phase)]
     assert found[0][1].factor > 1.5
     assert f"of each of the last {WINDOW} steps" in found[0][1].message()
+
+
+def test_a_named_rank_that_stays_slow_is_persistent_until_it_recovers():
+    watch = StragglerWatch(1.5, evict_after_steps=10)
+    persistent = []
+    for step in range(1, ENOUGH + 100):
+        is_slow = step < ENOUGH + 40
+        watch.look([report(), report(compute_s=0.19 if is_slow else 0.1), report()])
+        persistent.append(watch.persistent)
+    assert persistent.index(next(filter(None, persistent))) == ENOUGH + 10 - 1
+    assert persistent[ENOUGH + 10].rank == 1
+    assert persistent[-1] is None
+
+
+def test_nobody_is_persistent_where_that_is_not_asked_for():
+    watch = StragglerWatch(1.5)
+    for _ in range(ENOUGH + 100):
+        watch.look([report(), report(compute_s=0.19)])
+    assert watch.persistent is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.simulate.campaign import SCRATCH_PREFIX
+
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -41,8 +43,9 @@ def command_of(pid: int) -> str:
 
 
 def new_shared_memory(before: Iterable[Path], mark: str) -> set[Path]:
-    """Of /dev/shm what was not there before and may be ours: no live process without the mark has it open."""
-    found = {*SHARED_MEMORY.iterdir()} - {*before}
+    """Of /dev/shm what was not there before and may be ours: it is no simulation's, which looks after its own, and no
+    live process without the mark has it open."""
+    found = {path for path in SHARED_MEMORY.iterdir() if not path.name.startswith(SCRATCH_PREFIX)} - {*before}
     return found - _held_by_others(mark) if found else set()
 
 

@@ -22,7 +22,7 @@ from orchestrator.rank.progress import ProgressReader
 
 PULSE_S = 0.0003
 """For which a rank is let go between two looks."""
-IN_STEP = frozenset({Phase.compute, Phase.snapshot, Phase.update, Phase.vote})
+IN_STEP = frozenset({Phase.data, Phase.compute, Phase.snapshot, Phase.update, Phase.vote})
 
 
 class Seen(NamedTuple):
@@ -107,9 +107,12 @@ def is_saving(run: Run) -> bool:
     return False
 
 
-def hold_in(rank: LiveRank, moment: Moment, is_right: Callable[[], bool], is_over: Callable[[], bool]) -> bool:
-    """Hold the rank in the midst of `moment`, where `is_right` too, and leave it held; False where it has ended, or
-    `is_over` before: it is let go then."""
+Ask = Callable[[], bool]
+
+
+def hold_in(rank: LiveRank, moment: Moment | None, is_right: Ask, is_over: Ask) -> bool:
+    """Hold the rank in the midst of `moment` (None: anywhere), where `is_right` too, and leave it held; False where
+    it has ended, or `is_over`, before: it is let go then."""
     while not is_over():
         if moment is Moment.save and not rank.is_in(moment):  # it is rare, and long enough
             time.sleep(POLL_S)
@@ -118,7 +121,7 @@ def hold_in(rank: LiveRank, moment: Moment, is_right: Callable[[], bool], is_ove
             continue
         if not hold(rank.pid):
             return False
-        if rank.is_in(moment) and is_right():
+        if (moment is None or rank.is_in(moment)) and is_right():
             return True
         let_go(rank.pid)
         time.sleep(PULSE_S)

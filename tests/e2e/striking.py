@@ -13,11 +13,13 @@ from comparing import learned
 from hooks.sitecustomize import LEAVE_SIGNAL, RAISE_SIGNAL
 from left_behind import is_alive
 from moments import IN_STEP, LiveRank, hold, hold_in, let_go
-from schedules import AT_STARTS, Fault, How, Schedule, Victim
+from schedules import AT_STARTS, STEPS, Fault, How, Schedule, Victim
 from typed import GIVE_UP_S, POLL_S, Driver, Run, Typist, wait_for
 
 from launch.prove_digest import final_digest
 
+TOO_LATE_STEP = STEPS - 5
+"""A moment that has not come by then is not waited for any longer."""
 LEARNED_STEPS = 4
 """After so many steps of an attempt its watchdog knows how long one takes."""
 SIGNALS = {
@@ -136,11 +138,13 @@ class Striker:
         return None
 
     def _hold(self, fault: Fault, rank: LiveRank) -> bool:
-        """Hold the rank in the fault's moment, or just after where it was too short; False where it has ended."""
+        """Hold the rank in the fault's moment, or afterwards where that did not come; False where it has ended."""
 
         def is_past() -> bool:
             seen = rank.seen()
-            return not rank.is_alive if seen is None else seen.steps > 0
+            if seen is None:
+                return not rank.is_alive
+            return seen.steps > 0 if fault.moment in AT_STARTS else seen.position.step >= TOO_LATE_STEP
 
         if fault.moment in AT_STARTS:
             return hold_in(rank, fault.moment, lambda: True, is_past) or hold(rank.pid)
@@ -154,7 +158,8 @@ class Striker:
             seen = rank.seen()
             return fault.how is not How.stop or (seen is not None and seen.position.phase in IN_STEP)
 
-        return hold_in(rank, fault.moment, is_right, lambda: not rank.is_alive)
+        is_inside = hold_in(rank, fault.moment, is_right, is_past)
+        return is_inside or hold_in(rank, None, is_right, lambda: not rank.is_alive)
 
     def _strike(self, fault: Fault, rank: LiveRank) -> bool:
         """False where the victim is gone already; the rank is let go then."""
@@ -210,7 +215,7 @@ def parents_of(rank_pid: int) -> dict[Victim, psutil.Process]:
     return {Victim.zygote: zygote, Victim.agent: agent}
 
 
-def differences(run: Run, reference: Run, reference_digest: str) -> list[str]:
+def differences(run: Run, reference: Run, reference_digest: str, *, is_finished: bool = True) -> list[str]:
     """What of `run` is not as in the undisturbed run, to the last bit."""
     found = []
     ours, theirs = run.rows(), reference.rows()
@@ -221,6 +226,6 @@ def differences(run: Run, reference: Run, reference_digest: str) -> list[str]:
         found.append(f"step {wrong[0]} is another one: {learned(ours[wrong[0]])}, not {learned(theirs[wrong[0]])}")
     if (digest := final_digest(run.folder)) != reference_digest:
         found.append(f"the last checkpoint is another one: {digest}, not {reference_digest}")
-    if len(run.events("run_finished")) != 1:
+    if len(run.events("run_finished")) != is_finished:
         found.append(f"it is written down as finished {len(run.events('run_finished'))} times")
     return found

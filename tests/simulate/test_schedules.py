@@ -13,7 +13,7 @@ from orchestrator.simulate.outcome import goodput_of, totals
 GPUS = 2_000
 CHUNKS = 8
 """So that two workers share them."""
-CI_SCHEDULES = 1_200
+CI_SCHEDULES = 4_000
 ALL_SCHEDULES = 10_000
 
 
