@@ -208,7 +208,7 @@ class WorkerConfig:
     threads: int | None = None
     """Intra-operation threads per rank; null takes cluster.cpus_per_worker."""
     standby: bool | None = None
-    """Ranks that stand by with their engines built, for the next attempt to begin with: a recovery takes about half
+    """Ranks that stand by with their engines built, for the next attempt to begin with: recovery takes about a third
     as long, and a node holds each rank twice. null: where ranks run on CPUs and nodes have the memory for that."""
 
 

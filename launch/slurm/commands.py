@@ -26,9 +26,9 @@ def partitions() -> list[Partition]:
     return parse_partitions(shown)
 
 
-def test_only(script: Path) -> str:
+def test_only(script: Path, *options: str) -> str:
     """What SLURM would do with the script: `Job 12 to start at ...`. Raises ConfigError where it refuses."""
-    done = _run("sbatch", "--test-only", str(script))
+    done = _run("sbatch", "--test-only", *options, str(script))
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return _complaint(done)
@@ -148,6 +148,7 @@ _WAYS_OUT: Sequence[tuple[str, str]] = (
     ("qos", "set cluster.slurm.qos to one that your account has"),
     ("partition", "set cluster.slurm.partition to one that sinfo shows"),
     ("time limit|TimeLimit", "lower cluster.slurm.time_limit_min"),
+    ("node name", "correct cluster.slurm.exclude, or bad_nodes.txt in the run's folder"),
     ("reservation", "set cluster.slurm.reservation to one that `scontrol show reservation` shows"),
     ("memory", "lower cluster.slurm.memory_per_node"),
     ("node configuration|not available|constraint|feature", "ask for less per node, or for what sinfo shows"),

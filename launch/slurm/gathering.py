@@ -22,6 +22,8 @@ class Gathering:
         self._limit = limit
         self._where = where
         self.address: str | None = None
+        self.folder = ""
+        """Where the head keeps its token and Ray's files."""
         self.up: set[str] = set()
         self.warnings: list[str] = []
         self._hosts = hosts
@@ -43,7 +45,7 @@ class Gathering:
         node = message["node"]
         match message["op"]:
             case "head":
-                self.address = message["address"]
+                self.address, self.folder = message["address"], message["folder"]
                 self.up.add(node)
             case "up":
                 self.up.add(node)

@@ -7,7 +7,6 @@ Python and not in a shell that may lose them. It decides nothing by itself: see 
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,8 +39,7 @@ from launch.slurm.record import Submission, append_submission
 from launch.slurm.waking import Wakeup
 from orchestrator.codec import decode
 from orchestrator.control.badnodes import add_bad_nodes, excluded, read_bad_nodes
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PhalanxError
-from orchestrator.fleet.surroundings import locked_temp_dir, remove_stale_temp_dirs
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PhalanxError
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.state import is_held
 from orchestrator.runfolder import RunFolder
@@ -95,21 +93,11 @@ class Job:
         hosts = self._fit_hosts(wakeup)
         if hosts is None:
             return EXIT_PREEMPTED
-        remove_stale_temp_dirs()
-        folder, lock = locked_temp_dir()
-        try:
-            token = secrets.token_hex(32)
-            token_path = Path(folder) / "token"
-            token_path.touch(mode=0o600)
-            token_path.write_text(token)
-            with NodeStep(node_words(self._spec, hosts), job_environment()) as nodes:
-                address = self._gather(nodes, hosts, wakeup, token)
-                if address is None or not self._wait_for_lock(wakeup):
-                    return EXIT_PREEMPTED
-                return self._train(nodes, hosts, wakeup, address, token_path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+        with NodeStep(node_words(self._spec, hosts), job_environment()) as nodes:
+            gathered = self._gather(nodes, hosts, wakeup)
+            if gathered is None or not self._wait_for_lock(wakeup):
+                return EXIT_PREEMPTED
+            return self._train(nodes, hosts, wakeup, gathered)
 
     def _fit_hosts(self, wakeup: Wakeup) -> list[str] | None:
         """The nodes to train on, the head first; None where they are too few, or SLURM wants them back already."""
@@ -133,14 +121,13 @@ class Job:
                 "cluster.slurm.preflight.enabled=false"
             )
         add_bad_nodes(self._folder, unfit, time.time())
-        # This program and the driver are on the first node, so a job can't do without it.
-        self._has_bad_nodes = hosts[0] in unfit or len(fit) < self._spec.request.least_nodes
+        self._has_bad_nodes = len(fit) < self._spec.request.least_nodes
         return None if self._has_bad_nodes else fit
 
-    def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, token: str) -> str | None:
-        """The address of a Ray with every expected node; None where SLURM wants the nodes back already."""
+    def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup) -> Gathering | None:
+        """Once there is a Ray with every expected node; None where SLURM wants the nodes back already."""
         started_s = time.time()
-        allocation = self._allocation
+        allocation, token = self._allocation, secrets.token_hex(32)
         nodes.tell({"op": "start", "token": token, "job": allocation.job_id, "slurm_id": allocation.slurm_id})
         gathering = Gathering(hosts, max(0, len(hosts) - self._spec.request.nodes), self._spec.start_timeout_s)
         while not gathering.is_complete:
@@ -157,7 +144,7 @@ class Job:
         say(f"Ray at {gathering.address} on {', '.join(sorted(gathering.up))} after {took_s:.0f} s")
         for warning in gathering.warnings:
             say(warning)
-        return gathering.address
+        return gathering
 
     def _wait_for_lock(self, wakeup: Wakeup) -> bool:
         """A requeued job may begin while the old one's driver still ends on another node. False on a notice."""
@@ -173,11 +160,13 @@ class Job:
                 return False
         return True
 
-    def _train(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, address: str, token_path: Path) -> int:
-        own = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
-        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
+    def _train(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, gathered: Gathering) -> int:
+        """`hosts`: the head first, on which the driver runs and the node program has its folder."""
+        own = {"RAY_ADDRESS": str(gathered.address), "RAY_AUTH_MODE": "token"}
+        own |= {"RAY_AUTH_TOKEN_PATH": f"{gathered.folder}/token", "TMPDIR": gathered.folder}
+        own |= {"PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
         self._driver = subprocess.Popen(
-            driver_words(self._spec, hosts[0], len(hosts)),
+            driver_words(self._spec, hosts, self._allocation.hosts[0]),
             env=job_environment() | own,
             stdin=subprocess.DEVNULL,
         )
@@ -199,7 +188,8 @@ class Job:
 
     def _exit_code(self, code: int) -> int:
         """The driver's own; one that the notice killed before it could listen has nothing to save."""
-        if code == -signal.SIGUSR1 and self._notice is not None:
+        too_early = (-signal.SIGUSR1, 128 + signal.SIGUSR1)  # of a process, and of a step by srun
+        if code in too_early and self._notice is not None:
             return EXIT_PREEMPTED
         if code < 0:
             say(f"the driver was killed by {signal.Signals(-code).name}")
@@ -250,32 +240,10 @@ class Job:
         )
 
     def _leave(self, end: Conclusion, wakeup: Wakeup) -> int:
-        then = "leaving"
-        bad = read_bad_nodes(self._folder)
-        exclude = excluded(self._spec.exclude, bad) if bad else None
+        then, exclude = "leaving", None
         try:
-            match end.step:
-                case Step.requeue:
-                    then = f"requeued (restart {self._allocation.restarts + 1})"
-                    commands.requeue(self._allocation.slurm_id)
-                    self._record_requeue(self._allocation.job_id)
-                    if exclude is not None:
-                        commands.exclude(self._allocation.slurm_id, exclude)
-                case Step.chain:
-                    without = [f"--exclude={exclude}"] if exclude is not None else []
-                    task = self._allocation.task
-                    after = ["--dependency=singleton"]
-                    if task is not None:  # all tasks of an array have one name
-                        after = [f"--dependency=afterany:{self._allocation.slurm_id}", f"--array={task}"]
-                    successor = commands.submit(self._script, *after, *without)
-                    submission = Submission(job_id=successor, time_s=time.time(), follows=True, task=task)
-                    append_submission(self._folder, submission)
-                    self._record_requeue(successor)
-                    then = f"goes on in job {successor}"
-                case Step.wait:
-                    then = "waiting for SLURM to take the nodes and requeue the job"
-                case Step.leave:
-                    pass
+            exclude = None if end.step is Step.leave else self._exclude()
+            then = self._go_on(end.step, exclude)
         except PhalanxError as error:
             say(f"{error}; to go on, submit the run again")
         if end.why:
@@ -289,6 +257,50 @@ class Job:
         if end.step is Step.wait:
             self._wait_for_slurm(wakeup)
         return end.exit_code
+
+    def _exclude(self) -> str | None:
+        """Nodes that the next job does without: those of the config and the bad ones. None where it would wait for
+        ever then, though it can start in spite of them; ConfigError where it can't start with them either."""
+        bad = read_bad_nodes(self._folder)
+        if not bad:
+            return None
+        exclude = excluded(self._spec.exclude, bad)
+        try:
+            commands.test_only(self._script, f"--exclude={exclude}")
+        except ConfigError as error:
+            if self._has_bad_nodes:
+                raise
+            say(f"the next job may get {', '.join(sorted({entry.node for entry in bad}))} again: {error}")
+            return None
+        return exclude
+
+    def _go_on(self, step: Step, exclude: str | None) -> str:
+        """Does it; what was done, in words."""
+        match step:
+            case Step.requeue:
+                commands.requeue(self._allocation.slurm_id)
+                self._record_requeue(self._allocation.job_id)
+                if exclude is not None:
+                    try:
+                        commands.exclude(self._allocation.slurm_id, exclude)
+                    except SlurmError as error:
+                        say(f"the next job may get bad nodes again: {error}")
+                return f"requeued (restart {self._allocation.restarts + 1})"
+            case Step.chain:
+                without = [f"--exclude={exclude}"] if exclude is not None else []
+                task = self._allocation.task
+                after = ["--dependency=singleton"]
+                if task is not None:  # all tasks of an array have one name
+                    after = [f"--dependency=afterany:{self._allocation.slurm_id}", f"--array={task}"]
+                successor = commands.submit(self._script, *after, *without)
+                submission = Submission(job_id=successor, time_s=time.time(), follows=True, task=task)
+                append_submission(self._folder, submission)
+                self._record_requeue(successor)
+                return f"goes on in job {successor}"
+            case Step.wait:
+                return "waiting for SLURM to take the nodes and requeue the job"
+            case Step.leave:
+                return "leaving"
 
     def _record_requeue(self, job_id: int) -> None:
         events = read_events(self._folder.events)

@@ -3,7 +3,8 @@
 `srun` runs it once per node as `python -m launch.slurm.node [INTERFACE]`. It hears lines on stdin and answers on
 stdout, both through srun:
     start {"token", "job", "slurm_id"}
-                             make a private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
+                             make a private folder; the head (SLURM_NODEID 0) starts its Ray
+                             -> head {"address", "folder"}
     join {"address"}         the other nodes start theirs -> up
     end                      the job is over: end every process that descends from here
     end of input             the job's program has died: the same
@@ -170,7 +171,7 @@ class Node:
         if exit_code == 0:
             descendants = psutil.Process().children(recursive=True)
             self._main = {process.pid: process.name() for process in descendants if process.name() in MAIN_PROCESSES}
-            self._say("head" if self._is_head else "up", address=self._address)
+            self._say("head" if self._is_head else "up", address=self._address, folder=self._temp_dir)
         elif self._tries < START_TRIES:  # a port was taken between probe and use, or the machine is slow
             end_descendants()
             self._start_ray()

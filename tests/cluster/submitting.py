@@ -118,6 +118,20 @@ class SubmittedRun:
 
         wait_until(f"step {step} of attempt {attempt}", look)
 
+    def notify(self) -> None:
+        """SIGUSR1 to the batch script, as `--signal` sends it before a time limit."""
+        self.cluster.run(self.cluster.head, "scancel", "--batch", "--signal=USR1", self.job)
+
+    def preempt(self) -> str:
+        """A short job of a higher partition takes every node; its id."""
+        size = f"--nodes={len(self.cluster.nodes)}"
+        words = ("sbatch", "--parsable", "--partition=high", size, "--exclusive")
+        return self.cluster.run(self.cluster.head, *words, stdin="#!/bin/sh\ntrue\n").stdout.strip()
+
+    def wandb_ids(self) -> set[str]:
+        """Of all segments that W&B has of the run."""
+        return {path.name.rpartition("-")[2] for path in self.folder.wandb.glob("*run-*") if path.is_dir()}
+
     def fields(self) -> dict[str, str]:
         return job_fields(self.cluster, self.job)
 

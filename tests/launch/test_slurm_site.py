@@ -142,6 +142,7 @@ def test_folders_of_this_machine_alone_are_known() -> None:
         ("allocation failure: Requested time limit is invalid (missing or exceeds some limit)", "time_limit_min"),
         ("allocation failure: Memory specification can not be satisfied", "memory_per_node"),
         ("allocation failure: Requested reservation is invalid", "reservation"),
+        ("Batch job submission failed: Invalid node name specified", "exclude"),
     ],
 )
 def test_a_refusal_names_the_key_that_may_cure_it(complaint: str, key: str) -> None:
