@@ -184,8 +184,9 @@ class ClusterConfig:
     """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
     grow_interval_s: float = 60.0
     """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
-    scheduler: Scheduler = Scheduler.slurm
-    """Who `phalanx submit` hands the run to; the settings are below `slurm` or `kuberay`."""
+    scheduler: Scheduler | None = None
+    """Who `phalanx submit` hands the run to, with the settings below `slurm` (also where this is null) or `kuberay`.
+    `phalanx sweep` becomes a job array with slurm."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """For `phalanx submit` only."""
     kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)
@@ -207,7 +208,7 @@ class WorkerConfig:
     threads: int | None = None
     """Intra-operation threads per rank; null takes cluster.cpus_per_worker."""
     standby: bool | None = None
-    """Ranks that stand by with their engines built, for the next attempt to begin with: a recovery takes about half
+    """Ranks that stand by with their engines built, for the next attempt to begin with: recovery takes about a third
     as long, and a node holds each rank twice. null: where ranks run on CPUs and nodes have the memory for that."""
 
 
@@ -302,6 +303,11 @@ class FaultConfig:
     straggler_factor: float = 1.5
     """A rank that takes so many times as long as the others for the same phase, step after step, is named; 0 looks
     for none."""
+    evict_straggler_after_steps: int = 0
+    """A rank that is named and still slow so many steps later has its node left, where another has room or
+    cluster.min_workers allows to do without; 0 never."""
+    avoid_after_losses: int = 3
+    """A node that a run has lost so often is left alone while others have room (bad_nodes.txt); 0: never."""
 
 
 class WandbMode(StrEnum):

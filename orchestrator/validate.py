@@ -77,6 +77,8 @@ _AT_LEAST: dict[str, int] = {
     "fault.max_restarts": 0,
     "fault.max_identical_failures": 1,
     "fault.max_rollbacks": 0,
+    "fault.evict_straggler_after_steps": 0,
+    "fault.avoid_after_losses": 0,
     "fault.spike_window": 8,
     "fault.check_replicas_every_steps": 0,
     "fault.recheck_every_steps": 0,

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PULSE_S = 0.015
 
@@ -15,11 +15,12 @@ def slowed(pid: int) -> Iterator[None]:
     is_over = threading.Event()
 
     def pulse() -> None:
-        while not is_over.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            is_over.wait(PULSE_S)
-            os.kill(pid, signal.SIGCONT)
-            is_over.wait(PULSE_S)
+        with suppress(ProcessLookupError):  # it has ended
+            while not is_over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                is_over.wait(PULSE_S)
+                os.kill(pid, signal.SIGCONT)
+                is_over.wait(PULSE_S)
 
     thread = threading.Thread(target=pulse)
     thread.start()

@@ -81,6 +81,7 @@ ZERO_IS_FINE = [
     "run__seed", "optim__warmup_steps", "train__eval_every_steps", "snapshot__every_steps",
     "snapshot__replicate_every_steps", "checkpoint__every_steps", "checkpoint__keep_last", "fault__max_restarts",
     "fault__max_rollbacks", "fault__check_replicas_every_steps", "fault__recheck_every_steps",
+    "fault__evict_straggler_after_steps", "fault__avoid_after_losses",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "model__norm_eps", "model__rope_theta", "model__init_std", "optim__lr", "optim__eps",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from launch.slurm.badnodes import BadNode
+from orchestrator.control.badnodes import BadNode
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
 from orchestrator.slurm_config import SlurmRequeue
 

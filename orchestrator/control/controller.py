@@ -10,9 +10,10 @@ from concurrent.futures import Executor
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
-from orchestrator.control import lifecycle
+from orchestrator.control import lifecycle, telling
 from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt, Interruption, Message
+from orchestrator.control.avoidance import Avoidance
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.disktier import disk_tier
@@ -26,8 +27,7 @@ from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fie
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
 from orchestrator.control.starting import next_claim
-from orchestrator.control.stragglers import StragglerWatch, straggler_fields
-from orchestrator.control.telling import death_fields, failure_words, recovered_fields, tell_memory, tell_start
+from orchestrator.control.stragglers import StragglerWatch
 from orchestrator.errors import CheckpointError, FencedError, PlacementError, SupersededError
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.members import AgentHandle, Cluster, host_of
@@ -72,7 +72,8 @@ class Controller:
         self._notices_taken = 0
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
-        self._growth = Growth(self._fleet, clock, run.config.cluster.grow_interval_s)
+        self._avoidance = Avoidance(run.folder, run.config.fault, self._fleet, clock)
+        self._growth = Growth(self._fleet, self._avoidance, clock, run.config.cluster.grow_interval_s)
         self._rollbacks = Rollbacks(run.folder.branches, clock)
         parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
         self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
@@ -101,7 +102,7 @@ class Controller:
     def measure_memory(self, planned_bytes: int) -> str | None:
         """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
         found = self._fleet.memory()
-        return found and tell_memory(self._chronicle, found, planned_bytes, self._number, self._last_step)
+        return found and telling.tell_memory(self._chronicle, found, planned_bytes, self._number, self._last_step)
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""
@@ -158,7 +159,7 @@ class Controller:
             self._chronicle.event("preemption_notice", self._number, self._last_step)
             self._tell(lifecycle.PreemptionNotice())
         self._check_start_timeout()
-        if self.state is State.running and self._growth.is_possible():
+        if self.state is State.running and self._growth.is_possible(self._attempt):
             self._tell(lifecycle.NodesBack())
 
     @property
@@ -188,11 +189,12 @@ class Controller:
             return
         number = claim.attempt
         self.reports.begin(claim, self._rollbacks.lineage)
-        watch = StragglerWatch(self._run.config.fault.straggler_factor)
+        fault = self._run.config.fault
+        watch = StragglerWatch(fault.straggler_factor, fault.evict_straggler_after_steps)
         previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         former_size = previous.world_size if previous is not None else world_size
-        tell_start(self._chronicle, self._attempt, former_size, self._run.plan.zero_stage, self._interruption)
+        telling.tell_start(self._chronicle, self._attempt, former_size, self._run.plan.zero_stage, self._interruption)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -247,6 +249,7 @@ class Controller:
     def _stop_ranks(self) -> None:
         self._fleet.stop_ranks()
         self._hear_agents(0.0)  # what the ranks said last belongs to their attempt
+        self._lose_nodes(*self._avoidance.take_leaving())
         if self._attempt is not None:
             self.reports.flush(self._attempt)
         self.reports.settle()
@@ -258,7 +261,7 @@ class Controller:
             return
         attempt, rank = self._attempt, None
         if self._reason is None and attempt is not None and attempt.failures:
-            rank, self.failure_digest = failure_words(attempt, self.restarts, self._run.folder.path)
+            rank, self.failure_digest = telling.failure_words(attempt, self.restarts, self._run.folder.path)
         self.failure_digest = self._reason or self.failure_digest or "no rank could be started"
         self._chronicle.event("run_failed", self._number, self._last_step, rank=rank, digest=self.failure_digest)
 
@@ -268,7 +271,9 @@ class Controller:
         events, dead = self._fleet.poll(timeout_s)
         for event in events:
             self._hear(event)
-        self._lose_nodes([agent for agent in dead if agent in self._fleet.agents])
+        agents = [agent for agent in dead if agent in self._fleet.agents]
+        self._avoidance.lost([agent.host for agent in agents])
+        self._lose_nodes(agents)
 
     def _hear(self, message: Message) -> None:
         if message["kind"] == "output":
@@ -281,7 +286,7 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
-                self._tell_stragglers(attempt)
+                telling.tell_stragglers(self._chronicle, attempt, self._fleet.host_of_rank)
             case "done":
                 attempt.dones[message["rank"]] = message
                 self._conclude_if_done()
@@ -309,7 +314,7 @@ class Controller:
         self._growth.on_first_step()
         interruption, self._interruption = self._interruption, None
         if interruption is not None:
-            fields = recovered_fields(interruption, attempt.resume, self._clock.monotonic())
+            fields = telling.recovered_fields(interruption, attempt.resume, self._clock.monotonic())
             self.downtime_s += fields["downtime_s"]
             self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
         if self.state in (State.starting, State.draining):
@@ -340,7 +345,7 @@ class Controller:
         if attempt.ended_well(message):
             return
         failure = attempt.add_failure(message, host_of(self._fleet.agents, message["node"]))
-        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **death_fields(failure))
+        self._chronicle.event("rank_died", attempt.number, attempt.last_step, **telling.death_fields(failure))
         self._interrupt(lifecycle.AttemptFailed(attempt.signature()))
 
     def _on_stalled(self, attempt: Attempt) -> None:
@@ -353,12 +358,6 @@ class Controller:
         self._chronicle.event("hang_detected", attempt.number, attempt.last_step, **facts)
         self._interrupt(lifecycle.AttemptFailed(attempt.signature()))
 
-    def _tell_stragglers(self, attempt: Attempt) -> None:
-        found, attempt.stragglers = attempt.stragglers, []
-        for straggler in found:
-            fields = straggler_fields(straggler, self._fleet.host_of_rank(straggler.rank))
-            self._chronicle.event("straggler", attempt.number, attempt.last_step, **fields)
-
     def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
         """Every rank says the same, after what it has to report of the step, and leaves."""
         attempt.left.add(message["rank"])
@@ -367,6 +366,7 @@ class Controller:
         anomaly = decode(Anomaly, message["anomaly"])
         hosts = [self._fleet.host_of_rank(rank) for rank in anomaly.ranks]
         self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly, hosts))
+        self._avoidance.wrong(anomaly)
         self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
         self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
         self._interrupt(lifecycle.AnomalyFound())
@@ -380,15 +380,13 @@ class Controller:
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
             self._give_up(self.reports.fenced_by)
 
-    def _lose_nodes(self, agents: Sequence[AgentHandle]) -> None:
-        """What is found lost together is one failure, and replaced together."""
+    def _lose_nodes(self, agents: Sequence[AgentHandle], why: str | None = None) -> None:
+        """What is found lost together is one failure, and replaced together. `why`: they are left on purpose."""
         if not agents or self.state.is_end:
             return
         for agent in agents:
             ranks = self._fleet.lose(agent)
-            self._chronicle.event("node_lost", self._number, self._last_step, node=agent.host)
-            if self._attempt is not None:
-                self._attempt.add_lost_node(ranks, agent.host, self._clock.time())
+            telling.tell_lost(self._chronicle, self._attempt, agent.host, self._clock.time(), ranks=ranks, why=why)
         hosts = ", ".join(agent.host for agent in agents)
         self._interrupt(lifecycle.NodeLost(f"attempt {self._number}: node {hosts}"))
 

@@ -18,6 +18,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.attempt import Interruption
+from orchestrator.control.badnodes import avoided
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.controller import Controller
 from orchestrator.control.inheritance import heritage
@@ -120,7 +121,8 @@ def drive(config: RunConfig, typed: Typed) -> int:
 
     with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus, start_zygote) as cluster:
         notices.listen()
-        nodes = cluster.nodes()
+        bad = avoided(folder)
+        nodes = sorted(cluster.nodes(), key=lambda node: node.name in bad)  # where others have room, not these
         device = wanted_device(config.cluster, nodes)
         placement = place_workers(config.cluster, device, nodes)
         plan = plan_for(config, manifest, folder, device)
@@ -205,7 +207,7 @@ class _Session:
         exit_code = EXIT_FAILED
         try:
             claim = claim_attempt(run, Store(run.checkpoint_url))
-            self._cluster.belong_to(tenancy(run, claim))
+            self._cluster.belong_to(tenancy(run, claim), lambda: avoided(run.folder))
             grace_s = run.config.fault.preemption_grace_s
             controller = Controller(
                 run,
@@ -268,7 +270,7 @@ class _Session:
             tracking=self._chronicle.tracker.wait_until_known(TRACKER_WAIT_S),
             snapshots=snapshot_words(config, self._snapshots.memory),
             warnings=[
-                *degraded(config, plan.device, self._cluster),
+                *degraded(config, plan.device, self._cluster, run.folder),
                 *([self._snapshots.note] if self._snapshots.note is not None else []),
             ],
         )
@@ -334,9 +336,11 @@ def newest_committed(run: OpenRun) -> ResumePoint:
     return ResumePoint(step=steps[-1], checkpoint=store.where(step_folder(steps[-1])))
 
 
-def degraded(config: RunConfig, device: str, cluster: RayCluster) -> list[str]:
+def degraded(config: RunConfig, device: str, cluster: RayCluster, folder: RunFolder) -> list[str]:
     """What works, but not as well as it could, one sentence each."""
     warnings = []
+    if bad := sorted(avoided(folder)):
+        warnings.append(f"left alone while others have room: {', '.join(bad)}; {folder.bad_nodes} says why")
     cores = os.cpu_count() or 1
     cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
     if cluster.is_ours and device == "cpu" and cpus > cores:

@@ -107,7 +107,7 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class NodesBack:
-    """There is room again for the workers that the run has gone on without."""
+    """There is room again for the workers that the run has gone on without, or a slow node can be left."""
 
 
 @dataclass(frozen=True, slots=True)

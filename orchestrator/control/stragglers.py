@@ -80,9 +80,14 @@ def spent_s(reports: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
 class StragglerWatch:
     """Of one attempt."""
 
-    def __init__(self, factor: float) -> None:
-        """`factor`: a rank that takes so many times as long as the median is slow; 0 looks for none."""
+    def __init__(self, factor: float, evict_after_steps: int = 0) -> None:
+        """`factor`: a rank that takes so many times as long as the median is slow; 0 looks for none. One that is
+        named and still slow `evict_after_steps` later is `persistent`; 0 never."""
+        self.persistent: Straggler | None = None
+        """The last one found so."""
         self._factor = factor
+        self._evict_after_steps = evict_after_steps
+        self._first_named: dict[tuple[int, str], tuple[int, Straggler]] = {}
         self._steps = 0
         self._ratios: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
         self._excess_s: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
@@ -112,7 +117,7 @@ class StragglerWatch:
         names = list(PHASES)
         for rank, phase in list(self._named_at):
             if share[rank, names.index(phase)] < RECOVERED:
-                del self._named_at[rank, phase]
+                del self._named_at[rank, phase], self._first_named[rank, phase]
         found = []
         for rank, index in np.argwhere(share >= PERSISTENT).tolist():
             named_at = self._named_at.get((rank, names[index]))
@@ -121,6 +126,11 @@ class StragglerWatch:
                 factor = float(np.median([ratios[rank, index] for ratios in self._ratios]))
                 excess_s = float(np.median([excess[rank, index] for excess in self._excess_s]))
                 found.append(Straggler(rank, names[index], factor, excess_s))
+                self._first_named.setdefault((rank, names[index]), (self._steps, found[-1]))
+        if self._evict_after_steps:
+            since = min(self._first_named.values(), key=lambda entry: entry[0], default=None)
+            is_long = since is not None and self._steps - since[0] >= self._evict_after_steps
+            self.persistent = since[1] if since is not None and is_long else None
         return found
 
 

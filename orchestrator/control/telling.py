@@ -1,11 +1,13 @@
 """What the ledger's events tell of attempts."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.control.attempt import Attempt, Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.snapshotmemory import memory_words
+from orchestrator.control.stragglers import straggler_fields
 from orchestrator.observe.failure import RankFailure, digest
 from orchestrator.spec import ResumePoint
 
@@ -53,3 +55,20 @@ def tell_memory(
     facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
     chronicle.event("snapshot", attempt, step, is_told=False, **facts)
     return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
+
+
+def tell_lost(
+    chronicle: Chronicle, attempt: Attempt | None, host: str, now_s: float, *, ranks: Sequence[int], why: str | None
+) -> None:
+    """A node is lost, with its `ranks`; or, where it is said `why`, left. `now_s`: unix seconds."""
+    number, step = (attempt.number, attempt.last_step) if attempt is not None else (0, None)
+    chronicle.event("node_lost", number, step, **{"node": host} | ({"why": why} if why else {}))
+    if attempt is not None:
+        attempt.add_lost_node(ranks, host, now_s)
+
+
+def tell_stragglers(chronicle: Chronicle, attempt: Attempt, host_of_rank: Callable[[int], str]) -> None:
+    found, attempt.stragglers = attempt.stragglers, []
+    for straggler in found:
+        fields = straggler_fields(straggler, host_of_rank(straggler.rank))
+        chronicle.event("straggler", attempt.number, attempt.last_step, **fields)

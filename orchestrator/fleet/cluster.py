@@ -20,7 +20,7 @@ from orchestrator.control.preemption import Drain
 from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.fleet.gang import Gang
 from orchestrator.fleet.members import AgentHandle, Replaced
-from orchestrator.fleet.raylib import first_line, import_ray, quiet
+from orchestrator.fleet.raylib import first_line, import_ray, node_name, quiet
 from orchestrator.fleet.renewals import Renewals
 from orchestrator.fleet.stream import EventStream
 from orchestrator.fleet.surroundings import (
@@ -57,6 +57,7 @@ class RayCluster:
         self._temp_dir_lock: int | None = None
         self._tenancy: Tenancy | None = None
         self._renewals: Renewals | None = None
+        self._avoided: Callable[[], frozenset[str]] = frozenset
         self._gang: Gang | None = None
         self.is_ours = not is_joining(config)
         if self.is_ours:
@@ -81,6 +82,7 @@ class RayCluster:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_path))
         # Its log monitor would list the log folder ten times a second, for nobody: 6 ms of CPU every second.
         os.environ.update(RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0", LOG_NAME_UPDATE_INTERVAL_S="60")
+        os.environ.update(REPORTER_UPDATE_INTERVAL_MS="60000")  # for a dashboard that is not there
         for tries_left in reversed(range(START_TRIES)):
             try:
                 self._init_here(min_cpus)
@@ -131,7 +133,7 @@ class RayCluster:
             (
                 node["NodeManagerAddress"] != here,
                 NodeFacts(
-                    name=node["NodeManagerHostname"],
+                    name=node_name(node),
                     cpus=int(node["Resources"].get("CPU", 0)),
                     gpus=int(node["Resources"].get("GPU", 0)),
                     memory_bytes=int(node["Resources"]["memory"]) if "memory" in node["Resources"] else None,
@@ -142,14 +144,15 @@ class RayCluster:
         ]
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
-    def belong_to(self, tenancy: Tenancy) -> None:
-        self._tenancy = tenancy
+    def belong_to(self, tenancy: Tenancy, avoided: Callable[[], frozenset[str]] = frozenset) -> None:
+        """`avoided`: names of nodes that are taken only where no others have room."""
+        self._tenancy, self._avoided = tenancy, avoided
         self._renewals = Renewals(tenancy, lambda: self._agents)
 
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
         """Reserve the placement's bundles and start one agent in each; see `Gang.start`."""
         ahead = self._zygote.path if self._zygote is not None else None
-        how = {"is_warm": is_warm, "threads": threads, "zygote_ahead": ahead}
+        how = {"is_warm": is_warm, "threads": threads, "zygote_ahead": ahead, "avoided": self._avoided}
         self._gang = Gang(self._config, self.tenancy, placement, **how)
         self._gang.start()
         return self._gang.agents
@@ -173,6 +176,11 @@ class RayCluster:
         assert self._gang is not None
         silent = [agent for agent in self._agents if agent.node in nodes and self._is_silent(agent)]
         return self._gang.replace(nodes, wait_s, silent)
+
+    def has_room(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        """See members.Cluster."""
+        assert self._gang is not None
+        return self._gang.has_room(nodes)
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         """See members.Cluster."""

@@ -5,6 +5,7 @@ The controller decides; this is how it reaches the nodes.
 
 import contextlib
 import secrets
+from collections.abc import Sequence
 
 from orchestrator.config import WorkerStart
 from orchestrator.control.attempt import Message
@@ -114,6 +115,20 @@ class Fleet:
         """Whether a new agent is up in place of a missing one; returns at once, so ask again."""
         assert self._whole is not None
         return self._cluster.has_replacements(self._whole, self._missing)
+
+    def may_leave(self, agents: Sequence[AgentHandle]) -> bool:
+        """Whether the run can go on without these nodes: others have room, or fewer workers are enough."""
+        assert self._whole is not None
+        gone = {agent.node for agent in agents}
+        rest = remaining(self._whole, {agent.node for agent in self.agents} - gone)
+        if rest.ranks and may_go_on(self._run.config.cluster, rest):
+            return True
+        return self._cluster.has_room(self._whole, sorted(gone))
+
+    def agents_of(self, ranks: Sequence[int]) -> list[AgentHandle]:
+        """The agents of these ranks' nodes."""
+        nodes = {self.placement.ranks[rank].node for rank in ranks}
+        return [agent for agent in self.agents if agent.node in nodes]
 
     def introduce(self) -> None:
         """Make the agents known to each other. Raises ConnectionError where one is lost meanwhile."""

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from orchestrator.config import ClusterConfig
@@ -12,8 +12,8 @@ from orchestrator.errors import PlacementError, SupersededError
 from orchestrator.fleet.coming import ComingAgent
 from orchestrator.fleet.detached import AgentActor, describe, end_actor, layout_of, take_over
 from orchestrator.fleet.members import AgentHandle, Replaced
-from orchestrator.fleet.raylib import import_ray
-from orchestrator.fleet.reserving import Reservation, ask_for, ask_for_all, not_freed
+from orchestrator.fleet.raylib import available_resources, import_ray, node_names
+from orchestrator.fleet.reserving import Reservation, ask_for, ask_for_all, not_freed, rooms_for
 from orchestrator.fleet.tenancy import Tenancy
 from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import Placement
@@ -35,8 +35,10 @@ class Gang:
         is_warm: bool,
         threads: int,
         zygote_ahead: str | None = None,
+        avoided: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """`zygote_ahead`: of this machine, for the first node's agent."""
+        """`zygote_ahead`: of this machine, for the first node's agent. `avoided`: names of nodes that are taken only
+        where no others have room."""
         self.agents: list[AgentHandle] = []
         """Live ones, in the placement's order."""
         self.inherited: list[Inherited] = []
@@ -46,6 +48,11 @@ class Gang:
         self._placement = placement
         self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
         self._zygote_ahead = zygote_ahead
+        self._avoided = avoided
+        self._is_choosy = True
+        """Whether nodes to be avoided, or that fell silent, are not asked for."""
+        self._names: dict[str, str] = {}
+        """Ray's id of a node -> its name."""
         self._serials = itertools.count(1)
         self._reserved: dict[int, Reservation] = {}
         """By node; those of missing nodes may not be granted yet."""
@@ -61,15 +68,15 @@ class Gang:
         Where those that are taken over are enough, others are not waited for so long, nor needed.
         """
         estate = take_over(self._tenancy, self._layout, self._config)
-        self.inherited, self.agents, self._reserved = estate.inherited, estate.agents, estate.reserved
-        limit_s = self._config.start_timeout_s
+        self.inherited, self._reserved = estate.inherited, estate.reserved
+        self.agents = list(map(self._named, estate.agents))
+        limit_s, patience_s = self._config.start_timeout_s, self._config.replace_timeout_s
         if not self.agents:
-            made = ask_for_all(self._placement, self._new_group_name, limit_s)
-            self._reserved = dict(enumerate(made))
+            patience_s = self._ask_for_all(limit_s, patience_s)
         found = {agent.node for agent in self.agents}
         is_enough = bool(found) and may_go_on(self._config, remaining(self._placement, found))
         missing = [node for node in range(len(self._placement.bundles)) if node not in found]
-        replaced = self._fill(missing, self._config.replace_timeout_s if is_enough else limit_s)
+        replaced = self._fill(missing, self._config.replace_timeout_s if is_enough else limit_s, patience_s)
         if replaced.problem is not None and not is_enough:
             raise PlacementError(replaced.problem)
 
@@ -83,7 +90,25 @@ class Gang:
                 if agent in silent:
                     self._leave(agent.node, agent.ray_node)
         self.agents = [agent for agent in self.agents if agent.node not in nodes]
-        return self._fill(nodes, wait_s)
+        return self._fill(nodes, wait_s, self._config.replace_timeout_s)
+
+    def _ask_for_all(self, limit_s: float, patience_s: float) -> float:
+        """Reserve all bundles; returns how long nodes to be avoided are to be avoided from now on."""
+        excluded = self._excluded()
+        try:
+            wait_s = min(limit_s, patience_s) if excluded else limit_s
+            made = ask_for_all(self._placement, self._new_group_name, wait_s, excluded)
+        except PlacementError:
+            if not excluded:
+                raise
+            made, patience_s = ask_for_all(self._placement, self._new_group_name, limit_s), 0.0
+        self._reserved = dict(enumerate(made))
+        return patience_s
+
+    def has_room(self, nodes: Sequence[int]) -> bool:
+        """Whether other nodes have room now for the bundles of `nodes`."""
+        bundles = [self._placement.bundles[node] for node in nodes]
+        return rooms_for(bundles, available_resources(), self._excluded()) is not None
 
     def has_replacements(self, nodes: Sequence[int]) -> bool:
         """Whether a new agent is up and warm for any of `nodes`; returns at once, and goes on to ask for them."""
@@ -104,25 +129,24 @@ class Gang:
         for reservation in self._reserved.values():
             reservation.give_up()
 
-    def _fill(self, nodes: Sequence[int], wait_s: float) -> Replaced:
-        """Until an agent is up for each of `nodes`; nodes are waited for `wait_s`, agents on them start_timeout_s."""
+    def _fill(self, nodes: Sequence[int], wait_s: float, patience_s: float) -> Replaced:
+        """Until an agent is up for each of `nodes`; nodes are waited for `wait_s`, agents on them start_timeout_s.
+        After `patience_s` a node to be avoided is better than none."""
         began_s = time.monotonic()
         until_s = began_s + wait_s
         missing, problems = list(nodes), list[str]()
         while missing and len(problems) < START_TRIES * len(nodes):
-            if time.monotonic() - began_s > self._config.replace_timeout_s:
-                self._shunned.clear()  # better such a node than none
+            self._is_choosy = time.monotonic() - began_s < patience_s
             self._ask([node for node in missing if node not in self._coming], "describe")
-            for node in [node for node in missing if self._is_up(node, problems)]:
-                self._take(node)
-                missing.remove(node)
+            missing = [node for node in missing if not (self._is_up(node, problems) and self._take(node, problems))]
             waiting = [self._coming[node] for node in missing if node in self._coming]
             if time.monotonic() > until_s and (not waiting or not wait_s):
                 break
             if waiting:
                 import_ray().wait([coming.call for coming in waiting], num_returns=len(waiting), timeout=LOOK_S)
-            elif missing:
-                self._reserved[missing[0]].wait(min(LOOK_S, until_s - time.monotonic()))
+            elif asked := [self._reserved[node] for node in missing if node in self._reserved]:
+                asked[0].wait(min(LOOK_S, until_s - time.monotonic()))
+        self._is_choosy = True
         if not missing:
             return Replaced(self.agents)
         lacking = not_freed([self._placement.bundles[node] for node in missing], wait_s)
@@ -130,10 +154,10 @@ class Gang:
 
     def _ask(self, nodes: Sequence[int], method: str, *arguments: object) -> None:
         """Ask for a reservation for each of `nodes`; where one is granted, start an agent there and call it."""
+        excluded = self._excluded() if nodes else frozenset[str]()
         for node in nodes:
             reserved = self._reserved.get(node)
             ray_node = reserved.ray_node() if reserved is not None else None
-            excluded = self._excluded()
             if reserved is not None and (ray_node in excluded if ray_node else reserved.excluded != excluded):
                 reserved.give_up()
                 reserved = None
@@ -144,13 +168,17 @@ class Gang:
                 actor = self._new_actor(node, reserved)
                 call = getattr(actor, method).remote(self._tenancy.generation, *arguments)
                 self._coming[node] = ComingAgent(actor, call, ray_node)
+                excluded |= {ray_node}
 
     def _excluded(self) -> frozenset[str]:
-        """Nodes that this run is on already, and those to be left alone for now."""
+        """Nodes that this run is on already, and those to be left alone for now, unless there are no others."""
         now_s = time.monotonic()
         self._shunned = {node: since_s for node, since_s in self._shunned.items() if now_s - since_s < SHUN_S}
+        avoided = self._avoided()
+        names = node_names() if avoided or self._shunned else {}
+        shunned = {node for node, name in names.items() if name in avoided or node in self._shunned}
         ours = {agent.ray_node for agent in self.agents} | {coming.ray_node for coming in self._coming.values()}
-        return frozenset(ours | self._shunned.keys())
+        return frozenset(ours | shunned if self._is_choosy and shunned != names.keys() else ours)
 
     def _is_up(self, node: int, problems: list[str]) -> bool:
         """Whether the agent that is coming for `node` is there; where it has failed, or its node, it is ended."""
@@ -178,10 +206,24 @@ class Gang:
         self._shunned[ray_node] = time.monotonic()
         self._reserved.pop(node).give_up()
 
-    def _take(self, node: int) -> None:
-        actor = self._coming.pop(node).actor
-        agent = describe(actor, node, self._tenancy.generation, self._config)
+    def _take(self, node: int, problems: list[str]) -> bool:
+        """Whether the agent that has come for `node` is there still: from here on it is one of ours."""
+        coming = self._coming.pop(node)
+        try:
+            agent = self._named(describe(coming.actor, node, self._tenancy.generation, self._config))
+        except PlacementError as error:
+            problems.append(str(error))
+            self._leave(node, coming.ray_node)
+            return False
         self.agents = sorted([*self.agents, agent], key=lambda agent: agent.node)
+        return True
+
+    def _named(self, agent: AgentHandle) -> AgentHandle:
+        """By what Ray calls its node."""
+        if agent.ray_node not in self._names:
+            self._names = node_names()
+        agent.host = self._names.get(agent.ray_node, agent.host)
+        return agent
 
     def _new_actor(self, node: int, reserved: Reservation) -> Any:
         ray = import_ray()

@@ -55,6 +55,9 @@ class Cluster(Protocol):
         """New agents in place of those of `nodes`, which are lost; the others, and the snapshots they hold, stay.
         Other nodes are waited for `wait_s`; with 0 only agents that are up already are taken."""
 
+    def has_room(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        """Whether there is room now, on other nodes than the run is on, for the bundles of `nodes`."""
+
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         """Whether `replace_agents` would find an agent that is up, for one of `nodes` at least. Begins to start them;
         returns at once."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -27,6 +27,17 @@ def draining_nodes() -> dict[str, float]:
     return {node: deadline_ms / 1000 for node, deadline_ms in state.get_draining_nodes().items()}
 
 
+def node_name(row: Mapping[str, Any]) -> str:
+    """What people call a node (a row of `ray.nodes()`): the name that it was given, else its host's."""
+    name = str(row["NodeName"])
+    return str(row["NodeManagerHostname"]) if name == row["NodeManagerAddress"] else name
+
+
+def node_names() -> dict[str, str]:
+    """Ray's id of each live node -> its name."""
+    return {row["NodeID"]: node_name(row) for row in import_ray().nodes() if row["Alive"]}
+
+
 def available_resources() -> dict[str, dict[str, float]]:
     """Id of each live node -> resource -> what is free of it; this process's node first, the others by name."""
     from ray._private.state import available_resources_per_node
@@ -34,7 +45,7 @@ def available_resources() -> dict[str, dict[str, float]]:
     ray = import_ray()
     here, free = ray.util.get_node_ip_address(), available_resources_per_node()
     rows = [row for row in ray.nodes() if row["Alive"] and row["NodeID"] in free]
-    rows.sort(key=lambda row: (row["NodeManagerAddress"] != here, row["NodeManagerHostname"]))
+    rows.sort(key=lambda row: (row["NodeManagerAddress"] != here, node_name(row)))
     return {row["NodeID"]: free[row["NodeID"]] for row in rows}
 
 

@@ -206,7 +206,9 @@ _WINDOWS_NAMED = 8
 _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "attempt_started": _attempt_started,
     "rank_died": _rank_died,
-    "node_lost": lambda record: f"node {record.get('node', '?')} was lost",
+    "node_lost": lambda record: (
+        f"node {record.get('node', '?')} " + (f"is left: {record['why']}" if record.get("why") else "was lost")
+    ),
     "hang_detected": lambda record: (
         f"rank {record.get('rank', '?')} on {record.get('node', '?')} hangs: {record.get('message', 'no progress')}"
     ),

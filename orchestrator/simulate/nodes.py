@@ -79,6 +79,9 @@ class FakeCluster:
         self._pass(self._costs.place_s)
         places = set(nodes)
         kept = [agent for agent in self._agents if agent.node not in places]
+        for agent in self._agents:
+            if agent.node in places:  # lost, or left
+                agent.actor.is_alive, agent.actor.is_told = False, True
         if not self.has_spares:
             return Replaced(kept, "the cluster has not freed nodes in cluster.start_timeout_s")
         self._pass(self._costs.agent_s)
@@ -86,6 +89,9 @@ class FakeCluster:
         self._agents = sorted([*kept, *made], key=lambda agent: agent.node)
         self.nodes = [agent.actor for agent in self._agents]
         return Replaced(list(self._agents))
+
+    def has_room(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        return self.has_spares
 
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         return self.has_spares

@@ -60,6 +60,9 @@ class ImaginedCluster:
     def replace_agents(self, placement: Placement, nodes: Sequence[int], wait_s: float) -> Replaced:
         return Replaced(self._agents)
 
+    def has_room(self, placement: Placement, nodes: Sequence[int]) -> bool:
+        return False
+
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         return False
 

@@ -58,6 +58,25 @@ def test_a_rank_that_is_always_slow_is_named_once_with_its_phase(world, slow, ph
     assert f"of each of the last {WINDOW} steps" in found[0][1].message()
 
 
+def test_a_named_rank_that_stays_slow_is_persistent_until_it_recovers():
+    watch = StragglerWatch(1.5, evict_after_steps=10)
+    persistent = []
+    for step in range(1, ENOUGH + 100):
+        is_slow = step < ENOUGH + 40
+        watch.look([report(), report(compute_s=0.19 if is_slow else 0.1), report()])
+        persistent.append(watch.persistent)
+    assert persistent.index(next(filter(None, persistent))) == ENOUGH + 10 - 1
+    assert persistent[ENOUGH + 10].rank == 1
+    assert persistent[-1] is None
+
+
+def test_nobody_is_persistent_where_that_is_not_asked_for():
+    watch = StragglerWatch(1.5)
+    for _ in range(ENOUGH + 100):
+        watch.look([report(), report(compute_s=0.19)])
+    assert watch.persistent is None
+
+
 @pytest.mark.parametrize(
     ("name", "slow_at"),
     [

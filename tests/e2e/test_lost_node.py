@@ -16,9 +16,11 @@ import psutil
 import pytest
 from comparing import assert_bit_equal, assert_same_course
 from left_behind import is_alive
+from slowing import slowed
 from typed import PHALANX, Run, SharedRay, Typist, wait_for
 from typists import clean_environment, joined_typist
 
+from orchestrator.control.badnodes import read_bad_nodes
 from orchestrator.errors import EXIT_PREEMPTED
 
 pytestmark = pytest.mark.real
@@ -26,6 +28,8 @@ pytestmark = pytest.mark.real
 NUM_NODES = 3
 """Two to train on and a spare one, or three to train on and none."""
 KILL_STEP = 20
+CORRUPT = str(Path(__file__).parent.parent / "rank" / "corrupt")
+"""On the ranks' PYTHONPATH: SIGUSR1 flips a bit of a rank's parameters."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ def fake_nodes(nothing_left: None) -> Iterator[FakeNodes]:
     token_path = folder / "token"
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
+    environment = clean_environment()
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [CORRUPT, environment.get("PYTHONPATH")]))
     authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
     with (folder / "stderr").open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fake_nodes.py")), str(NUM_NODES)],
-            env=clean_environment() | authentication | {"RAY_TMPDIR": str(folder)},
+            env=environment | authentication | {"RAY_TMPDIR": str(folder)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -180,6 +186,56 @@ def test_an_agent_that_says_nothing_for_a_lease_is_lost(typist_on_nodes: Typist,
     assert run.events("recovered")[-1]["source"] == "peer"
     assert list(run.rows()) == list(range(1, 61))
     assert_bit_equal(run, reference)
+
+
+def test_the_node_of_a_slow_rank_is_left_for_a_spare_one(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
+    words = ["checkpoint.every_steps=0", "train.eval_every_steps=0", "fault.evict_straggler_after_steps=2"]
+    driver = typist_on_nodes.train(run, *words, "train.steps=100000", "optim.schedule_steps=60")
+    driver.wait_for_step(run, 3)
+    pid = run.rank_pid(1, 1)
+    assert pid is not None
+    with slowed(pid):
+        driver.wait_for("two ranks that train elsewhere", lambda: run.newest_attempt() == 2)
+    driver.wait_for_step(run, run.events("attempt_started")[1]["resume_step"] + 5)
+    driver.process.terminate()
+    assert driver.wait() == EXIT_PREEMPTED
+
+    (straggler,), (left,) = run.events("straggler"), run.events("node_lost")
+    assert (left["node"], straggler["rank"]) == (straggler["node"], 1)
+    assert f"node {left['node']} is left: rank 1 takes" in driver.output
+    assert [entry.node for entry in read_bad_nodes(run.folder)] == [left["node"]]
+    (recovered,) = run.events("recovered")
+    assert recovered["steps_lost"] == 0
+    assert {row.world_size for row in run.rows().values()} == {2}
+
+    again = typist_on_nodes.train(run, *words, "train.steps=100000", "optim.schedule_steps=60")
+    again.wait_for("the next driver's attempt", lambda: run.newest_attempt() == 3)
+    (devices,) = [line for line in again.output.splitlines() if line.startswith("devices")]
+    assert left["node"] not in devices
+    assert f"left alone while others have room: {left['node']}" in again.output + again.error_output
+    again.process.terminate()
+    assert again.wait() == EXIT_PREEMPTED
+
+
+def test_the_node_of_a_rank_that_holds_other_bits_is_left(
+    typist_on_nodes: Typist, run: Run, fake_nodes: FakeNodes
+) -> None:
+    fake_nodes.add_one()
+    words = ["train.global_batch_size=18", "cluster.num_workers=3", "fault.check_replicas_every_steps=1"]
+    driver = typist_on_nodes.train(run, *words, "checkpoint.every_steps=0")
+    driver.wait_for_step(run, 9)
+    pid = run.rank_pid(1, 1)
+    assert pid is not None
+    os.kill(pid, signal.SIGUSR1)
+    driver.finish()
+
+    (anomaly,), (left,) = run.events("anomaly"), run.events("node_lost")
+    assert (anomaly["kind"], anomaly["ranks"], anomaly["nodes"]) == ("replicas_differ", [1], [left["node"]])
+    (bad,) = read_bad_nodes(run.folder)
+    assert (bad.node, bad.reason) == (left["node"], left["why"])
+    assert [event["world_size"] for event in run.events("attempt_started")] == [3, 3]
+    assert run.events("rank_died", "run_failed") == []
+    assert list(run.rows()) == list(range(1, 61))
 
 
 def test_a_node_that_ray_drains_is_a_notice(typist_on_nodes: Typist, run: Run, fake_nodes: FakeNodes) -> None:

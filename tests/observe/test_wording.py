@@ -129,6 +129,7 @@ def test_the_evaluation_line():
             "the checkpoint at step 57 failed: disk full",
         ),
         ({"event": "node_lost", "node": "b"}, "node b was lost"),
+        ({"event": "node_lost", "node": "b", "why": "it is slow"}, "node b is left: it is slow"),
         (
             {"event": "hang_detected", "rank": 3, "node": "b", "message": "no progress for 9.0 s in the update"},
             "rank 3 on b hangs: no progress for 9.0 s in the update",

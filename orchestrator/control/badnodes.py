@@ -1,4 +1,4 @@
-"""bad_nodes.txt in the run folder: the nodes that a preflight found bad, for people to read and to shorten."""
+"""bad_nodes.txt in the run folder: nodes that a preflight or the run found bad, for people to read and to shorten."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from orchestrator.runfolder import RunFolder
 
 HEADER = """\
-# Nodes that the preflight of a job found bad: node, time, why. Later jobs of this run leave them out (--exclude).
+# Nodes found bad: node, time, why. Later jobs of this run leave them out (--exclude), and the run takes others first.
 # To use one again, delete its line; to use all again, delete this file.
 """
 
@@ -40,6 +40,11 @@ def read_bad_nodes(folder: RunFolder) -> list[BadNode]:
             node, stamp, reason = [*line.split(maxsplit=2), "", ""][:3]
             found.append(BadNode(node, _unix_s(stamp), reason))
     return found
+
+
+def avoided(folder: RunFolder) -> frozenset[str]:
+    """Names of the nodes to leave alone, as the file says now."""
+    return frozenset(entry.node for entry in read_bad_nodes(folder))
 
 
 def excluded(config: str | None, bad: Sequence[BadNode]) -> str | None:
