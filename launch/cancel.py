@@ -35,15 +35,15 @@ def run(argv: list[str]) -> int:
 def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
     """What was done; None for a run that is no job, or whose job has ended."""
     newest = newest_submission(folder)
-    view = commands.job(newest.job_id) if newest else None
-    if view is None or view.state.is_end:
+    view = commands.job(newest.slurm_id) if newest else None
+    if newest is None or view is None or view.state.is_end:
         return None
     if view.state.is_waiting or is_now:
-        commands.cancel(view.job_id)
-        return f"job {view.job_id} of run {folder.run_id} is cancelled (it was {view.state})"
-    commands.ask_to_leave(view.job_id)
+        commands.cancel(newest.slurm_id)
+        return f"job {newest.slurm_id} of run {folder.run_id} is cancelled (it was {view.state})"
+    commands.ask_to_leave(newest.slurm_id)
     return (
-        f"job {view.job_id} of run {folder.run_id} was told to save at the next step boundary and to leave; "
+        f"job {newest.slurm_id} of run {folder.run_id} was told to save at the next step boundary and to leave; "
         f"follow it with phalanx status {folder.path}"
     )
 

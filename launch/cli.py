@@ -47,7 +47,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("launch.export", "a checkpoint as Hugging Face safetensors"),
     "list": Verb("launch.listing", "models, experiments, clusters and runs"),
     "cp": Verb("launch.copy_recipe", "copy a recipe to edit"),
-    "cluster": Verb("launch.cluster", "a SLURM cluster of several hosts on this machine, to try things on"),
+    "cluster": Verb("launch.cluster", "Ray on a list of hosts, by ssh; a SLURM cluster on this machine"),
     "schema": Verb("launch.schema", "the JSON schema of the config"),
     "completion": Verb("launch.completion", "tab completion for bash, zsh and fish"),
     "prove": Verb(

@@ -94,10 +94,10 @@ def job_log(folder: RunFolder) -> Path:
     newest = newest_submission(folder)
     if newest is None:
         raise ConfigError(f"run {folder.run_id} was never submitted as a SLURM job; leave --job out")
-    path = folder.job_output(newest.job_id)
+    path = folder.job_output(newest.slurm_id)
     if not path.exists():
         raise ConfigError(
-            f"job {newest.job_id} of run {folder.run_id} has not started; see phalanx status {folder.path}"
+            f"job {newest.slurm_id} of run {folder.run_id} has not started; see phalanx status {folder.path}"
         )
     return path
 

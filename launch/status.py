@@ -3,14 +3,15 @@
 import argparse
 import json
 import shlex
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launch.runs import find_run
-from launch.slurm.jobstate import JobState
+from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
 from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
 from orchestrator.control.badnodes import avoided
@@ -29,25 +30,31 @@ _EXAMPLES = """examples:
   phalanx status --json                the same for programs
 """
 _LAST_EVENTS = 8
+T = TypeVar("T")
 
 
 def run(argv: Sequence[str]) -> int:
-    """The verb. Exit code 0; 2 where the run is not known (as ConfigError) or the arguments are wrong."""
+    """The verb. Exit code 0; 2 where the run is not known (as ConfigError) or the arguments are wrong.
+
+    Raises SlurmError, after all else is told, where SLURM does not answer or says what is not known.
+    """
     arguments = _parser().parse_args(argv)
     now_s = time.time()
     if arguments.run is None:
         folders = run_folders(arguments.root)
         statuses = [run_state(folder) for folder in folders]
+        problem = None
         if arguments.json:
             print(as_json([asdict(status) for status in statuses]))
         else:
-            print(table(statuses, now_s, live_jobs(folders)))
+            jobs, problem = _asked(lambda: live_jobs(folders))
+            print(table(statuses, now_s, jobs))
         sweeps = sweep_folders(arguments.root)
         if sweeps and not arguments.json:
             print("\n".join(map(sweep_line, sweeps)))
         if not (statuses or sweeps or arguments.json):
             print(f"no runs under {arguments.root}/; start one: phalanx train experiment=quickstart")
-        return 0
+        return _told(problem)
     if (sweep := find_sweep(arguments.run, arguments.root)) is not None:
         print(as_json(sweep_json(sweep)) if arguments.json else "\n".join(sweep_lines(sweep)))
         return 0
@@ -55,12 +62,29 @@ def run(argv: Sequence[str]) -> int:
     status, events = run_state(folder), read_events(folder.events)
     goodput = goodput_of(folder, events, now_s if status.state is RunState.running else None)
     if arguments.json:
-        more = {"wandb": wandb_words(folder), "goodput": goodput_json(goodput), "slurm": slurm_json(folder)}
+        job, problem = _asked(lambda: slurm_json(folder))
+        more = {"wandb": wandb_words(folder), "goodput": goodput_json(goodput), "slurm": job}
         more["avoided_nodes"] = sorted(avoided(folder))
         print(as_json(asdict(status) | more | {"events": events[-_LAST_EVENTS:]}))
     else:
-        more = {"slurm": slurm_words(folder, now_s), "avoided_nodes": sorted(avoided(folder))}
+        slurm, problem = _asked(lambda: slurm_words(folder, now_s))
+        more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder))}
         print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, **more)))
+    return _told(problem)
+
+
+def _asked(ask: Callable[[], T]) -> tuple[T | None, SlurmError | None]:
+    """(what SLURM says, None), or (None, why it does not): the run's own files are told all the same."""
+    try:
+        return ask(), None
+    except SlurmError as error:
+        return None, error
+
+
+def _told(problem: SlurmError | None) -> int:
+    if problem is not None:
+        sys.stdout.flush()
+        raise problem
     return 0
 
 
@@ -81,7 +105,7 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, default=str)
 
 
-def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[int, JobState]] | None = None) -> str:
+def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[str, JobState]] | None = None) -> str:
     """One line a run under a header; nothing where there is none. `jobs`: path -> its live SLURM job."""
     if not statuses:
         return ""
@@ -93,7 +117,7 @@ def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[
     )
 
 
-def _cells(status: RunStatus, now_s: float, job: tuple[int, JobState] | None) -> tuple[str, ...]:
+def _cells(status: RunStatus, now_s: float, job: tuple[str, JobState] | None) -> tuple[str, ...]:
     state = str(status.state)
     if job is not None:
         state = f"queued, job {job[0]}" if job[1].is_waiting else f"{state}, job {job[0]}"

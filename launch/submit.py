@@ -69,7 +69,7 @@ def wanted_device(config: RunConfig) -> str:
         Scheduler.slurm: config.cluster.slurm.gpus_per_node,
         Scheduler.kuberay: config.cluster.kuberay.gpus_per_node,
     }
-    if config.cluster.device is Device.auto and gpus[config.cluster.scheduler]:
+    if config.cluster.device is Device.auto and gpus[config.cluster.scheduler or Scheduler.slurm]:
         return "cuda"
     return planned_device(config)
 
@@ -92,7 +92,7 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
         print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
         return 0
     check_store(config, plan, folder)
-    _check_site(config, device, folder)
+    check_site(config, device, folder)
     _check_not_queued(folder)
     is_new = not folder.path.exists()
     try:
@@ -155,7 +155,7 @@ def _write_and_submit(config: RunConfig, overrides: list[str], device: str, fold
     return job_id, expected
 
 
-def _check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
+def check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
     """What this cluster can't give, and what of the run its nodes could not see."""
     cluster = config.cluster
     problems = request_problems(cluster.slurm, job_request(cluster, device), commands.partitions())
@@ -173,7 +173,7 @@ def _check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
 
 def _check_not_queued(folder: RunFolder) -> None:
     newest = newest_submission(folder)
-    view = commands.job(newest.job_id) if newest else None
+    view = commands.job(newest.slurm_id) if newest else None
     if view is not None and not view.state.is_end:
         raise ConfigError(
             f"run {folder.run_id} is already job {view.job_id}, which is {view.state}; follow it with phalanx status "

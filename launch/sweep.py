@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from launch import sweep_array
 from launch.cli_help import parser
 from launch.sweep_plan import preview_json, preview_lines, trial_costs
 from launch.sweep_words import SweepWords, read_words
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, Scheduler
 from orchestrator.control.driver import Notices
 from orchestrator.control.opening import read_data
 from orchestrator.data.files import join, write_atomically
@@ -36,6 +37,7 @@ EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 opti
   phalanx sweep experiment=quickstart sweep=pbt 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.population=4
   phalanx sweep experiment=quickstart sweep=lr --preview
   phalanx sweep experiment=quickstart 'model=glob(gpt_1*)' cluster.address=auto
+  phalanx sweep experiment=quickstart cluster=slurm data.path=/shared/stdlib run.root=/shared/runs optim.lr=1e-3,2e-3
   phalanx train -m experiment=quickstart optim.lr=1e-3,2e-3       the same as a grid
 
 Values are in Hydra's grammar: 1,2  choice(...)  range(...)  interval(...)  glob(...)  tag(log, ...).
@@ -59,11 +61,28 @@ def run(argv: list[str]) -> int:
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     metric = metric_of(read, base)
-    _check_fit(read)
+    if is_array(base):
+        sweep_array.check(read)
+    else:
+        _check_fit(read)
     _check_data(read)
     with locked(folder), Notices() as notices:
         _describe(folder, read, base, metric, is_accepted=options.accept_changes)
+        if is_array(base):
+            return sweep_array.submit(folder, _recipe(folder, read, base, metric), read, words)
         return _search(folder, read, base, metric, notices)
+
+
+def is_array(base: RunConfig) -> bool:
+    """Whether the trials become tasks of a SLURM job array, each with a Ray of its own."""
+    return base.cluster.scheduler is Scheduler.slurm and base.cluster.address is None
+
+
+def recipe_of(folder: SweepFolder, words: Sequence[str]) -> tuple[Recipe, SweepWords]:
+    """Of a sweep that was typed with `words`."""
+    read = read_words(words)
+    base = read.compose(read.trials()[0])
+    return _recipe(folder, read, base, metric_of(read, base)), read
 
 
 def run_grid(argv: list[str]) -> int:
@@ -199,12 +218,13 @@ def part_words(folder: SweepFolder, read: SweepWords, trial: Trial) -> list[str]
 def _command(folder: SweepFolder, read: SweepWords, trial: Trial) -> list[str]:
     """`phalanx train` of one trial, in a folder of its own."""
     typed = {word.partition("=")[0] for word in read.base_words}
-    url = read.compose(trial.parameters).checkpoint.url
     ours = [f"run.root={folder.trials}", f"run.id={trial.id}"]
     if "tracking.wandb.group" not in typed:
         ours.append(f"tracking.wandb.group={folder.sweep_id}")
-    if "cluster.start_timeout_s" not in typed:
+    config = read.compose(trial.parameters)
+    if "cluster.start_timeout_s" not in typed and not is_array(config):
         ours.append(f"cluster.start_timeout_s={GANG_TIMEOUT_S}")
+    url = config.checkpoint.url
     if url is not None:
         ours.append(f"checkpoint.url={join(url, trial.id)}")
     words = [*read.base_words, *parameter_words(trial.parameters), *part_words(folder, read, trial), *ours]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launch.slurm.standing import live_jobs
 from orchestrator.codec import encode
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.observe.metrics import StepRow, read_last_rows
@@ -78,6 +79,12 @@ def _state(folder: SweepFolder, study: Study) -> str:
     if is_held(folder.lock):
         return "running"
     going = study.in_state(TrialState.running, TrialState.waiting, TrialState.interrupted)
+    if going and folder.array.exists():
+        runs = [folder.trial(trial.id) for trial in going]
+        if any(is_held(run.lock) for run in runs):
+            return "running"
+        if live_jobs(runs):
+            return "queued"
     return "stopped" if going else "ended"
 
 

@@ -184,8 +184,9 @@ class ClusterConfig:
     """How long another node may take to step in for a lost one, before the run goes on with fewer workers."""
     grow_interval_s: float = 60.0
     """How long the run trains with fewer workers, at least, before it takes a node that has come back."""
-    scheduler: Scheduler = Scheduler.slurm
-    """Who `phalanx submit` hands the run to; the settings are below `slurm` or `kuberay`."""
+    scheduler: Scheduler | None = None
+    """Who `phalanx submit` hands the run to, with the settings below `slurm` (also where this is null) or `kuberay`.
+    `phalanx sweep` becomes a job array with slurm."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """For `phalanx submit` only."""
     kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)
@@ -207,7 +208,7 @@ class WorkerConfig:
     threads: int | None = None
     """Intra-operation threads per rank; null takes cluster.cpus_per_worker."""
     standby: bool | None = None
-    """Ranks that stand by with their engines built, for the next attempt to begin with: a recovery takes about half
+    """Ranks that stand by with their engines built, for the next attempt to begin with: recovery takes about a third
     as long, and a node holds each rank twice. null: where ranks run on CPUs and nodes have the memory for that."""
 
 

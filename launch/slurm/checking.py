@@ -24,6 +24,7 @@ class Checking:
         """Of the nodes that have answered."""
         self.is_complete = False
         self._hosts = hosts
+        self._failed: dict[str, str] = {}
         self._found: dict[str, list[Finding]] = {host: [] for host in hosts}
         self._ports: dict[str, tuple[str, int]] = {}
         self._rounds: list[list[tuple[str, str]]] | None = None
@@ -36,12 +37,9 @@ class Checking:
 
     @property
     def silent(self) -> dict[str, str]:
-        """Node -> what is said of one that has not answered."""
-        return {
-            host: f"has not answered in {self._waited_s:.0f} s; see the job's output for srun's words"
-            for host in self._hosts
-            if host not in self.checks
-        }
+        """Node -> what is said of one that has not answered to the end."""
+        words = f"has not answered in {self._waited_s:.0f} s; see the job's output for srun's words"
+        return {host: self._failed.get(host, words) for host in self._hosts if host not in self.checks}
 
     def left_s(self, now_s: float) -> float:
         return max(0.0, self._until_s - now_s)
@@ -54,6 +52,10 @@ class Checking:
             case "row":
                 finding = Finding(message["row"], Level(message["level"]), message["found"], message["cure"])
                 self._found[node].append(finding)
+            case "failed":
+                bad = [f"{row.row}: {row.found}" for row in self._found[node] if row.level is Level.fail]
+                self._failed[node] = "; ".join([*bad, message["text"]])
+                self._awaited.discard(node)
             case "checked" if self._turn == LOOKING:
                 self.checks[node] = NodeCheck(
                     host=node,

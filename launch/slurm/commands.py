@@ -10,7 +10,8 @@ from launch.slurm.jobstate import ACCOUNTED, JobState, JobView, SlurmError, pars
 from launch.slurm.partitions import Partition, parse_partitions
 from orchestrator.errors import ConfigError
 
-_UNKNOWN_JOB = "Invalid job id"
+_UNKNOWN_JOB = re.compile(r"Invalid job id|Job \S+ not found")
+"""What scontrol says of a job that it does not know any more, and of a task that was cancelled before it started."""
 _TIMEOUT_S = 120.0
 """slurmctld is asked again by SLURM's commands themselves; a controller that is gone is given up after this."""
 
@@ -25,9 +26,9 @@ def partitions() -> list[Partition]:
     return parse_partitions(shown)
 
 
-def test_only(script: Path) -> str:
+def test_only(script: Path, *options: str) -> str:
     """What SLURM would do with the script: `Job 12 to start at ...`. Raises ConfigError where it refuses."""
-    done = _run("sbatch", "--test-only", str(script))
+    done = _run("sbatch", "--test-only", *options, str(script))
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return _complaint(done)
@@ -41,17 +42,20 @@ def submit(script: Path, *options: str) -> int:
     return int(done.stdout.strip().partition(";")[0])
 
 
-def job(job_id: int) -> JobView | None:
-    """The job as slurmctld has it; None where it knows the job no more (MinJobAge after its end)."""
+def job(job_id: int | str) -> JobView | None:
+    """The job (12, or 12_3 for a task of an array) as slurmctld has it; None where it knows it no more.
+
+    That is MinJobAge after its end.
+    """
     done = _run("scontrol", "show", "job", "--oneliner", str(job_id))
-    if done.returncode and _UNKNOWN_JOB in done.stderr:
+    if done.returncode and _UNKNOWN_JOB.search(done.stdout + done.stderr):
         return None
     if done.returncode:
         raise SlurmError(f"scontrol does not answer: {_complaint(done)}")
     return parse_job(done.stdout)
 
 
-def accounted(job_id: int) -> JobView | None:
+def accounted(job_id: int | str) -> JobView | None:
     """The job as accounting has it, or the site's file of completed jobs; None where neither has it."""
     if shutil.which("sacct") is None:
         return None
@@ -64,27 +68,27 @@ def accounted(job_id: int) -> JobView | None:
     return None
 
 
-def queue() -> dict[int, JobState]:
-    """My jobs that wait or run."""
-    return parse_queue(_checked("squeue", "--noheader", "--me", "--format=%A %T"))
+def queue() -> dict[str, JobState]:
+    """My jobs that wait or run, and the tasks of my arrays as 12_3."""
+    return parse_queue(_checked("squeue", "--noheader", "--me", "--array", "--format=%i %T"))
 
 
-def requeue(job_id: int) -> None:
+def requeue(job_id: int | str) -> None:
     """Raises SlurmError where the site forbids it."""
     _checked("scontrol", "requeue", str(job_id))
 
 
-def exclude(job_id: int, nodes: str) -> None:
+def exclude(job_id: int | str, nodes: str) -> None:
     """Have a waiting job leave out `nodes`, as in v1,v[3-4]. Raises SlurmError where SLURM refuses."""
     _checked("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
 
 
-def cancel(job_id: int) -> None:
+def cancel(job_id: int | str) -> None:
     """SIGTERM to all of it, SIGKILL after KillWait."""
     _checked("scancel", str(job_id))
 
 
-def ask_to_leave(job_id: int) -> None:
+def ask_to_leave(job_id: int | str) -> None:
     """SIGTERM to the batch script only: the run saves at its step boundary, however long that takes."""
     _checked("scancel", "--batch", "--signal=TERM", str(job_id))
 
@@ -140,9 +144,11 @@ _WAYS_OUT: Sequence[tuple[str, str]] = (
         "account",
         "set cluster.slurm.account to one of yours (sacctmgr show associations user=$USER), or another partition",
     ),
+    ("array", "list fewer values: sinfo's MaxArraySize is the limit (scontrol show config)"),
     ("qos", "set cluster.slurm.qos to one that your account has"),
     ("partition", "set cluster.slurm.partition to one that sinfo shows"),
     ("time limit|TimeLimit", "lower cluster.slurm.time_limit_min"),
+    ("node name", "correct cluster.slurm.exclude, or bad_nodes.txt in the run's folder"),
     ("reservation", "set cluster.slurm.reservation to one that `scontrol show reservation` shows"),
     ("memory", "lower cluster.slurm.memory_per_node"),
     ("node configuration|not available|constraint|feature", "ask for less per node, or for what sinfo shows"),

@@ -1,4 +1,4 @@
-"""The barrier before training: which nodes of the allocation have a Ray, which are missing. Plan half."""
+"""The barrier before training: which nodes have a Ray, which are missing. Plan half."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,23 @@ from launch.slurm.lines import Message
 
 
 class Gathering:
-    def __init__(self, hosts: Sequence[str], spare_nodes: int, timeout_s: float) -> None:
-        """`hosts`: of the allocation, the head first; all but `spare_nodes` of them are needed."""
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        spare_nodes: int,
+        timeout_s: float,
+        *,
+        limit: str = "cluster.start_timeout_s",
+        where: str = "see the job's output above for srun's own words",
+    ) -> None:
+        """`hosts`: the head first; all but `spare_nodes` of them are needed. `limit` is what the timeout is called,
+        `where` says where to look for the words of a silent node.
+        """
+        self._limit = limit
+        self._where = where
         self.address: str | None = None
+        self.folder = ""
+        """Where the head keeps its token and Ray's files."""
         self.up: set[str] = set()
         self.warnings: list[str] = []
         self._hosts = hosts
@@ -31,7 +45,7 @@ class Gathering:
         node = message["node"]
         match message["op"]:
             case "head":
-                self.address = message["address"]
+                self.address, self.folder = message["address"], message["folder"]
                 self.up.add(node)
             case "up":
                 self.up.add(node)
@@ -51,10 +65,10 @@ class Gathering:
             self.warnings = [f"without {', '.join(missing)}: {self._why(missing)}"]
 
     def _refusal(self, missing: Sequence[str], has_ended: bool) -> str:
-        limit = "" if self._failed or has_ended else f" in cluster.start_timeout_s={self._timeout_s:g}"
+        limit = "" if self._failed or has_ended else f" in {self._limit}={self._timeout_s:g}"
         there = f" ({', '.join(sorted(self.up))} did)" if self.up else ""
         return f"{', '.join(missing)} did not start Ray{limit}{there}: {self._why(missing)}"
 
     def _why(self, missing: Sequence[str]) -> str:
         said = [f"{node}: {text}" for node, text in self._failed.items() if node in missing]
-        return "; ".join(said) or "nothing was heard from there; see the job's output above for srun's own words"
+        return "; ".join(said) or f"nothing was heard from there; {self._where}"

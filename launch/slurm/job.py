@@ -7,7 +7,6 @@ Python and not in a shell that may lose them. It decides nothing by itself: see 
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,8 +39,7 @@ from launch.slurm.record import Submission, append_submission
 from launch.slurm.waking import Wakeup
 from orchestrator.codec import decode
 from orchestrator.control.badnodes import add_bad_nodes, excluded, read_bad_nodes
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PhalanxError
-from orchestrator.fleet.surroundings import locked_temp_dir, remove_stale_temp_dirs
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PhalanxError
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.state import is_held
 from orchestrator.runfolder import RunFolder
@@ -54,13 +52,18 @@ POLL_S = 1.0
 @dataclass(frozen=True, slots=True)
 class Allocation:
     job_id: int
+    slurm_id: str
+    """As SLURM's commands take it: 12, or 12_3 for a task of an array."""
+    task: int | None
     restarts: int
     hosts: list[str]
 
 
 class Job:
-    def __init__(self, spec: JobSpec, allocation: Allocation) -> None:
+    def __init__(self, spec: JobSpec, allocation: Allocation, script: Path) -> None:
+        """`script` is what a successor would be submitted with."""
         self._spec = spec
+        self._script = script
         self._allocation = allocation
         self._folder = RunFolder(Path(spec.run_folder))
         self._started_s = time.time()
@@ -74,7 +77,7 @@ class Job:
 
     def run(self) -> int:
         """The job's exit code, which is the run's."""
-        say(f"job {self._allocation.job_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
+        say(f"job {self._allocation.slurm_id} on {', '.join(self._allocation.hosts)}: run {self._folder.run_id}")
         with Wakeup(signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD) as wakeup:
             try:
                 exit_code = self._train_on_all(wakeup)
@@ -90,21 +93,11 @@ class Job:
         hosts = self._fit_hosts(wakeup)
         if hosts is None:
             return EXIT_PREEMPTED
-        remove_stale_temp_dirs()
-        folder, lock = locked_temp_dir()
-        try:
-            token = secrets.token_hex(32)
-            token_path = Path(folder) / "token"
-            token_path.touch(mode=0o600)
-            token_path.write_text(token)
-            with NodeStep(node_words(self._spec, hosts), job_environment()) as nodes:
-                address = self._gather(nodes, hosts, wakeup, token)
-                if address is None or not self._wait_for_lock(wakeup):
-                    return EXIT_PREEMPTED
-                return self._train(nodes, hosts, wakeup, address, token_path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+        with NodeStep(node_words(self._spec, hosts), job_environment()) as nodes:
+            gathered = self._gather(nodes, hosts, wakeup)
+            if gathered is None or not self._wait_for_lock(wakeup):
+                return EXIT_PREEMPTED
+            return self._train(nodes, hosts, wakeup, gathered)
 
     def _fit_hosts(self, wakeup: Wakeup) -> list[str] | None:
         """The nodes to train on, the head first; None where they are too few, or SLURM wants them back already."""
@@ -128,14 +121,14 @@ class Job:
                 "cluster.slurm.preflight.enabled=false"
             )
         add_bad_nodes(self._folder, unfit, time.time())
-        # This program and the driver are on the first node, so a job can't do without it.
-        self._has_bad_nodes = hosts[0] in unfit or len(fit) < self._spec.request.least_nodes
+        self._has_bad_nodes = len(fit) < self._spec.request.least_nodes
         return None if self._has_bad_nodes else fit
 
-    def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, token: str) -> str | None:
-        """The address of a Ray with every expected node; None where SLURM wants the nodes back already."""
+    def _gather(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup) -> Gathering | None:
+        """Once there is a Ray with every expected node; None where SLURM wants the nodes back already."""
         started_s = time.time()
-        nodes.tell({"op": "start", "token": token, "job": self._allocation.job_id})
+        allocation, token = self._allocation, secrets.token_hex(32)
+        nodes.tell({"op": "start", "token": token, "job": allocation.job_id, "slurm_id": allocation.slurm_id})
         gathering = Gathering(hosts, max(0, len(hosts) - self._spec.request.nodes), self._spec.start_timeout_s)
         while not gathering.is_complete:
             left_s = gathering.left_s(time.time() - started_s)
@@ -151,7 +144,7 @@ class Job:
         say(f"Ray at {gathering.address} on {', '.join(sorted(gathering.up))} after {took_s:.0f} s")
         for warning in gathering.warnings:
             say(warning)
-        return gathering.address
+        return gathering
 
     def _wait_for_lock(self, wakeup: Wakeup) -> bool:
         """A requeued job may begin while the old one's driver still ends on another node. False on a notice."""
@@ -167,11 +160,13 @@ class Job:
                 return False
         return True
 
-    def _train(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, address: str, token_path: Path) -> int:
-        own = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
-        own |= {"TMPDIR": str(token_path.parent), "PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
+    def _train(self, nodes: NodeStep, hosts: list[str], wakeup: Wakeup, gathered: Gathering) -> int:
+        """`hosts`: the head first, on which the driver runs and the node program has its folder."""
+        own = {"RAY_ADDRESS": str(gathered.address), "RAY_AUTH_MODE": "token"}
+        own |= {"RAY_AUTH_TOKEN_PATH": f"{gathered.folder}/token", "TMPDIR": gathered.folder}
+        own |= {"PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
         self._driver = subprocess.Popen(
-            driver_words(self._spec, hosts[0], len(hosts)),
+            driver_words(self._spec, hosts, self._allocation.hosts[0]),
             env=job_environment() | own,
             stdin=subprocess.DEVNULL,
         )
@@ -193,7 +188,8 @@ class Job:
 
     def _exit_code(self, code: int) -> int:
         """The driver's own; one that the notice killed before it could listen has nothing to save."""
-        if code == -signal.SIGUSR1 and self._notice is not None:
+        too_early = (-signal.SIGUSR1, 128 + signal.SIGUSR1)  # of a process, and of a step by srun
+        if code in too_early and self._notice is not None:
             return EXIT_PREEMPTED
         if code < 0:
             say(f"the driver was killed by {signal.Signals(-code).name}")
@@ -216,7 +212,7 @@ class Job:
 
     def _ask_slurm(self) -> None:
         try:
-            self._view = commands.job(self._allocation.job_id)
+            self._view = commands.job(self._allocation.slurm_id)
         except SlurmError as error:
             say(str(error))
         if self._view is not None and self._view.end_s is not None and self._notice == signal.SIGUSR1.name:
@@ -244,28 +240,10 @@ class Job:
         )
 
     def _leave(self, end: Conclusion, wakeup: Wakeup) -> int:
-        then = "leaving"
-        bad = read_bad_nodes(self._folder)
-        exclude = excluded(self._spec.exclude, bad) if bad else None
+        then, exclude = "leaving", None
         try:
-            match end.step:
-                case Step.requeue:
-                    then = f"requeued (restart {self._allocation.restarts + 1})"
-                    commands.requeue(self._allocation.job_id)
-                    self._record_requeue(self._allocation.job_id)
-                    if exclude is not None:
-                        commands.exclude(self._allocation.job_id, exclude)
-                case Step.chain:
-                    script = self._folder.job_script
-                    without = [f"--exclude={exclude}"] if exclude is not None else []
-                    successor = commands.submit(script, "--dependency=singleton", *without)
-                    append_submission(self._folder, Submission(job_id=successor, time_s=time.time(), follows=True))
-                    self._record_requeue(successor)
-                    then = f"goes on in job {successor}"
-                case Step.wait:
-                    then = "waiting for SLURM to take the nodes and requeue the job"
-                case Step.leave:
-                    pass
+            exclude = None if end.step is Step.leave else self._exclude()
+            then = self._go_on(end.step, exclude)
         except PhalanxError as error:
             say(f"{error}; to go on, submit the run again")
         if end.why:
@@ -279,6 +257,50 @@ class Job:
         if end.step is Step.wait:
             self._wait_for_slurm(wakeup)
         return end.exit_code
+
+    def _exclude(self) -> str | None:
+        """Nodes that the next job does without: those of the config and the bad ones. None where it would wait for
+        ever then, though it can start in spite of them; ConfigError where it can't start with them either."""
+        bad = read_bad_nodes(self._folder)
+        if not bad:
+            return None
+        exclude = excluded(self._spec.exclude, bad)
+        try:
+            commands.test_only(self._script, f"--exclude={exclude}")
+        except ConfigError as error:
+            if self._has_bad_nodes:
+                raise
+            say(f"the next job may get {', '.join(sorted({entry.node for entry in bad}))} again: {error}")
+            return None
+        return exclude
+
+    def _go_on(self, step: Step, exclude: str | None) -> str:
+        """Does it; what was done, in words."""
+        match step:
+            case Step.requeue:
+                commands.requeue(self._allocation.slurm_id)
+                self._record_requeue(self._allocation.job_id)
+                if exclude is not None:
+                    try:
+                        commands.exclude(self._allocation.slurm_id, exclude)
+                    except SlurmError as error:
+                        say(f"the next job may get bad nodes again: {error}")
+                return f"requeued (restart {self._allocation.restarts + 1})"
+            case Step.chain:
+                without = [f"--exclude={exclude}"] if exclude is not None else []
+                task = self._allocation.task
+                after = ["--dependency=singleton"]
+                if task is not None:  # all tasks of an array have one name
+                    after = [f"--dependency=afterany:{self._allocation.slurm_id}", f"--array={task}"]
+                successor = commands.submit(self._script, *after, *without)
+                submission = Submission(job_id=successor, time_s=time.time(), follows=True, task=task)
+                append_submission(self._folder, submission)
+                self._record_requeue(successor)
+                return f"goes on in job {successor}"
+            case Step.wait:
+                return "waiting for SLURM to take the nodes and requeue the job"
+            case Step.leave:
+                return "leaving"
 
     def _record_requeue(self, job_id: int) -> None:
         events = read_events(self._folder.events)
@@ -305,13 +327,22 @@ def say(text: str) -> None:
 
 def main() -> int:
     folder = RunFolder(Path(sys.argv[1]))
+    return run_job(folder, folder.job_script)
+
+
+def run_job(folder: RunFolder, script: Path) -> int:
+    """The job that this process is in, from its first line to its exit code."""
     spec = decode(JobSpec, json.loads(folder.job_spec.read_text()))
+    job_id, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    task = os.environ.get("SLURM_ARRAY_TASK_ID") if array else None
     allocation = Allocation(
-        job_id=int(os.environ["SLURM_JOB_ID"]),
+        job_id=int(job_id),
+        slurm_id=f"{array}_{task}" if array else job_id,
+        task=int(task) if task else None,
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         hosts=commands.hostnames(os.environ["SLURM_JOB_NODELIST"]),
     )
-    return Job(spec, allocation).run()
+    return Job(spec, allocation, script).run()
 
 
 if __name__ == "__main__":

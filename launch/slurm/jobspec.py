@@ -120,15 +120,19 @@ def _on_nodes(spec: JobSpec, module: list[str], hosts: Sequence[str] | None) -> 
     return ["srun", *sizes, *stays, *_pyxis(spec.container), *_apptainer(spec.container), *program]
 
 
-def driver_words(spec: JobSpec, host: str, num_nodes: int | None = None) -> list[str]:
-    """`phalanx train ...` on the batch host; only Pyxis needs srun for that. With fewer workers where the `num_nodes`
-    that are fit have room for fewer."""
-    train = [spec.python, "-P", "-m", "launch.cli", "train", *spec.overrides]
-    if num_nodes is not None and num_nodes < spec.request.nodes:
-        train.append(f"cluster.num_workers={num_nodes * spec.request.workers_per_node}")
+def driver_words(spec: JobSpec, hosts: Sequence[str], batch_host: str) -> list[str]:
+    """`phalanx train ...` on the first of `hosts`, with fewer workers where these have room for fewer.
+
+    On the batch host as a process of the job; elsewhere, and for Pyxis, as a step.
+    """
     pyxis = _pyxis(spec.container)
-    step = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--input=none", "--export=ALL"]
-    return [*([*step, *pyxis] if pyxis else []), *_apptainer(spec.container), *train]
+    is_step = bool(pyxis) or hosts[0] != batch_host
+    program = ["launch.slurm.driver"] if is_step else ["launch.cli", "train"]
+    train = [spec.python, "-P", "-m", *program, *spec.overrides]
+    if len(hosts) < spec.request.nodes:
+        train.append(f"cluster.num_workers={len(hosts) * spec.request.workers_per_node}")
+    step = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={hosts[0]}", "--overlap", "--input=none", "--export=ALL"]
+    return [*([*step, *pyxis] if is_step else []), *_apptainer(spec.container), *train]
 
 
 def _pyxis(container: ContainerConfig) -> list[str]:

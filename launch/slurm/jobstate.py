@@ -136,7 +136,7 @@ def parse_job(text: str) -> JobView:
     )
 
 
-def parse_accounted(job: int, text: str) -> JobView | None:
+def parse_accounted(job: int | str, text: str) -> JobView | None:
     """Lines of sacct, one for each time that the job was started; the newest counts. None where there is none.
 
     Raises SlurmError for a state that is not known.
@@ -146,7 +146,7 @@ def parse_accounted(job: int, text: str) -> JobView | None:
         return None
     _, state, exit_code, nodes, start, end = rows[-1]
     return JobView(
-        job_id=job,
+        job_id=int(str(job).partition("_")[0]),
         state=known_state(job, state.split()[0]),  # `CANCELLED by 1000`
         reason=None,
         restarts=len(rows) - 1,
@@ -159,10 +159,10 @@ def parse_accounted(job: int, text: str) -> JobView | None:
     )
 
 
-def parse_queue(text: str) -> dict[int, JobState]:
+def parse_queue(text: str) -> dict[str, JobState]:
     """Lines `ID STATE` of squeue, as job id -> state. Raises SlurmError for a state that is not known."""
     pairs = (line.split() for line in text.splitlines() if line.strip())
-    return {int(job): known_state(job, state) for job, state in pairs}
+    return {job: known_state(job, state) for job, state in pairs}
 
 
 def job_words(view: JobView, now_s: float) -> str:

@@ -2,7 +2,9 @@
 
 `srun` runs it once per node as `python -m launch.slurm.node [INTERFACE]`. It hears lines on stdin and answers on
 stdout, both through srun:
-    start {"token", "job"}   make a private folder; the head (SLURM_NODEID 0) starts its Ray -> head {"address"}
+    start {"token", "job", "slurm_id"}
+                             make a private folder; the head (SLURM_NODEID 0) starts its Ray
+                             -> head {"address", "folder"}
     join {"address"}         the other nodes start theirs -> up
     end                      the job is over: end every process that descends from here
     end of input             the job's program has died: the same
@@ -53,6 +55,7 @@ class Node:
         self._is_head = is_head
         self._temp_dir = ""
         self._job = 0
+        self._slurm_id = ""
         self._environment: dict[str, str] = {}
         self._joining: str | None = None
         self._address = ""
@@ -73,12 +76,22 @@ class Node:
                     for message in reader.read():
                         self._obey(message)
             finally:
-                end_descendants()
-                if self._temp_dir:
-                    shutil.rmtree(self._temp_dir, ignore_errors=True)
-            while not (self._is_over or self._is_head) and requeue_if_headless(self._job):
+                self._clear()
+            while not (self._is_over or self._is_head) and requeue_if_headless(self._slurm_id):
                 wakeup.wait([] if reader.is_closed else [reader], LOOK_S)
                 self._is_over = any(message["op"] == "end" for message in reader.read())
+
+    def _clear(self) -> None:
+        end_descendants()
+        if self._temp_dir:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+    def _own_address(self) -> str:
+        return own_address(self._interface, self._joining)
+
+    def _share(self) -> tuple[int, int, int | None]:
+        """CPUs, GPUs and bytes of memory that Ray may give away here."""
+        return allocated(os.environ)
 
     def _say(self, op: str, **fields: object) -> None:
         # Who ran srun may be gone; then the end of input comes next.
@@ -88,6 +101,7 @@ class Node:
     def _obey(self, message: Message) -> None:
         match message["op"]:
             case "start":
+                self._slurm_id = message.get("slurm_id", "")
                 self._prepare(message["token"], message["job"])
                 if self._is_head:
                     self._start_ray()
@@ -117,8 +131,8 @@ class Node:
         """Starts `ray start`, whose end `_reap` sees: its exit code says whether this node's Ray runs."""
         self._tries += 1
         block = free_block(self._job)
-        self._address = own_address(self._interface, self._joining)
-        cpus, gpus, memory_bytes = allocated(os.environ)
+        self._address = self._own_address()
+        cpus, gpus, memory_bytes = self._share()
         words = ray_words(
             python=sys.executable,
             temp_dir=self._temp_dir,
@@ -157,7 +171,7 @@ class Node:
         if exit_code == 0:
             descendants = psutil.Process().children(recursive=True)
             self._main = {process.pid: process.name() for process in descendants if process.name() in MAIN_PROCESSES}
-            self._say("head" if self._is_head else "up", address=self._address)
+            self._say("head" if self._is_head else "up", address=self._address, folder=self._temp_dir)
         elif self._tries < START_TRIES:  # a port was taken between probe and use, or the machine is slow
             end_descendants()
             self._start_ray()
@@ -166,7 +180,7 @@ class Node:
             self._say("failed", text=f"ray start exited with {exit_code}: " + " | ".join(filter(None, said)))
 
 
-def requeue_if_headless(job: int) -> bool:
+def requeue_if_headless(job: str) -> bool:
     """Put the job back into the queue if SLURM has taken its batch host out of it; True while it may still do so."""
     try:
         view = commands.job(job)
@@ -223,9 +237,14 @@ def end_descendants() -> None:
                 pass
 
 
+def become_subreaper() -> None:
+    """What descends from here and loses its parent becomes our child: nothing gets away."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_subreaper()
     interface = sys.argv[1] if len(sys.argv) > 1 else None
     node = Node(
         interface, os.environ.get("SLURMD_NODENAME") or socket.gethostname(), os.environ["SLURM_NODEID"] == "0"

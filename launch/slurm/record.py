@@ -14,6 +14,13 @@ class Submission:
     """Unix seconds."""
     follows: bool = False
     """Whether the job before it submitted it."""
+    task: int | None = None
+    """Of a job array."""
+
+    @property
+    def slurm_id(self) -> str:
+        """As SLURM's commands take it: 12, or 12_3 for a task of an array; 12 would mean all of the array."""
+        return str(self.job_id) if self.task is None else f"{self.job_id}_{self.task}"
 
 
 def append_submission(folder: RunFolder, submission: Submission) -> None:

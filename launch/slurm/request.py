@@ -158,7 +158,14 @@ def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
 
 
 def directives(
-    cluster: ClusterConfig, request: JobRequest, *, name: str, chdir: str, output: str, exclude: str | None
+    cluster: ClusterConfig,
+    request: JobRequest,
+    *,
+    name: str,
+    chdir: str,
+    output: str,
+    exclude: str | None,
+    array: str | None = None,
 ) -> list[str]:
     """`--partition=gpu` and so on, in the order of the script, each quoted as sbatch reads it.
 
@@ -168,6 +175,7 @@ def directives(
     gpus = f"{request.gpu_type}:{request.gpus_per_node}" if request.gpu_type else str(request.gpus_per_node)
     wanted: dict[str, Any] = {
         "job-name": name,
+        "array": array,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,

@@ -17,13 +17,13 @@ def slurm_words(folder: RunFolder, now_s: float) -> str | None:
     if newest is None:
         return None
     try:
-        view = _job(newest.job_id)
+        view = _job(newest.slurm_id)
     except NoSlurmError:
-        return f"job {newest.job_id}; SLURM can't be asked from this machine"
+        return f"job {newest.slurm_id}; SLURM can't be asked from this machine"
     if view is None:
         return (
-            f"job {newest.job_id}, of which neither scontrol nor sacct knows any more: how it ended, only the run's "
-            "own state says"
+            f"job {newest.slurm_id}, of which neither scontrol nor sacct knows any more: how it ended, only the "
+            "run's own state says"
         )
     return job_words(view, now_s)
 
@@ -33,21 +33,21 @@ def slurm_json(folder: RunFolder) -> dict[str, Any] | None:
     if newest is None:
         return None
     try:
-        view = _job(newest.job_id)
+        view = _job(newest.slurm_id)
     except NoSlurmError:
         view = None
     return {"job_id": newest.job_id} if view is None else asdict(view)
 
 
-def _job(job_id: int) -> JobView | None:
+def _job(job_id: str) -> JobView | None:
     """As slurmctld has it, or, some minutes after its end, accounting."""
     return commands.job(job_id) or commands.accounted(job_id)
 
 
-def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[int, JobState]]:
+def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]]:
     """Run folder's path -> its job that waits or runs, with SLURM asked once; empty where nothing was submitted."""
     newest = {str(folder.path): newest_submission(folder) for folder in folders}
-    ids = {path: submission.job_id for path, submission in newest.items() if submission is not None}
+    ids = {path: submission.slurm_id for path, submission in newest.items() if submission is not None}
     if not ids or not commands.is_there():
         return {}
     queue = commands.queue()

@@ -35,12 +35,15 @@ def usable_cores() -> int:
     return max(1, min(allocated, len(os.sched_getaffinity(0))))
 
 
-def own_store(address: str) -> dist.TCPStore:
+Store = dist.TCPStore
+
+
+def own_store(address: str) -> Store:
     """Where another node meets this one, at a free port."""
     return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=PAIR_TIMEOUT)
 
 
-def store_of(address: str, port: int) -> dist.TCPStore:
+def store_of(address: str, port: int) -> Store:
     """Raises RuntimeError where nothing answers there."""
     return dist.TCPStore(address, port, is_master=False, timeout=PAIR_TIMEOUT)
 

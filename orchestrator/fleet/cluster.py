@@ -82,6 +82,7 @@ class RayCluster:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_path))
         # Its log monitor would list the log folder ten times a second, for nobody: 6 ms of CPU every second.
         os.environ.update(RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0", LOG_NAME_UPDATE_INTERVAL_S="60")
+        os.environ.update(REPORTER_UPDATE_INTERVAL_MS="60000")  # for a dashboard that is not there
         for tries_left in reversed(range(START_TRIES)):
             try:
                 self._init_here(min_cpus)

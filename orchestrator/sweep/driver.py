@@ -19,7 +19,7 @@ from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.host import RayHost
 from orchestrator.sweep.judge import Judge
 from orchestrator.sweep.packing import Gang, concurrency, fits, gang_of, room_after
-from orchestrator.sweep.recipe import Recipe, Watcher
+from orchestrator.sweep.recipe import Recipe, Watcher, new_parameters
 from orchestrator.sweep.space import Parameters
 from orchestrator.sweep.study import Part, Record, Study, Trial, TrialState, is_startable, trial_id
 from orchestrator.sweep.studylog import StudyLog
@@ -29,8 +29,6 @@ from orchestrator.sweep.wording import start_words
 POLL_S = 0.3
 MAX_HOST_LOSSES = 3
 """So many losses of Ray in a row, without a step by any trial between them, are suffered."""
-REPEATS = 20
-"""After so many suggestions in a row that are there already the space counts as searched."""
 
 
 @dataclass(slots=True)
@@ -219,9 +217,7 @@ class SweepDriver:
     def _suggested(self) -> Trial | None:
         """A new trial; none while there is no room for one like the first: a later suggestion knows more results."""
         while not self._is_searched and self._has_room(self._recipe.base):
-            trials = list(self.study.trials.values())
-            suggestions = (self._recipe.suggest(trials, tries) for tries in range(REPEATS))
-            new = next((p for p in suggestions if p is None or self._id(p) not in self.study.trials), None)
+            new = new_parameters(self._recipe, self.study.trials, self._id)
             if new is None:
                 self._is_searched = True
             elif (trial := self._add(new)) is not None:

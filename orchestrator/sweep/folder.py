@@ -50,5 +50,19 @@ class SweepFolder:
         return self.path / "logs" / f"{trial_id}.log"
 
     @property
+    def slurm(self) -> Path:
+        """The job array's script and what its tasks print."""
+        return self.path / "slurm"
+
+    @property
+    def array_script(self) -> Path:
+        return self.slurm / "array.sbatch"
+
+    @property
+    def array(self) -> Path:
+        """The words of the sweep, and task -> trial of all arrays so far."""
+        return self.slurm / "array.json"
+
+    @property
     def ray_log(self) -> Path:
         return self.path / "logs" / "ray.log"

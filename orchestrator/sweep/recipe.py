@@ -11,6 +11,9 @@ from orchestrator.sweep.settings import Metric, SweepConfig
 from orchestrator.sweep.space import Parameters
 from orchestrator.sweep.study import Study, Trial
 
+REPEATS = 20
+"""After so many suggestions in a row that are there already the space counts as searched."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -33,6 +36,18 @@ class Recipe:
     """(all trials so far, tries) -> the next trial's parameters, None where there are enough."""
     breed: Callable[[Sequence[Trial]], Sequence[Child]]
     """All trials so far -> members of a population to add now; empty for the other algorithms."""
+
+
+def new_parameters(
+    recipe: Recipe, known: Mapping[str, Trial], id_of: Callable[[Parameters], str]
+) -> Parameters | None:
+    """The next suggestion that is not a trial yet; None where the space counts as searched."""
+    trials = list(known.values())
+    for tries in range(REPEATS):
+        parameters = recipe.suggest(trials, tries)
+        if parameters is None or id_of(parameters) not in known:
+            return parameters
+    return None
 
 
 class Watcher(Protocol):

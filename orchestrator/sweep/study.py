@@ -103,8 +103,11 @@ class Study:
         return [trial for trial in self.trials.values() if trial.state in states]
 
     def best(self, *, maximise: bool) -> Trial | None:
-        """The finished trial with the best value; of equals the one with the lower number."""
+        """The finished trial with the best value, of a population in its newest round: earlier ones have read other
+        data. Of equals the one with the lower number."""
         done = [(trial.value, trial) for trial in self.in_state(TrialState.finished) if trial.value is not None]
+        newest = max((trial.part.round for _, trial in done if trial.part is not None), default=None)
+        done = [pair for pair in done if pair[1].part is None or pair[1].part.round == newest]
         sign = -1.0 if maximise else 1.0
         return min(done, key=lambda pair: (sign * pair[0], pair[1].number))[1] if done else None
 

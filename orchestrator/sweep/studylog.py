@@ -14,6 +14,8 @@ from orchestrator.observe.jsonlines import JsonLines, read_records
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.study import Part, Record, Study, Trial, read_study
 
+POLL_S = 0.2
+
 
 class StudyLog:
     """The sweep's one writer of study.jsonl: appended lines, so any file system will do; needs the sweep's lock."""
@@ -45,12 +47,19 @@ class StudyLog:
 
 
 @contextlib.contextmanager
-def locked(folder: SweepFolder) -> Iterator[None]:
-    """Hold the sweep's lock, which the kernel frees however this process ends. Raises ConfigError if it is held."""
+def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the sweep's lock, which the kernel frees however this process ends.
+
+    Raises ConfigError where another holds it for longer than `wait_s`.
+    """
+    until_s = time.monotonic() + wait_s
     folder.path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _took(descriptor):
+            if time.monotonic() >= until_s:
+                raise BlockingIOError
+            time.sleep(POLL_S)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
@@ -62,3 +71,11 @@ def locked(folder: SweepFolder) -> Iterator[None]:
         ) from None
     finally:
         os.close(descriptor)
+
+
+def _took(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -148,10 +148,9 @@ def _ledger_figures(name: str, done: list[Kills], folders: list[RunFolder]) -> l
     ]
 
 
-CAUSE = """Tens of times faster than the peers and no step lost where the snapshot was sealed, but twice as long as
-the aims of 250 ms with 2 M parameters and 500 ms with 10 M. The first step of the new ranks takes a third to a half
-(first touches of gradients and activations: page faults), then DeepSpeed's engine. A snapshot that the kill caught
-unsealed costs one step. Forking the next ranks ahead, with their engine built, would be next."""
+CAUSE = """Ranks that stand by since the attempt before (`worker.standby`) leave the hand-over, the restore and the
+step itself to be waited for. A kill that comes sooner than they are ready, about a second after an attempt's first
+step, costs a fork, the rendezvous and the engine besides. A snapshot that the kill caught unsealed costs one step."""
 
 BENCH = Bench(
     name="recovery",

@@ -118,6 +118,20 @@ class SubmittedRun:
 
         wait_until(f"step {step} of attempt {attempt}", look)
 
+    def notify(self) -> None:
+        """SIGUSR1 to the batch script, as `--signal` sends it before a time limit."""
+        self.cluster.run(self.cluster.head, "scancel", "--batch", "--signal=USR1", self.job)
+
+    def preempt(self) -> str:
+        """A short job of a higher partition takes every node; its id."""
+        size = f"--nodes={len(self.cluster.nodes)}"
+        words = ("sbatch", "--parsable", "--partition=high", size, "--exclusive")
+        return self.cluster.run(self.cluster.head, *words, stdin="#!/bin/sh\ntrue\n").stdout.strip()
+
+    def wandb_ids(self) -> set[str]:
+        """Of all segments that W&B has of the run."""
+        return {path.name.rpartition("-")[2] for path in self.folder.wandb.glob("*run-*") if path.is_dir()}
+
     def fields(self) -> dict[str, str]:
         return job_fields(self.cluster, self.job)
 
@@ -139,7 +153,10 @@ def left_on(cluster: VirtualCluster, node: str) -> list[str]:
     """Processes, folders and shared memory of jobs on a node."""
     processes = cluster.run(node, "ps", "-e", "-o", "args").stdout.splitlines()
     ours = [
-        line for line in processes if any(word in line for word in ("launch.slurm", "launch.cli", "ray", "zygote"))
+        line
+        for line in processes
+        if "launch.virtual" not in line
+        and any(word in line for word in ("launch.slurm", "launch.hosts", "launch.cli", "ray", "zygote"))
     ]
     files = cluster.run(node, "ls", "-A", "/tmp", "/dev/shm").stdout.split()
     kept = {Path(path).parts[2] for path in cluster.spec.keep} | {"/tmp:", "/dev/shm:"}

@@ -1,11 +1,11 @@
 """Jobs on nodes of which some are unfit: left out, written down, and not asked for again until somebody says so."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cluster.submitting import SubmittedRun, left_on, phalanx, prepare_data
+from cluster.submitting import SLOW, SubmittedRun, left_on, phalanx, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster, end
 from launch.virtual.spec import VirtualSpec
@@ -63,19 +63,29 @@ def script(site: VirtualCluster, run: SubmittedRun) -> str:
 
 
 def test_a_job_starts_on_the_good_nodes_and_remembers_the_bad_ones(site: VirtualCluster, data: Path) -> None:
-    first, full, slow, last = site.nodes
-    run = SubmittedRun(site, data, "spared", *CHECKED, "cluster.slurm.spare_nodes=2")
+    """The first node is bad, too: Ray and the driver begin on another one, which also hears the notice. There are
+    no other nodes for the next job: it gets the same ones, and leaves the bad ones out again."""
+    full, first, slow, last = site.nodes
+    run = SubmittedRun(site, data, "spared", *CHECKED, "cluster.slurm.spare_nodes=2", *SLOW)
     with no_shared_memory(site, full), slow_link(site, slow):
         run.submit()
+        run.wait_for_step(5)
+        run.notify()
+        wait_until("the restart", lambda: run.fields()["Restarts"] == "1")
+        run.wait_for_step(run.events("requeued")[0]["step"] + 1, attempt=2)
+        assert phalanx(site, "cancel", str(run.folder.path)).returncode == 0
         ended = run.wait_for_state()
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), run.output()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "1"), run.output()
     bad = {entry.node: entry.reason for entry in read_bad_nodes(run.folder)}
     assert set(bad) == {full, slow}
     assert bad[full].startswith("shared memory: ")
     assert bad[slow].startswith("an all-reduce at ")
-    assert "preflight: 2 of 4 nodes are fit, matrix product " in run.output()
-    logs = "".join(run.folder.rank_log(1, rank).read_text() for rank in (0, 1))
-    assert {node for node in site.nodes if f" on {node}: attempt 1" in logs} == {first, last}
+    assert run.output().count("preflight: 2 of 4 nodes are fit, matrix product ") == 2
+    assert f"the next job may get {full}, {slow} again: SLURM refuses the job" in run.output()
+    assert "saved step " in run.output()
+    logs = "".join(run.folder.rank_log(attempt, rank).read_text() for attempt in (1, 2) for rank in (0, 1))
+    assert {node for node in site.nodes if f" on {node}: attempt " in logs} == {first, last}
+    assert [event["resume_step"] for event in run.events("attempt_started")] == [0, run.events("requeued")[0]["step"]]
     assert [left_on(site, node) for node in site.nodes] == [[]] * 4
 
     assert f"#SBATCH --exclude={full},{slow}\n" in script(site, run)
@@ -85,18 +95,40 @@ def test_a_job_starts_on_the_good_nodes_and_remembers_the_bad_ones(site: Virtual
 
 
 def test_a_job_without_enough_good_nodes_goes_back_for_others(site: VirtualCluster, data: Path) -> None:
-    """First its leading node is bad; then one of the two that it gets, and one worker is enough."""
-    first, second, third, _ = site.nodes
-    words = [*CHECKED, "cluster.min_workers=1", f"cluster.slurm.exclude={site.nodes[3]}"]
-    run = SubmittedRun(site, data, "moved", *words)
-    with ExitStack() as broken:
-        for node in (first, third):
-            broken.enter_context(no_shared_memory(site, node))
+    first, *others, last = site.nodes
+    run = SubmittedRun(site, data, "moved", *CHECKED, f"cluster.slurm.exclude={last}")
+    with no_shared_memory(site, first):
         run.submit()
         ended = run.wait_for_state()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), run.output()
-    assert ended["ExcNodeList"] == f"{site.nodes[3]},{first}"
-    assert f"too few nodes are fit: requeued (restart 1), without {site.nodes[3]},{first}" in run.output()
-    assert [entry.node for entry in read_bad_nodes(run.folder)] == [first, third]
+    assert ended["ExcNodeList"] == f"{last},{first}"
+    assert f"too few nodes are fit: requeued (restart 1), without {last},{first}" in run.output()
+    assert [entry.node for entry in read_bad_nodes(run.folder)] == [first]
+    assert {row.world_size for row in run.rows().values()} == {2}
+    assert all(any(f" on {node}: " in run.folder.rank_log(1, rank).read_text() for rank in (0, 1)) for node in others)
+
+
+def test_fewer_workers_start_where_that_is_enough(site: VirtualCluster, data: Path) -> None:
+    first, *_, last = site.nodes
+    words = [*CHECKED, "cluster.min_workers=1", f"cluster.slurm.exclude={site.name}[2,3]"]
+    run = SubmittedRun(site, data, "fewer", *words)
+    with no_shared_memory(site, first):
+        run.submit()
+        ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), run.output()
     assert {row.world_size for row in run.rows().values()} == {1}
-    assert f" on {second}: attempt 1" in run.folder.rank_log(1, 0).read_text()
+    assert f" on {last}: attempt 1" in run.folder.rank_log(1, 0).read_text()
+
+
+def test_a_job_for_which_there_are_no_other_nodes_ends_with_words(site: VirtualCluster, data: Path) -> None:
+    """It would wait in the queue for ever."""
+    first, *_, last = site.nodes
+    run = SubmittedRun(site, data, "stuck", *CHECKED, f"cluster.slurm.exclude={site.name}[2,3]")
+    with no_shared_memory(site, first):
+        run.submit()
+        ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0"), run.output()
+    assert "SLURM refuses the job: " in run.output()
+    assert "too few nodes are fit: leaving\n" in run.output()
+    assert run.events() == []
+    assert [left_on(site, node) for node in (first, last)] == [[], []]

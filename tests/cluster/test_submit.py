@@ -39,26 +39,35 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 
 class TestLife:
-    def test_time_limit_requeue_resume_and_the_run_is_the_same(
+    def test_three_preemptions_and_the_run_is_the_same(
         self, site: VirtualCluster, data: Path, reference: dict[int, StepRow]
     ) -> None:
-        """SIGUSR1 as `--signal` sends it, three times; two nodes; one run folder, nothing left."""
-        run = SubmittedRun(site, data, "limit", "checkpoint.every_steps=0")
+        """SIGUSR1 as `--signal` sends it, SLURM's own preemption for another job, and SIGUSR1 again; two nodes."""
+        run = SubmittedRun(site, data, "limit", "checkpoint.every_steps=0", "tracking.wandb.mode=offline")
         run.submit()
+        other = ""
         for restart, step in ((1, 3), (2, 12), (3, 25)):
             run.wait_for_step(step, attempt=restart)
-            site.run(site.head, "scancel", "--batch", "--signal=USR1", run.job)
+            if restart == 2:
+                other = run.preempt()
+            else:
+                run.notify()
             wait_until("a restart", lambda restart=restart: run.fields()["Restarts"] == str(restart))
         ended = run.wait_for_state()
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()
+        assert job_fields(site, other)["JobState"] == "COMPLETED"
         assert learned(run.rows()) == learned(reference)
         assert [path.name for path in (site.shared / "runs").iterdir() if path.name == "limit"] == ["limit"]
+        assert len(run.wandb_ids()) == 1
         requeued = run.events("requeued")
-        assert [event["signal"] for event in requeued] == ["SIGUSR1"] * 3
+        assert [event["signal"] for event in requeued] == ["SIGUSR1"] * 2
         starts = [event["resume_step"] for event in run.events("attempt_started")]
-        assert starts == [0, *(event["step"] for event in requeued)]
+        saved = [event["step"] for event in run.events("checkpoint_committed")]
+        assert starts == [0, *saved[:3]]
+        assert [event["step"] for event in requeued] == [saved[0], saved[2]]
         assert run.events("rank_died", "run_failed") == []
-        for restart, event in enumerate(requeued, 1):
+        assert "waiting for SLURM to take the nodes and requeue the job" in run.output()
+        for restart, event in zip((1, 3), requeued, strict=True):
             assert f"saved step {event['step']} in " in run.output()
             assert f"requeued (restart {restart})" in run.output()
         assert f"SLURM       job {run.job} COMPLETED" in phalanx(site, "status", str(run.folder.path)).stdout
@@ -85,24 +94,6 @@ class TestLife:
         assert [event["resume_step"] for event in run.events("attempt_started")] == [0, saved]
         refused = phalanx(site, "cancel", str(run.folder.path))
         assert (refused.returncode, "is not running" in refused.stderr) == (2, True)
-
-    def test_a_preempted_run_waits_for_slurm_to_requeue_it(self, site: VirtualCluster, data: Path) -> None:
-        run = SubmittedRun(site, data, "preempted", "cluster.slurm.extra.exclusive=true", *SLOW)
-        run.submit()
-        run.wait_for_step(3)
-        high = site.run(
-            site.head,
-            *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
-            stdin="#!/bin/sh\ntrue\n",
-        ).stdout.strip()
-        wait_until("the restart", lambda: run.fields()["Restarts"] == "1")
-        assert "waiting for SLURM to take the nodes and requeue the job" in run.output()
-        assert run.events("requeued") == []
-        wait_until("the other job", lambda: job_fields(site, high)["JobState"] == "COMPLETED")
-        assert run.fields()["JobState"] in ("PENDING", "RUNNING")
-        assert run.newest_attempt() == 1
-        phalanx(site, "cancel", str(run.folder.path), "--now")
-        run.wait_for_state()
 
 
 def test_two_jobs_on_the_same_nodes(site: VirtualCluster, data: Path, reference: dict[int, StepRow]) -> None:

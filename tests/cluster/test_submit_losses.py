@@ -4,12 +4,15 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
+from cluster.jobs import ENDED
+from cluster.submitting import SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
 
 from launch.slurm.record import newest_submission
 from launch.virtual.cluster import VirtualCluster
+from orchestrator.observe.metrics import read_rows
 
 pytestmark = pytest.mark.cluster
 NewCluster = Callable[..., VirtualCluster]
@@ -55,10 +58,13 @@ def test_the_first_node_dies_and_the_job_goes_on_elsewhere(new_cluster: NewClust
 
 @pytest.mark.soak
 def test_fifty_preemptions_change_nothing(new_cluster: NewCluster, tmp_path: Path) -> None:
-    """At random moments, of which many are in a save: every third step makes a checkpoint."""
+    """At random moments, of which many are in a save: every third step makes a checkpoint. Every fifth is SLURM's
+    own, for a job of a higher partition; the others are notices as before a time limit.
+    CI has three: test_submit.py."""
     site = new_cluster(nodes=2)
+    site.run(site.head, "scontrol", "update", "PartitionName=main", "GraceTime=5")
     data = prepare_data(site)
-    words = ["train.steps=600", "optim.schedule_steps=600", "checkpoint.every_steps=3", "checkpoint.keep_last=0"]
+    words = ["train.steps=2000", "optim.schedule_steps=2000", "checkpoint.every_steps=3", "checkpoint.keep_last=2"]
     reference = local_rows(data, tmp_path, *words)
     run = SubmittedRun(site, data, "fifty", *words, "cluster.slurm.time_limit_min=600")
     dice = random.Random(50)
@@ -66,31 +72,75 @@ def test_fifty_preemptions_change_nothing(new_cluster: NewCluster, tmp_path: Pat
     for restart in range(1, 51):
         done = max(run.rows(), default=0)
         run.wait_for_step(done + dice.randrange(1, 9), attempt=restart)
-        site.run(site.head, "scancel", "--batch", "--signal=USR1", run.job)
+        if restart % 5 == 0:
+            run.preempt()
+        else:
+            run.notify()
         wait_until("a restart", lambda restart=restart: run.fields()["Restarts"] == str(restart))
+    run.wait_for_step(max(run.rows()) + 1, attempt=51)
+    assert phalanx(site, "cancel", str(run.folder.path)).returncode == 0
     ended = run.wait_for_state()
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()[-3000:]
-    assert learned(run.rows()) == learned(reference)
-    saved = [event["step"] for event in run.events("requeued")]
-    assert [event["resume_step"] for event in run.events("attempt_started")] == [0, *saved]
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0"), run.output()[-3000:]
+    rows = learned(run.rows())
+    assert rows == learned(reference)[: len(rows)]
+    starts = run.events("attempt_started")
+    assert [event["attempt"] for event in starts] == [*range(1, 52)]
+    events = run.events()
+    for start in starts[1:]:  # from the last boundary before each: no step is done again
+        before = events[: events.index(start)]
+        saved = [event["step"] for event in before if event["event"] == "checkpoint_committed"]
+        last_row = max(row.step for row in read_rows(run.folder.metrics) if row.attempt < start["attempt"])
+        assert start["resume_step"] == max(saved) == last_row
     committing = [event["attempt"] for event in run.events("checkpoint_committed")]
     assert committing == sorted(committing)
     assert run.events("run_failed", "rank_died") == []
     assert [left_on(site, node) for node in site.nodes] == [[], []]
+    notices = [event["t"] for event in run.events("preemption_notice")]
+    spans = save_spans(events)
+    in_a_save = sum(any(begun <= at <= ended for begun, ended in spans) for at in notices)
+    print(f"{len(notices)} notices, {in_a_save} in a save; {len(committing)} checkpoints")
+    assert in_a_save > 0
+
+
+def save_spans(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """From the step that a checkpoint is of until it was committed, in unix seconds."""
+    begun: dict[tuple[int, int], float] = {}
+    spans = []
+    for event in events:
+        key = event["attempt"], event["step"]
+        if event["event"] == "checkpoint_started":
+            begun[key] = event["t"]
+        elif event["event"] == "checkpoint_committed" and key in begun:
+            spans.append((begun[key], event["t"]))
+    return spans
 
 
 @pytest.mark.soak
-def test_a_real_time_limit(new_cluster: NewCluster, tmp_path: Path) -> None:
-    """SLURM's own clock: a job of one minute sends its notice some 40 s early, often enough to finish the run."""
-    site = new_cluster(nodes=1)
+def test_real_time_limits_to_the_end(new_cluster: NewCluster, tmp_path: Path) -> None:
+    """SLURM's own clock, three nodes: a job of two minutes sends its notice some 40 s before, again and again."""
+    site = new_cluster(nodes=3)
     data = prepare_data(site)
-    words = ["cluster.slurm.time_limit_min=2", "cluster.slurm.notice_s=30", "cluster.workers_per_node=2"]
-    run = SubmittedRun(site, data, "minutes", *words, "train.steps=20000", "optim.schedule_steps=40")
+    words = ["cluster.num_workers=3", "train.steps=1500", "optim.schedule_steps=1500", "checkpoint.every_steps=100"]
+    reference = local_rows(data, tmp_path, *words)
+    limits = ["cluster.slurm.time_limit_min=2", "cluster.slurm.notice_s=30", "tracking.wandb.mode=offline"]
+    run = SubmittedRun(site, data, "minutes", *words, *limits)
     run.submit()
-    wait_until("a restart", lambda: run.fields()["Restarts"] == "1")
-    assert "caught SIGUSR1, " in run.output()
-    assert run.fields()["JobState"] != "TIMEOUT"
-    run.wait_for_step(run.events("requeued")[0]["step"] + 1, attempt=2)
+    ended, restarts = run.fields(), 0
+    while ended["JobState"] not in ENDED:
+
+        def look(restarts: int = restarts) -> dict[str, str] | None:
+            fields = run.fields()
+            return fields if fields["JobState"] in ENDED or int(fields["Restarts"]) > restarts else None
+
+        ended = wait_until("a restart or the end", look)
+        restarts = int(ended["Restarts"])
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()[-3000:]
+    assert restarts >= 1
+    assert re.findall(r"caught SIGUSR1, \d+ s left, saved step \d+ in \d+ s, requeued \(restart \d\)", run.output())
+    assert learned(run.rows()) == learned(reference)
+    assert [path.name for path in (site.shared / "runs").iterdir()] == ["minutes"]
+    assert len(run.wandb_ids()) == 1
+    print(f"{restarts} restarts at time limits")
 
 
 @pytest.mark.soak

@@ -74,14 +74,16 @@ def test_the_worst_member_goes_on_from_the_best_one_s_checkpoint_whoever_is_kill
     assert min(run.rows()) == INTERVAL + 1
     started = next(e for e in read_events(run.folder.events) if e["event"] == "attempt_started")
     assert started["resume_step"] == INTERVAL
-    assert abs(run.rows()[INTERVAL + 1].loss - sweep.run(best).rows()[INTERVAL].loss) < 0.5
+    stays = second[best.part.member]
+    assert run.rows()[INTERVAL + 1].loss == sweep.run(stays).rows()[INTERVAL + 1].loss  # the same weights and samples
+    assert run.rows()[STEPS].loss != sweep.run(stays).rows()[STEPS].loss
     assert run.rows()[STEPS].loss < sweep.run(worst).rows()[INTERVAL].loss
 
     summary = sweep.summary()["best"]
     line = line_of(sweep.study().trials, sweep.study().trials[summary["id"]])
     assert [trial.part.steps for trial in line] == [INTERVAL, STEPS]
     assert again.output.count("schedule  ") == 2
-    check_a_member_that_stays(typist, sweep, best, second[best.part.member])
+    check_a_member_that_stays(typist, sweep, best, stays)
     before = sweep.records()
     type_sweep(typist, sweep).finish()
     assert sweep.records() == before

@@ -86,7 +86,10 @@ def head(nothing_left: None) -> Iterator[Head]:
             "Ray's head", lambda: re.search(r"RAY_API_SERVER_ADDRESS='(http://\S+)'", output.read_text()), process
         )
         environment["RAY_API_SERVER_ADDRESS"] = found[1]
-        yield Head(process, environment)
+        head = Head(process, environment)
+        # The job server answers before the node's agent, which takes the jobs, has told it that it is there.
+        wait_for("a job that is taken", lambda: not head.job("submit", "--no-wait", "--", "true").returncode, process)
+        yield head
     finally:
         end(process)
         shutil.rmtree(folder)

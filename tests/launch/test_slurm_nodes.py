@@ -62,7 +62,7 @@ HOSTS = ["v1", "v2", "v3"]
 def gathered(*messages: tuple[str, str], spare: int = 0) -> Gathering:
     gathering = Gathering(HOSTS, spare, 120.0)
     for node, op in messages:
-        gathering.hear({"op": op, "node": node, "address": "a:1", "text": "port taken"})
+        gathering.hear({"op": op, "node": node, "address": "a:1", "folder": "/tmp/f", "text": "port taken"})
     return gathering
 
 
@@ -71,10 +71,10 @@ def test_the_barrier_opens_when_all_are_there() -> None:
         gathering = gathered(*order[:2])
         gathering.check(5.0, has_ended=False)
         assert not gathering.is_complete
-        gathering.hear({"op": order[2][1], "node": order[2][0], "address": "a:1"})
+        gathering.hear({"op": order[2][1], "node": order[2][0], "address": "a:1", "folder": "/tmp/f"})
         gathering.check(6.0, has_ended=False)
         assert gathering.is_complete
-        assert (gathering.address, gathering.warnings) == ("a:1", [])
+        assert (gathering.address, gathering.folder, gathering.warnings) == ("a:1", "/tmp/f", [])
 
 
 @pytest.mark.parametrize(

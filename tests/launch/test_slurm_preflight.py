@@ -66,6 +66,13 @@ def test_a_node_that_says_nothing_is_waited_for_no_longer_than_the_others_took_t
     assert quick.left_s(2.0) == PATIENCE_S - 2.0
 
 
+def test_a_node_that_fails_at_work_is_not_waited_for() -> None:
+    checking = Checking(HOSTS[:2], 120.0, 0.0)
+    broken = {"op": "failed", "node": "v2", "text": "CUDA error: uncorrectable ECC error encountered"}
+    assert answered(checking, row("v2", Level.fail), checked("v1"), broken, now_s=2.0) == [{"op": "clock"}]
+    assert checking.silent == {"v2": "disk: full; CUDA error: uncorrectable ECC error encountered"}
+
+
 def test_a_pair_that_does_not_answer_has_no_rate() -> None:
     checking = Checking(HOSTS[:2], 120.0, 0.0)
     answered(checking, checked("v1"), checked("v2"), now_s=1.0)

@@ -104,10 +104,20 @@ def test_the_template_has_no_logic() -> None:
 )
 def test_words_of_the_steps(name: str, words: list[str]) -> None:
     spec = spec_of(compose(words).config)
-    text = "\n\n".join(
-        "\n".join(step) for step in (spec.command, check_words(spec), node_words(spec), driver_words(spec, "n7"))
-    )
+    steps = (spec.command, check_words(spec), node_words(spec), driver_words(spec, ["n7", "n8"], "n7"))
+    text = "\n\n".join("\n".join(step) for step in steps)
     check_golden(f"slurm_steps_{name}.txt", text + "\n")
+
+
+def test_a_driver_on_another_node_is_a_step_and_fewer_nodes_have_fewer_workers() -> None:
+    spec = spec_of(compose([*TWO_BY_EIGHT, "cluster.min_workers=8"]).config)
+    assert spec.request.least_nodes == 1
+    words = driver_words(spec, ["n8"], "n7")
+    assert words[0] == "srun"
+    assert "--nodelist=n8" in words
+    assert "launch.slurm.driver" in words
+    assert words[-1] == "cluster.num_workers=8"
+    assert "--nodelist=n8" in node_words(spec, ["n8"])
 
 
 def test_a_spec_survives_its_file() -> None:

@@ -119,7 +119,7 @@ def test_every_state_waits_or_has_ended_or_runs_and_an_unknown_one_is_an_error()
     assert not (JobState.COMPLETING.is_end or JobState.RUNNING.is_end or JobState.SUSPENDED.is_waiting)
     with pytest.raises(SlurmError, match="job 12 is FROBNICATED, which phalanx does not know"):
         parse_job(JOB.format(state="FROBNICATED", reason="None", preempt="None", nodes="v1"))
-    assert parse_queue("12 RUNNING\n13 PENDING\n") == {12: JobState.RUNNING, 13: JobState.PENDING}
+    assert parse_queue("12 RUNNING\n13_2 PENDING\n") == {"12": JobState.RUNNING, "13_2": JobState.PENDING}
     with pytest.raises(SlurmError, match="job 13 is DONEISH"):
         parse_queue("12 RUNNING\n13 DONEISH\n")
 
@@ -142,6 +142,7 @@ def test_folders_of_this_machine_alone_are_known() -> None:
         ("allocation failure: Requested time limit is invalid (missing or exceeds some limit)", "time_limit_min"),
         ("allocation failure: Memory specification can not be satisfied", "memory_per_node"),
         ("allocation failure: Requested reservation is invalid", "reservation"),
+        ("Batch job submission failed: Invalid node name specified", "exclude"),
     ],
 )
 def test_a_refusal_names_the_key_that_may_cure_it(complaint: str, key: str) -> None:

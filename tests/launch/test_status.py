@@ -1,10 +1,13 @@
 import fcntl
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from launch.slurm.record import Submission, append_submission
 from launch.status import run
 from orchestrator.errors import ConfigError
 from orchestrator.observe.ledger import Ledger
@@ -151,3 +154,27 @@ def test_no_runs_says_how_to_start_one(tmp_path, capsys):
 def test_an_unknown_run_is_refused(runs):
     with pytest.raises(ConfigError, match="gong"):
         run(["gong", "--root", str(runs)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ("echo 'JobId=7 JobState=FROBNICATED Reason=None'", "job 7 is FROBNICATED, which phalanx does not know"),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "scontrol does not answer"),
+    ],
+)
+def test_what_slurm_does_not_say_is_an_error_after_what_the_run_says(runs: Path, answer: str, complaint: str):
+    """Never an end that was not there."""
+    program = runs.parent / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    append_submission(RunFolder(runs / "lost"), Submission(job_id=7, time_s=0.0))
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    for more in ([], ["--json"]):
+        command = [sys.executable, "-m", "launch.cli", "status", "lost", "--root", str(runs), *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 1
+        assert "rank 0 on here failed first" in done.stdout
+        assert "SLURM" not in done.stdout
+        assert complaint in done.stderr

@@ -169,6 +169,16 @@ def test_a_driver_killed_anywhere_adds_what_is_missing_and_decides_the_same(cut:
     }
 
 
+def test_the_best_is_of_the_newest_round() -> None:
+    records = after(after([], VALUES), [value and 10 + value for value in VALUES])
+    best = read_study(records).best(maximise=False)
+    assert best is not None
+    assert best.id == "m1r1"
+    early = read_study(records[:30]).best(maximise=False)
+    assert early is not None
+    assert early.id == "m1r0"
+
+
 def test_the_line_of_a_trial_leads_through_whom_it_took_over() -> None:
     study = read_study(after(after([], VALUES), VALUES))
     moved = next(t for t in study.trials.values() if t.part and t.part.parent and t.part.member == 2)

@@ -1,0 +1,89 @@
+"""A sweep as one SLURM job array: a task requeues itself alone, its trial's end is recorded, the command goes on."""
+
+import json
+import re
+
+import pytest
+from cluster.jobs import ENDED, job_fields
+from cluster.submitting import WORDS, left_on, phalanx, prepare_data, wait_until
+
+from launch.virtual.cluster import VirtualCluster
+from orchestrator.observe.ledger import read_events
+from orchestrator.observe.metrics import read_last_rows, surviving_rows
+from orchestrator.sweep.folder import SweepFolder
+
+pytestmark = pytest.mark.cluster
+STEPS = 150
+
+
+class ArraySweep:
+    def __init__(self, cluster: VirtualCluster) -> None:
+        data = prepare_data(cluster)
+        self.cluster = cluster
+        self.folder = SweepFolder(cluster.shared / "runs/array")
+        places = [f"data.path={data}", f"run.root={cluster.shared}/runs", "sweep.id=array"]
+        own = ["cluster.num_workers=1", f"train.steps={STEPS}", "sweep.window_steps=5"]
+        self.words = [*WORDS, *places, *own]
+
+    def submit(self, learning_rates: str) -> str:
+        """What it printed."""
+        done = phalanx(self.cluster, "sweep", *self.words, f"optim.lr={learning_rates}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def trial(self, task: int) -> str:
+        return str(json.loads(self.folder.array.read_text())["tasks"][str(task)])
+
+    def state(self, task: str) -> str:
+        return job_fields(self.cluster, task)["JobState"]
+
+    def output(self, task: str) -> str:
+        return (self.folder.slurm / f"{task}.out").read_text()
+
+    def status(self) -> dict[str, object]:
+        return dict(json.loads(phalanx(self.cluster, "status", str(self.folder.path), "--json").stdout))
+
+
+def test_from_the_command_to_the_best_trial(slurm: VirtualCluster) -> None:
+    sweep = ArraySweep(slurm)
+    said = sweep.submit("1e-3,2e-3,4e-3")
+    job = said.splitlines()[0].removeprefix("Submitted batch job ")
+    assert "3 as tasks 0-2" in said
+    assert sweep.status()["state"] in ("queued", "running")
+
+    # One task is told to leave, the one that SLURM gave the array's own number: it alone is requeued, and resumes.
+    wait_until("all tasks", lambda: all(sweep.state(f"{job}_{n}") == "RUNNING" for n in range(3)))
+    (own,) = [n for n in range(3) if job_fields(slurm, f"{job}_{n}")["JobId"] == job]
+    run, task = sweep.folder.trial(sweep.trial(own)), f"{job}_{own}"
+    wait_until("a step", lambda: run.metrics.exists() and [*read_last_rows(run.metrics, 1)])
+    slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", task)
+    wait_until("its requeue", lambda: any(e["event"] == "requeued" for e in read_events(run.events)))
+
+    for number in range(3):
+        wait_until(f"the end of task {number}", lambda n=number: sweep.state(f"{job}_{n}") in ENDED)
+        assert sweep.state(f"{job}_{number}") == "COMPLETED", sweep.output(f"{job}_{number}")
+        folder = sweep.folder.trial(sweep.trial(number))
+        assert sorted(surviving_rows(folder.metrics)) == list(range(1, STEPS + 1))
+        starts = len([e for e in read_events(folder.events) if e["event"] == "attempt_started"])
+        assert starts == (2 if number == own else 1)
+        assert folder.job_output(f"{job}_{number}").samefile(sweep.folder.slurm / f"{job}_{number}.out")
+    assert re.search(r"caught SIGUSR1, .*requeued \(restart 1\)", sweep.output(task))
+    status = sweep.status()
+    assert status["state"] == "ended"
+    assert [trial["state"] for trial in status["trials"]] == ["finished"] * 3
+    assert status["best"] is not None
+    assert sweep.folder.report.exists()
+
+    # The same command has nothing to do; another value is another task, and the others stay as they are.
+    assert sweep.submit("1e-3,2e-3,4e-3").startswith("nothing to submit: ")
+    said = sweep.submit("1e-3,2e-3,4e-3,8e-3")
+    assert "1 as tasks 3" in said
+    task = f"{said.splitlines()[0].removeprefix('Submitted batch job ')}_3"
+    assert phalanx(slurm, "cancel", str(sweep.folder.trial(sweep.trial(3)).path), "--now").returncode == 0
+    wait_until("its end", lambda: task not in slurm.run(slurm.head, "squeue", "--array", "--format=%i").stdout)
+    assert "1 as tasks 3" in sweep.submit("1e-3,2e-3,4e-3,8e-3")
+    (fourth,) = [trial for trial in sweep.status()["trials"] if trial["id"] == sweep.trial(3)]
+    assert fourth["failures"] == 0
+    wait_until("the fourth", lambda: [t["state"] for t in sweep.status()["trials"]] == ["finished"] * 4)
+    for node in slurm.nodes:
+        wait_until("an empty node", lambda n=node: not left_on(slurm, n))
