@@ -36,7 +36,7 @@ def test_the_cut_side_stops_and_a_spare_node_takes_its_place(
     run.wait_for_step(10)
     before = hosts_of(run, 1)
     (cut,) = sorted(before - {run.fields()["BatchHost"]})
-    assert forked_on(site, cut) == 2
+    assert forked_on(site, cut) >= 2, "its zygote and its rank, and perhaps one that stands by"
     site.isolate(cut)
     cut_s = time.time()
     wait_until("the end of the rank behind the partition", lambda: forked_on(site, cut) < 2)
