@@ -48,7 +48,7 @@ lint: $(VENV)/.installed-test  ## ruff and mypy
 
 test-fast: $(VENV)/.installed-test  ## tests that start no cluster
 	@echo '== fast tests'
-	$(PYTEST) -n 2 -m 'not real and not cluster and not soak'
+	$(PYTEST) -n 2 --dist worksteal -m 'not real and not cluster and not soak'
 
 test-real: $(VENV)/.installed-test  ## tests on real Ray and DeepSpeed processes
 	@echo '== tests on real processes'

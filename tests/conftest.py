@@ -1,6 +1,7 @@
 """What tests of several folders share: small data prepared once, and one warm agent for all tests on real ranks."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,10 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from rank.ranks import Data, Ranks
+
+# In a shell's background job SIGINT is ignored, and what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Properties are checked without a clock: these machines are shared. CI draws the same examples each time; at your
 # desk and in a soak they are new ones.

@@ -26,6 +26,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import logical_digest, verify
 from orchestrator.control.driver import degraded
 from orchestrator.errors import CheckpointError, FencedError, StoreError, StoreFault
+from orchestrator.runfolder import RunFolder
 
 SHAPES = {"w": (50, 8), "b": (3,)}
 SEED = 3
@@ -117,14 +118,15 @@ def test_of_many_writers_one_creates(store):
     assert store.read("claim") == str(won[0]).encode()
 
 
-def test_a_store_that_ignores_exclusive_create_is_named_at_the_start(proxy, store):
+def test_a_store_that_ignores_exclusive_create_is_named_at_the_start(proxy, store, tmp_path):
+    folder = RunFolder(tmp_path)
     config = compose(["experiment=tiny_test", f"checkpoint.url={store.url}"]).config
     joined = SimpleNamespace(is_ours=False)
-    assert degraded(config, "cpu", joined) == []
+    assert degraded(config, "cpu", joined, folder) == []
     proxy.ignores_conditions = True
     try:
         assert not store.claims_exclusively()
-        (warning,) = degraded(config, "cpu", joined)
+        (warning,) = degraded(config, "cpu", joined, folder)
     finally:
         proxy.ignores_conditions = False
     assert warning.startswith(

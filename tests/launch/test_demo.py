@@ -49,7 +49,7 @@ def test_a_run_as_promised_has_no_problems_and_is_told() -> None:
         ({"kills": []}, "was not killed"),
         ({"events": [{"event": "recovered", "steps_lost": 2}, {"event": "run_finished"}]}, "no rank_died"),
         ({"events": [{"event": "rank_died"}, {"event": "run_finished"}]}, "no recovered"),
-        ({"events": as_promised().events[:-1]}, "not run_finished"),
+        ({"events": as_promised().events[:-1]}, "no run_finished"),
         ({"rows": as_promised().rows[:-1]}, "every step"),
         ({"losses": [7.0, 7.0, 7.0, 7.0, 7.0, 7.0]}, "too close"),
         ({"rows": [*as_promised().rows, row(6, attempt=3, batch_digest="0" * 16)]}, "steps [6] saw other samples"),
