@@ -21,6 +21,8 @@ WORDS = [
     "fault.hang_constant_s=1",
     "fault.max_restarts=20",
     "fault.max_identical_failures=20",
+    # From outside a standby can't be told from a rank, and with standbys a restart has no joining to be struck in.
+    "worker.standby=false",
 ]
 TORCHS_CACHE = "torchinductor_"
 """One for all processes of a user: meant to stay."""
