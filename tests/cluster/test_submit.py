@@ -38,12 +38,17 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     return local_rows(data, tmp_path_factory.mktemp("local"))
 
 
+LONG = ["train.steps=600", "optim.schedule_steps=600"]
+"""A notice is heard some tens of steps after it was sent: three of them come long before the end."""
+
+
 class TestLife:
     def test_three_preemptions_and_the_run_is_the_same(
-        self, site: VirtualCluster, data: Path, reference: dict[int, StepRow]
+        self, site: VirtualCluster, data: Path, tmp_path: Path
     ) -> None:
         """SIGUSR1 as `--signal` sends it, SLURM's own preemption for another job, and SIGUSR1 again; two nodes."""
-        run = SubmittedRun(site, data, "limit", "checkpoint.every_steps=0", "tracking.wandb.mode=offline")
+        reference = local_rows(data, tmp_path, *LONG)
+        run = SubmittedRun(site, data, "limit", *LONG, "checkpoint.every_steps=0", "tracking.wandb.mode=offline")
         run.submit()
         other = ""
         for restart, step in ((1, 3), (2, 12), (3, 25)):
