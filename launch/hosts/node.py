@@ -61,7 +61,7 @@ class HostNode(Node):
 
     def _say(self, op: str, **fields: object) -> None:
         born_s = psutil.Process().create_time()
-        super()._say(op, pid=os.getpid(), born_s=born_s, folder=self._temp_dir, **fields)
+        super()._say(op, **{"pid": os.getpid(), "born_s": born_s, "folder": self._temp_dir, **fields})
 
     def _own_address(self) -> str:
         """The head's is the one by which ssh came, where that is no loopback: others reach it there, too."""

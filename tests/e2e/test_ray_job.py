@@ -75,7 +75,8 @@ def head(nothing_left: None) -> Iterator[Head]:
         "PATH": f"{Path(PHALANX).parent}:/usr/bin:/bin",
     }
     words = ["--head", "--block", "--port=0", "--dashboard-port=0", "--num-cpus=4", f"--temp-dir={folder}/r"]
-    words += [f"--ray-client-server-port={free_port()}", "--object-store-memory=80000000", "--disable-usage-stats"]
+    words += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    words += ["--object-store-memory=80000000", "--disable-usage-stats"]
     output = folder / "output"
     with output.open("wb") as out:
         process = subprocess.Popen(
