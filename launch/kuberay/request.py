@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from launch.machine_size import machine_size_problems
 from orchestrator.config import ClusterConfig, RunConfig
 
 MAX_NAME_CHARACTERS = 47
@@ -84,23 +85,14 @@ def _identity_problems(config: RunConfig) -> Iterator[str]:
 
 def _size_problems(cluster: ClusterConfig, device: str) -> Iterator[str]:
     kube = cluster.kuberay
-    if cluster.workers_per_node is None and cluster.num_workers > 1:
-        yield (
-            f"cluster.workers_per_node is not set, so the pods for cluster.num_workers={cluster.num_workers} are not "
-            "known; use cluster.workers_per_node=8 where a node has eight GPUs"
-        )
-    per_node = cluster.workers_per_node or cluster.num_workers
-    if device == "cuda" and kube.gpus_per_node is not None and kube.gpus_per_node < per_node:
-        yield (
-            f"cluster.kuberay.gpus_per_node={kube.gpus_per_node} is fewer than cluster.workers_per_node={per_node}, "
-            "one GPU each; leave it out, or lower cluster.workers_per_node"
-        )
-    needed_cpus = per_node * cluster.cpus_per_worker
-    if kube.cpus_per_node is not None and kube.cpus_per_node < needed_cpus:
-        yield (
-            f"cluster.kuberay.cpus_per_node={kube.cpus_per_node} is fewer than workers_per_node * cpus_per_worker = "
-            f"{per_node} * {cluster.cpus_per_worker} = {needed_cpus}; leave it out, or ask for {needed_cpus}"
-        )
+    yield from machine_size_problems(
+        cluster,
+        device,
+        scheduler="kuberay",
+        machines="pods",
+        gpus_per_node=kube.gpus_per_node,
+        cpus_per_node=kube.cpus_per_node,
+    )
     for name in ("memory_per_node", "head_memory"):
         value = getattr(kube, name)
         if value is not None and not _QUANTITY.fullmatch(value):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launch.machine_size import machine_size_problems
 from orchestrator.config import ClusterConfig
 from orchestrator.slurm_config import ContainerRuntime, SlurmRequeue
 
@@ -90,23 +91,14 @@ def _size_problems(cluster: ClusterConfig, device: str) -> Iterator[str]:
             f"cluster.address={cluster.address} can't be used with submit, which starts a Ray in its own job; "
             "leave it out, or use phalanx train to join that cluster"
         )
-    if cluster.workers_per_node is None and cluster.num_workers > 1:
-        yield (
-            f"cluster.workers_per_node is not set, so the nodes for cluster.num_workers={cluster.num_workers} are "
-            "not known; use cluster.workers_per_node=8 where a node has eight GPUs"
-        )
-    per_node = cluster.workers_per_node or cluster.num_workers
-    if device == "cuda" and slurm.gpus_per_node is not None and slurm.gpus_per_node < per_node:
-        yield (
-            f"cluster.slurm.gpus_per_node={slurm.gpus_per_node} is fewer than cluster.workers_per_node={per_node}, "
-            "one GPU each; leave it out, or lower cluster.workers_per_node"
-        )
-    needed_cpus = per_node * cluster.cpus_per_worker
-    if slurm.cpus_per_node is not None and slurm.cpus_per_node < needed_cpus:
-        yield (
-            f"cluster.slurm.cpus_per_node={slurm.cpus_per_node} is fewer than workers_per_node * cpus_per_worker = "
-            f"{per_node} * {cluster.cpus_per_worker} = {needed_cpus}; leave it out, or ask for {needed_cpus}"
-        )
+    yield from machine_size_problems(
+        cluster,
+        device,
+        scheduler="slurm",
+        machines="nodes",
+        gpus_per_node=slurm.gpus_per_node,
+        cpus_per_node=slurm.cpus_per_node,
+    )
     limit_min = slurm.time_limit_min
     if limit_min is not None and slurm.notice_s >= limit_min * 60:
         yield (
