@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # In a shell's background job SIGINT is ignored, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a time limit sends: fixtures end what they have started, as after Ctrl-C.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # Properties are checked without a clock: these machines are shared. CI draws the same examples each time; at your
 # desk and in a soak they are new ones.
