@@ -15,6 +15,7 @@ from orchestrator.control.snapshotmemory import (
 )
 from orchestrator.fit import Fit
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.observe.aligned import aligned
 from orchestrator.plan import memory_limit_bytes
 from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
@@ -238,16 +239,9 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
     return lines
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """First column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A name and numbers a row."""
+    return aligned(rows, right=range(1, len(rows[0])))
 
 
 def _span(first: int, count: int) -> str:

@@ -9,6 +9,7 @@ from launch.plan_text import compact, total_flops, total_tokens
 from launch.sweep_words import SweepWords
 from orchestrator.data.manifest import Manifest
 from orchestrator.memory import gigabytes, held_bytes
+from orchestrator.observe.aligned import aligned
 from orchestrator.plan import memory_refusal, plan_run
 from orchestrator.sweep.pbt import interval_steps, num_rounds
 from orchestrator.sweep.settings import Algorithm
@@ -63,9 +64,7 @@ def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -
         how_many = f"{settings.population} members, {rounds} rounds of {steps:,} steps each; the ends of the space:"
     lines += ["", how_many]
     header = ("TRIAL", "WORKERS", "STEPS", "TOKENS", "FLOPS", "MEMORY/RANK", "PARAMETERS")
-    rows = [header, *(_cells(cost) for cost in costs[:MAX_ROWS])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned([header, *(_cells(cost) for cost in costs[:MAX_ROWS])])
     if len(costs) > MAX_ROWS:
         lines.append(f"... and {len(costs) - MAX_ROWS} more")
     count = len(costs) if is_grid else settings.population if is_population else settings.trials
