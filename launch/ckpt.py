@@ -26,6 +26,7 @@ from orchestrator.config import CheckpointConfig
 from orchestrator.control.pruning import metric_of, retention_of
 from orchestrator.control.rollback import lineage_in
 from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, PhalanxError, StoreError
+from orchestrator.observe.aligned import aligned
 from orchestrator.runfolder import RunFolder
 
 EXAMPLES = """examples:
@@ -180,12 +181,7 @@ def _row(store: Store, item: StepStanding, now_s: float) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     cells = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS) - 1)]
-    lines = []
-    for line in cells:
-        padded = [text.rjust(width) for text, width in zip(line[:-1], widths, strict=True)]
-        lines.append("  ".join([*padded, line[-1]]))
-    return "\n".join(lines)
+    return "\n".join(aligned(cells, right=range(len(_COLUMNS) - 1)))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
 """`phalanx cluster up|down|status`: a Ray cluster on a list of hosts, by ssh; it begins and ends only its own."""
 
 import argparse
-import json
 import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from launch.cli_help import parser
+from launch.cluster_status import Row, Words, print_clusters
 from launch.hosts.raising import Answer, ask_all, raise_cluster
 from launch.hosts.record import DEFAULT_NAME, ClusterRecord, name_problem, parse_hosts
 from launch.hosts.ssh import ssh_words
@@ -162,18 +161,17 @@ def _not_ended(answer: Answer) -> str | None:
 def _status(options: argparse.Namespace) -> int:
     chosen = names() if options.name is None else [find(options.name)[1].name]
     rows = [_row(*find(name)) for name in chosen]
-    if options.json:
-        print(json.dumps(rows, indent=2))
-    elif not rows:
-        print("no cluster is up; to make one: phalanx cluster up HOST ...")
-    for row in () if options.json else rows:
-        print(f"{row['name']}: {row['address'] or 'it did not come up'}, token {row['token']}")
-        for host in row["hosts"]:
-            print(f"  {host['host']:<20} {host['state']:<12} {host['words']}".rstrip())
+    nothing = "no cluster is up; to make one: phalanx cluster up HOST ..."
+    print_clusters(rows, _words, as_json=options.json, if_none=nothing)
     return 0
 
 
-def _row(folder: ClusterFolder, record: ClusterRecord) -> dict[str, Any]:
+def _words(row: Row) -> Words:
+    title = f"{row['name']}: {row['address'] or 'it did not come up'}, token {row['token']}"
+    return title, [(host["host"], host["state"], host["words"]) for host in row["hosts"]]
+
+
+def _row(folder: ClusterFolder, record: ClusterRecord) -> Row:
     hosts = []
     for number, answer in enumerate(ask_all(record, "look")):
         role = "head" if number == 0 else ""

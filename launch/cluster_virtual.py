@@ -1,13 +1,13 @@
 """`phalanx cluster virtual`: a SLURM cluster of several hosts on this machine, to try job scripts and failures on."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from launch.cli_help import parser
+from launch.cluster_status import Row, Words, print_clusters
 from launch.virtual.cluster import VirtualCluster, end, names
 from launch.virtual.machine import missing_requirement
 from launch.virtual.spec import DEFAULT_NAME, VirtualSpec
@@ -118,18 +118,17 @@ def _down(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     rows = [_row(name) for name in names()]
-    if options.json:
-        print(json.dumps(rows, indent=2))
-    elif not rows:
-        print("no virtual cluster is up; to make one: phalanx cluster virtual up 3")
-    for row in () if options.json else rows:
-        print(f"{row['name']}: {row['problem'] or row['shared']}")
-        for node in row["nodes"]:
-            print(f"  {node['node']:<6} {node['address']:<14} {node['state']:<16} {node['slurm'] or ''}".rstrip())
+    nothing = "no virtual cluster is up; to make one: phalanx cluster virtual up 3"
+    print_clusters(rows, _words, as_json=options.json, if_none=nothing)
     return 0
 
 
-def _row(name: str) -> dict[str, Any]:
+def _words(row: Row) -> Words:
+    nodes = [(node["node"], node["address"], node["state"], node["slurm"] or "") for node in row["nodes"]]
+    return f"{row['name']}: {row['problem'] or row['shared']}", nodes
+
+
+def _row(name: str) -> Row:
     try:
         cluster = VirtualCluster.find(name)
         states = cluster.slurm_states() if cluster.state(cluster.head).startswith("on") else {}

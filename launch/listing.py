@@ -12,6 +12,7 @@ from launch.suggest import not_known
 from model.config import ModelConfig
 from model.sizing import num_parameters
 from orchestrator.errors import ConfigError
+from orchestrator.observe.aligned import aligned
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.runfolder import RunFolder
 
@@ -128,15 +129,8 @@ def _table(kind: str, found: list[Row], root: str) -> str:
         return f"no runs in {root}; phalanx train starts one"
     header = [name.replace("_", " ") for name in found[0]]
     lines = [header, *([_cell(name, value) for name, value in row.items()] for row in found)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    is_number = [any(isinstance(row[name], int) for row in found) for name in found[0]]
-    text = "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, is_number, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    numbers = {place for place, name in enumerate(found[0]) if any(isinstance(row[name], int) for row in found)}
+    text = "\n".join(aligned(lines, right=numbers))
     if kind == "models":
         text += f"\n\n*: the tokenizer's vocabulary; parameters are counted with {DEFAULT_VOCABULARY:,}"
     return f"{kind}\n{text}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from launch.compose import compose
-from launch.plan_text import Section, batch_words, fit_section, plan_sections, total_flops, total_tokens
+from launch.plan_text import Section, fit_section, plan_sections, total_flops, total_tokens
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig
 from orchestrator.control.opening import find_folder, plan_for
@@ -22,6 +22,7 @@ from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError
 from orchestrator.fit import fits
 from orchestrator.memory import held_bytes
+from orchestrator.observe.wording import batch_words
 from orchestrator.placement import place, planned_nodes
 from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
 from orchestrator.spec import Placement, RunPlan

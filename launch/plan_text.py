@@ -15,11 +15,12 @@ from orchestrator.control.snapshotmemory import (
 )
 from orchestrator.fit import Fit
 from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.observe.aligned import aligned
+from orchestrator.observe.units import count_text, duration_text, flops_text, plural
+from orchestrator.observe.wording import batch_words
 from orchestrator.plan import memory_limit_bytes
-from orchestrator.spec import BatchShape, Bundle, Placement, RunPlan
+from orchestrator.spec import Bundle, Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
-
-_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +29,6 @@ class Section:
     lines: tuple[str, ...]
     marked: int | None = None
     """Index of the line that a terminal shows bold."""
-
-
-def batch_words(batch: BatchShape) -> str:
-    """`global batch 512 samples = 8 per pass x 64 workers x 1 pass`; says where padding is needed."""
-    passes = f"{batch.micro_steps:,} pass" + ("" if batch.micro_steps == 1 else "es")
-    workers = f"{batch.world_size:,} worker" + ("" if batch.world_size == 1 else "s")
-    spread = f"{batch.micro_batch_size:,} per pass x {workers} x {passes}"
-    head = f"global batch {batch.global_batch_size:,} samples"
-    if batch.is_even:
-        return f"{head} = {spread}"
-    places = batch.micro_batch_size * batch.world_size * batch.micro_steps
-    return f"{head} in {spread} = {places:,} rows, {places - batch.global_batch_size:,} of them padding"
-
-
-def compact(number: float) -> str:
-    """Three digits and a scale: 299,998,642,176 -> 300 B; below a million in full."""
-    for scale, letter in _SCALES:
-        if number >= scale * 0.9995:
-            scaled = number / scale
-            return f"{scaled:,.0f} {letter}" if scaled >= 999.5 else f"{scaled:.3g} {letter}"
-    return f"{number:,.0f}"
 
 
 def total_tokens(plan: RunPlan) -> int:
@@ -85,21 +65,20 @@ def render_plan(plan: RunPlan, placement: Placement, config: RunConfig) -> str:
 
 
 def _batch_lines(plan: RunPlan) -> list[str]:
-    tokens = compact(total_tokens(plan))
     schedule = "" if plan.schedule_steps == plan.steps else f", schedule of {plan.schedule_steps:,} steps"
     return [
         batch_words(plan.batch),
-        f"{plan.batch.tokens_per_step:,} tokens per step; {tokens} tokens in {plan.steps:,} steps{schedule}",
+        f"{count_text(total_tokens(plan))} tokens in {plural(plan.steps, 'step')}{schedule}",
     ]
 
 
 def _model_lines(plan: RunPlan) -> list[str]:
     model = plan.model
     return [
-        f"{model.name}: {plan.parameters:,} parameters ({compact(plan.parameters)}), "
+        f"{model.name}: {plan.parameters:,} parameters ({count_text(plan.parameters)}), "
         f"{total_tokens(plan) / plan.parameters:,.3g} tokens per parameter",
         f"vocabulary {model.vocab_size or 0:,}, sequence {plan.batch.seq_len:,}, {plan.precision} on {plan.device}",
-        f"{_flops(plan.flops_per_token)} per token, {_flops(total_flops(plan))} in all",
+        f"{flops_text(plan.flops_per_token)} per token, {flops_text(total_flops(plan))} in all",
     ]
 
 
@@ -128,7 +107,7 @@ def _time_lines(plan: RunPlan, price_per_hour: float | None) -> list[str]:
     return [
         f"about {seconds_text(time.total)} a step: {', '.join(shown)}",
         speed,
-        f"{_duration(plan.steps * time.total)} for all steps: {hours} {unit}{price}",
+        f"{duration_text(plan.steps * time.total)} for all steps: {hours} {unit}{price}",
         f"from the {plan.predicted.basis}",
     ]
 
@@ -238,33 +217,10 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
     return lines
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """First column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A name and numbers a row."""
+    return aligned(rows, right=range(1, len(rows[0])))
 
 
 def _span(first: int, count: int) -> str:
     return f"{first:,}" if count == 1 else f"{first:,} to {first + count - 1:,}"
-
-
-def _flops(number: float) -> str:
-    if number >= 1e18:
-        return f"{number:.2e} FLOPs"
-    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= scale:
-            return f"{number / scale:.3g} {prefix}FLOPs"
-    return f"{number:,.0f} FLOPs"
-
-
-def _duration(seconds: float) -> str:
-    for scale, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * scale:
-            return f"{seconds / scale:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

@@ -15,6 +15,7 @@ from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
 from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
 from orchestrator.control.badnodes import avoided
+from orchestrator.observe.aligned import aligned
 from orchestrator.observe.goodput import Goodput, goodput_ledger
 from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.metrics import read_rows
@@ -110,10 +111,8 @@ def table(statuses: Sequence[RunStatus], now_s: float, jobs: Mapping[str, tuple[
     if not statuses:
         return ""
     header = ("ID", "STATE", "STEP/TOTAL", "LOSS", "TOK/S", "RESTARTS", "ETA", "AGE", "PATH")
-    rows = [header] + [_cells(status, now_s, (jobs or {}).get(status.path)) for status in statuses]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        aligned([header, *(_cells(status, now_s, (jobs or {}).get(status.path)) for status in statuses)])
     )
 
 

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launch.plan import manifest_if_any, planned_device
-from launch.plan_text import compact, total_flops, total_tokens
+from launch.plan_text import total_flops, total_tokens
 from launch.sweep_words import SweepWords
 from orchestrator.data.manifest import Manifest
 from orchestrator.memory import gigabytes, held_bytes
+from orchestrator.observe.aligned import aligned
+from orchestrator.observe.units import count_text, flops_text
 from orchestrator.plan import memory_refusal, plan_run
 from orchestrator.sweep.pbt import interval_steps, num_rounds
 from orchestrator.sweep.settings import Algorithm
@@ -63,9 +65,7 @@ def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -
         how_many = f"{settings.population} members, {rounds} rounds of {steps:,} steps each; the ends of the space:"
     lines += ["", how_many]
     header = ("TRIAL", "WORKERS", "STEPS", "TOKENS", "FLOPS", "MEMORY/RANK", "PARAMETERS")
-    rows = [header, *(_cells(cost) for cost in costs[:MAX_ROWS])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned([header, *(_cells(cost) for cost in costs[:MAX_ROWS])])
     if len(costs) > MAX_ROWS:
         lines.append(f"... and {len(costs) - MAX_ROWS} more")
     count = len(costs) if is_grid else settings.population if is_population else settings.trials
@@ -73,7 +73,7 @@ def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -
     total = sum(cost.flops for cost in costs) if is_grid else largest.flops * count
     tokens = sum(cost.tokens for cost in costs) if is_grid else largest.tokens * count
     bound = "" if is_grid and settings.pruner == "none" else "at most "
-    lines.append(f"together    {bound}{compact(tokens)} tokens, {compact(total)} FLOPs")
+    lines.append(f"together    {bound}{count_text(tokens)} tokens, {flops_text(total)}")
     lines += [f"too large   {cost.trial}: {cost.refusal}" for cost in costs if cost.refusal]
     return lines
 
@@ -93,8 +93,8 @@ def _cells(cost: TrialCost) -> tuple[str, ...]:
         cost.trial,
         str(cost.workers),
         f"{cost.steps:,}",
-        compact(cost.tokens),
-        compact(cost.flops),
+        count_text(cost.tokens),
+        flops_text(cost.flops),
         gigabytes(cost.memory_bytes),
         " ".join(parameter_words(cost.parameters)),
     )

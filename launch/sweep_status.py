@@ -6,6 +6,7 @@ from typing import Any
 
 from launch.slurm.standing import live_jobs
 from orchestrator.codec import encode
+from orchestrator.observe.aligned import aligned
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
@@ -13,7 +14,7 @@ from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.settings import Metric, is_maximised
 from orchestrator.sweep.space import parameter_words
 from orchestrator.sweep.study import Study, Trial, TrialState, read_study
-from orchestrator.sweep.wording import counts_text, table, table_row, value_text
+from orchestrator.sweep.wording import HEADER, counts_text, table_row, value_text
 
 
 def find_sweep(name: str, root: Path) -> SweepFolder | None:
@@ -56,7 +57,7 @@ def sweep_lines(folder: SweepFolder) -> list[str]:
         f"best        {words}",
         f"folder      {folder.path}",
         "",
-        *table(rows),
+        *aligned([HEADER, *rows]),
         "",
         f"next        {next_line}",
     ]

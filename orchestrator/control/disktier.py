@@ -17,7 +17,7 @@ from orchestrator.config import RunConfig
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.specs import disk_folder
 from orchestrator.errors import CheckpointError
-from orchestrator.fleet.members import AgentHandle, Cluster
+from orchestrator.fleet.members import AgentHandle, Cluster, call
 from orchestrator.spec import ResumePoint
 
 OnReject = Callable[[int, str, str], None]
@@ -170,7 +170,7 @@ class DiskTier:
         return self.cluster.call_all([(agent, (operation, *arguments)) for agent in self.agents], "on_disk")
 
     def _ask_one(self, index: int, operation: str, *arguments: object) -> Any:
-        return self.cluster.call(self.agents[index], "on_disk", operation, *arguments)
+        return call(self.cluster, self.agents[index], "on_disk", operation, *arguments)
 
 
 def disk_tier(config: RunConfig, run_id: str, cluster: Cluster) -> DiskTier | None:

@@ -135,7 +135,7 @@ class Reports:
     def owes_evaluation(self, step: int) -> bool:
         """Whether an evaluation is due at `step`, where the next attempt starts, and none is on record: the attempt
         before ended amid it."""
-        if not 0 < step < self._run.plan.steps or not self._is_evaluated(step):
+        if not 0 < step <= self._run.plan.steps or not self._is_evaluated(step):
             return False
         row = surviving_rows(self._run.folder.metrics).get(step)
         return row is None or row.eval_loss is None

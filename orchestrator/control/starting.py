@@ -19,7 +19,7 @@ from orchestrator.control.memorypoint import MemoryPoint, NodeMemory, newest_mem
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import common_spec, hang_limits, own_parts
 from orchestrator.errors import FencedError, StoreError
-from orchestrator.fleet.members import AgentHandle, Cluster
+from orchestrator.fleet.members import AgentHandle, Cluster, call
 from orchestrator.plan import at_world_size
 from orchestrator.spec import Placement, ResumePoint
 
@@ -232,7 +232,7 @@ def _specs_by_node(
         resume=resume,
         checkpoint_url=run.checkpoint_url,
         store_host=agents[0].address,
-        store_port=cluster.call(agents[0], "start_store"),
+        store_port=call(cluster, agents[0], "start_store"),
         interfaces=interfaces,
         peer_secret=secret,
     )

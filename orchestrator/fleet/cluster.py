@@ -187,31 +187,14 @@ class RayCluster:
         assert self._gang is not None
         return self._gang.has_replacements(nodes)
 
-    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
-        """Call a method of an agent and wait. Raises ConnectionError where it is gone or does not answer in time."""
-        return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]
-
-    def call_all(
-        self,
-        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
-        method: str,
-        *,
-        timeout_s: float | None = None,
-    ) -> list[Any]:
-        """The same method of several agents at once, each with its own arguments; results in order.
-
-        Raises SupersededError where a newer driver has them.
-        """
+    def call_all(self, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]], method: str) -> list[Any]:
+        """See members.Cluster."""
         ray = import_ray()
         generation = self.tenancy.generation
         asked = {agent.actor.command.remote(generation, method, *arguments): agent for agent, arguments in calls}
-        deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         waiting = list(asked)
         while waiting:
-            left_s = max(0.0, deadline_s - time.monotonic())
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(left_s, LOOK_S))
-            if waiting and time.monotonic() >= deadline_s:
-                raise ConnectionError(f"an agent has not answered in {timeout_s:g} s")
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_S)
             if any(self._is_silent(asked[reference]) for reference in waiting):
                 raise ConnectionError("an agent has not answered in fault.lease_timeout_s")
         try:
@@ -228,10 +211,7 @@ class RayCluster:
     def call_living(
         self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
     ) -> list[Any]:
-        """The same method of several agents at once; the results of those that are there and answer in time.
-
-        Raises SupersededError where a newer driver has them.
-        """
+        """See members.Cluster."""
         ray = import_ray()
         asked = {agent.actor.command.remote(self.tenancy.generation, method, *arguments): agent for agent in agents}
         deadline_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)

@@ -62,18 +62,24 @@ class Cluster(Protocol):
         """Whether `replace_agents` would find an agent that is up, for one of `nodes` at least. Begins to start them;
         returns at once."""
 
-    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any: ...
+    def call_all(self, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]], method: str) -> list[Any]:
+        """The same method of several agents at once, each with its own arguments; results in order.
 
-    def call_all(
-        self,
-        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
-        method: str,
-        *,
-        timeout_s: float | None = None,
-    ) -> list[Any]: ...
+        Raises ConnectionError where an agent is gone, SupersededError where a newer driver has them.
+        """
 
     def call_living(
         self, agents: Sequence[AgentHandle], method: str, *arguments: object, timeout_s: float | None = None
-    ) -> list[Any]: ...
+    ) -> list[Any]:
+        """The same method of several agents at once; the results of those that are there and answer in time.
+
+        Raises SupersededError where a newer driver has them.
+        """
 
     def events(self) -> Events: ...
+
+
+def call(cluster: Cluster, agent: AgentHandle, method: str, *arguments: object) -> Any:
+    """One agent's answer; see `Cluster.call_all`."""
+    (answer,) = cluster.call_all([(agent, arguments)], method)
+    return answer

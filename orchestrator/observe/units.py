@@ -9,6 +9,16 @@ def count_text(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def flops_text(value: float) -> str:
+    """Decimal units up to a million T: `8.36 MFLOPs`, `3.14e23 FLOPs`."""
+    if value >= 1e18:
+        return f"{value:.2e} FLOPs".replace("e+", "e")
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= 0.9995 * size:
+            return f"{_three_digits(value / size)} {letter}FLOPs"
+    return f"{value:,.0f} FLOPs"
+
+
 def bytes_text(value: float) -> str:
     """Binary units: `512 B`, `61.3 GiB`."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):

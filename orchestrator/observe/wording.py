@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.observe.failure import signal_name
 from orchestrator.observe.goodput import Goodput, Spent
 from orchestrator.observe.metrics import StepRow
-from orchestrator.observe.units import bytes_text, count_text, duration_text, plural, rate_text
+from orchestrator.observe.units import bytes_text, count_text, duration_text, flops_text, plural, rate_text
 from orchestrator.spec import BatchShape, ResumePoint, RunPlan
 
 
@@ -61,7 +61,7 @@ def summary_lines(plan: RunPlan, facts: StartFacts) -> list[str]:
     rows = {
         "run": plan.run_id,
         "model": f"{plan.model.name}: {count_text(plan.parameters)} parameters,"
-        f" {count_text(plan.flops_per_token)} FLOPs per token",
+        f" {flops_text(plan.flops_per_token)} per token",
         "tokens": f"{count_text(tokens)} in {plural(plan.steps, 'step')}:"
         f" {tokens / plan.parameters:.1f} per parameter",
         "batch": batch_words(plan.batch),

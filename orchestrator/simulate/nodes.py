@@ -96,16 +96,7 @@ class FakeCluster:
     def has_replacements(self, placement: Placement, nodes: Sequence[int]) -> bool:
         return self.has_spares
 
-    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
-        return self.call_all([(agent, arguments)], method, timeout_s=timeout_s)[0]
-
-    def call_all(
-        self,
-        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
-        method: str,
-        *,
-        timeout_s: float | None = None,
-    ) -> list[Any]:
+    def call_all(self, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]], method: str) -> list[Any]:
         answer: Callable[..., Any] = getattr(self, f"_on_{method}")
         self._pass(self._costs.call_s + self._takes_s(method, calls))
         answers = [answer(agent.actor, *arguments) if agent.actor.is_alive else None for agent, arguments in calls]

@@ -38,15 +38,6 @@ def state_text(trial: Trial) -> str:
     return f"{trial.state} ({trial.failures})" if trial.failures else str(trial.state)
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned lines, the header first."""
-    everything = [HEADER, *rows]
-    widths = [max(len(row[column]) for row in everything) for column in range(len(HEADER))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in everything
-    ]
-
-
 def start_words(trial: Trial) -> str:
     """`goes on`, `starts`, and of a member `starts its round 2 from NAME`."""
     if trial.starts:

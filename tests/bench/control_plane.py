@@ -72,16 +72,7 @@ class ImaginedCluster:
         for place in placement.ranks:
             self._sealed[place.node][Share(len(placement.ranks), place.rank)] = [step]
 
-    def call(self, agent: AgentHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
-        return self.call_all([(agent, arguments)], method)[0]
-
-    def call_all(
-        self,
-        calls: Sequence[tuple[AgentHandle, tuple[object, ...]]],
-        method: str,
-        *,
-        timeout_s: float | None = None,
-    ) -> list[Any]:
+    def call_all(self, calls: Sequence[tuple[AgentHandle, tuple[object, ...]]], method: str) -> list[Any]:
         if method == "start_ranks":
             self.started += [(arguments[0], len(arguments[2])) for _, arguments in calls]  # type: ignore[misc,arg-type]
         if method == "sealed_steps":

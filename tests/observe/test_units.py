@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.observe.units import bytes_text, count_text, duration_text, plural, rate_text
+from orchestrator.observe.units import bytes_text, count_text, duration_text, flops_text, plural, rate_text
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,20 @@ from orchestrator.observe.units import bytes_text, count_text, duration_text, pl
 )
 def test_counts(value, text):
     assert count_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999, "999 FLOPs"),
+        (8_360_000, "8.36 MFLOPs"),
+        (1.2345e13, "12.3 TFLOPs"),
+        (999.9e15, "1,000 PFLOPs"),
+        (3.14159e23, "3.14e23 FLOPs"),
+    ],
+)
+def test_flops(value, text):
+    assert flops_text(value) == text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_the_summary():
     )
     assert "\n".join(summary_lines(plan(), facts)) == (
         "run         demo\n"
-        "model       tiny: 1.20 M parameters, 8.00 M FLOPs per token\n"
+        "model       tiny: 1.20 M parameters, 8.00 MFLOPs per token\n"
         "tokens      246 M in 5,000 steps: 204.8 per parameter\n"
         "batch       96 samples = 4 per micro-batch x 8 workers x 3 micro-steps; 49,152 tokens a step\n"
         "devices     8 x cpu on node-a (4 workers), node-b (4 workers)\n"

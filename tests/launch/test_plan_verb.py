@@ -1,0 +1,136 @@
+"""`phalanx plan`: the words, the refusals, and what is not imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from golden_texts import check_golden
+from tiny_plan import GPT3, TINY, config_of, manifest_of
+
+from launch.plan import EXAMPLES, run
+from launch.plan_text import render_plan
+from orchestrator.codec import encode
+from orchestrator.errors import EXIT_USAGE, ConfigError
+from orchestrator.placement import place, planned_nodes
+from orchestrator.plan import plan_run
+
+
+def test_gpt3_on_1024_gpus_plans_anywhere(capsys):
+    assert run(GPT3) == 0
+    out = capsys.readouterr().out
+    check_golden("plan_gpt_175b_1024.txt", out)
+    assert "175 B" in out
+
+
+def test_quickstart_golden(capsys):
+    assert run(["experiment=quickstart", "data.path=null"]) == 0
+    check_golden("plan_quickstart.txt", capsys.readouterr().out)
+
+
+def test_render_plan_is_what_the_verb_prints(capsys):
+    run(["experiment=quickstart", "data.path=null"])
+    printed = capsys.readouterr().out
+    config = config_of("experiment=quickstart", "data.path=null")
+    plan = plan_run(config, None, device="cpu")
+    placement = place(
+        num_workers=2,
+        workers_per_node=None,
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+        nodes=planned_nodes(config.cluster, device="cpu"),
+    )
+    assert printed.startswith(render_plan(plan, placement, config) + "\n")
+
+
+def test_json_is_one_object_with_everything(capsys):
+    assert run(["--json", *GPT3]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["ds_config"]["train_batch_size"] == 1024
+    assert found["batch"] == {
+        "words": "1,024 samples = 1 per micro-batch x 1,024 workers x 1 micro-step; 2,097,152 tokens a step",
+        "micro_steps": 1,
+        "tokens_per_step": 2_097_152,
+    }
+    assert len(found["placement"]["bundles"]) == 128
+    assert len(found["placement"]["ranks"]) == 1024
+    assert found["memory_bytes"] < found["memory_limit_bytes"] == 80 * 10**9
+    assert found["problems"] == []
+
+
+def test_a_plan_that_lacks_memory_is_shown_and_refused(capsys):
+    overrides = ["model=gpt_13b", "cluster=h100x8", "train=bf16", "train.micro_batch_size=1"]
+    with pytest.raises(ConfigError) as error:
+        run(["--json", *overrides])
+    assert error.value.exit_code == EXIT_USAGE
+    assert json.loads(capsys.readouterr().out)["problems"] == list(error.value.problems)
+    assert "parallel.zero_stage=1 with train.micro_batch_size=1 needs" in str(error.value)
+    # What is proposed works.
+    assert "; parallel.zero_stage=" in str(error.value)
+    proposed = str(error.value).split("; ")[1].split(" needs ")[0].split(" ")
+    assert run([*overrides, *proposed]) == 0
+
+
+def test_the_manifest_is_read_where_there_is_one(tmp_path, capsys):
+    overrides = [
+        "experiment=tiny_test",
+        "model.vocab_size=99",
+        "data.vocab_size=null",
+        f"data.path={tmp_path}",
+    ]
+    assert run(overrides) == 0
+    assert "has no manifest.json yet" in capsys.readouterr().out
+    (tmp_path / "manifest.json").write_text(manifest_of().to_json())
+    with pytest.raises(ConfigError, match=r"model\.vocab_size=99 does not match the tokenizer"):
+        run(overrides)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is not a manifest that phalanx wrote"):
+        run(overrides)
+
+
+def test_a_run_that_was_started_before_is_planned_as_its_resume(tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text(manifest_of().to_json())
+    overrides = [*TINY, f"data.path={tmp_path}", f"run.root={tmp_path}", "train.micro_batch_size=2"]
+    config = config_of(*overrides)
+    first = plan_run(config, manifest_of(), device="cpu")
+    with pytest.raises(ConfigError, match="is not divisible"):
+        run([*overrides, "cluster.num_workers=3"])
+    (tmp_path / first.run_id).mkdir()
+    (tmp_path / first.run_id / "plan.json").write_text(json.dumps(encode(first)))
+    assert run([*overrides, "cluster.num_workers=3", "train.steps=30"]) == 0
+    out = capsys.readouterr().out
+    assert "2 per micro-batch x 3 workers x 2 micro-steps, 4 padding rows of zero weight left out" in out
+    assert "30 steps, schedule of 20 steps" in out
+
+
+@pytest.mark.parametrize(
+    "example", [line.split()[2:] for line in EXAMPLES.splitlines() if line.startswith("  phalanx plan")]
+)
+def test_the_examples_of_help_work(example):
+    assert run(example) == 0
+
+
+def test_a_vocabulary_problem_comes_with_all_others(tmp_path):
+    (tmp_path / "manifest.json").write_text(manifest_of(train=100).to_json())
+    with pytest.raises(ConfigError) as error:
+        run([*TINY, f"data.path={tmp_path}", "model.vocab_size=2000", "train.micro_batch_size=3"])
+    assert len(error.value.problems) == 3
+
+
+def test_a_batch_that_does_not_divide_is_refused(capsys):
+    with pytest.raises(ConfigError) as error:
+        run(["train.global_batch_size=96", "train.micro_batch_size=5", "cluster.num_workers=8"])
+    assert str(error.value) == (
+        "train.global_batch_size=96 is not divisible by micro_batch_size * world_size = 5 * 8 = 40; use 80 or 120"
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_the_verb_imports_neither_torch_nor_ray():
+    code = (
+        "import sys; from launch.plan import run; run(sys.argv[1:]);"
+        "sys.exit(sorted({'torch', 'ray', 'deepspeed', 'wandb'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *GPT3], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1,024 workers" in done.stdout
