@@ -26,7 +26,7 @@ from orchestrator.agent.mailbox import Mailbox
 from orchestrator.agent.nodedisk import NodeDisk
 from orchestrator.agent.oomkills import OomKills
 from orchestrator.agent.rankhandle import KILLED, RankHandle
-from orchestrator.agent.slotkeeper import Peer
+from orchestrator.agent.sending import Peer
 from orchestrator.agent.stacks import dump
 from orchestrator.agent.standbys import Standbys, lost_standby
 from orchestrator.agent.transfers import Transfers
@@ -164,9 +164,9 @@ class NodeAgent:
         """Of other nodes' ranks: steps of which this node's memory holds a whole copy."""
         return self._memory.copies.sealed_steps()
 
-    def keep_snapshots(self, step: int | None, world_size: int) -> None:
-        """Before an attempt of so many ranks that starts from `step`: no other snapshot is the run's any more."""
-        self._memory.keep_only(step, world_size)
+    def keep_snapshots(self, step: int | None, world_size: int, attempt: int) -> None:
+        """Before `attempt`, of so many ranks, which starts from `step`: no other snapshot is the run's any more."""
+        self._memory.keep_only(step, world_size, attempt)
 
     def memory(self) -> dict[str, int]:
         """Bytes of the snapshots and copies that it holds, and the peak of this process without them."""

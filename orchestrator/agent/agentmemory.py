@@ -19,11 +19,11 @@ class AgentMemory:
         self.copies = PeerCopies(address, self.slots.find)
         self._wanted: WantedShares | None = None
 
-    def keep_only(self, step: int | None, world_size: int) -> None:
-        """Before an attempt of so many ranks that starts from `step`."""
+    def keep_only(self, step: int | None, world_size: int, attempt: int) -> None:
+        """Before `attempt`, of so many ranks, which starts from `step`."""
         self._wanted = None
         self.slots.keep_only(step, world_size)
-        self.copies.keep_only(step, world_size)
+        self.copies.keep_only(step, world_size, attempt)
 
     def forget_other_worlds(self, world_size: int) -> None:
         self.slots.forget_other_worlds(world_size)

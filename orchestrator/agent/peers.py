@@ -5,7 +5,7 @@ nodes' slots. Every connection is authenticated by a secret that the driver made
 challenge); what travels is the cluster's own traffic, like that of NCCL and gloo.
 
 One request a connection, as a JSON frame, about the `share` [world size, rank] at a step:
-    {"op": "store", "share", "step", "slot_bytes"} + bytes of the slot   -> {"problem": str | None}
+    {"op": "store", "share", "step", "attempt", "slot_bytes"} + bytes of the slot   -> {"problem": str | None}
     {"op": "fetch", "share", "step"}     -> {"problem", "slot_bytes"} + bytes of the slot
     {"op": "read", "share", "step"}      -> {"problem"}; from then on, as often as wanted:
         {"is_sound": None}               -> {"is_sound": bool}
@@ -19,6 +19,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import xxhash
 
 from orchestrator.agent.wire import (
     TRANSFER_TIMEOUT_S,
+    Around,
     asked,
+    hang_up,
     is_trusted,
     receive_exactly,
     receive_frame,
@@ -43,6 +46,14 @@ RANGE_BYTES = 4 << 20
 DIGEST_BYTES = 8
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Incoming:
+    """A copy that is being received."""
+
+    connection: socket.socket
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+
 class PeerCopies:
     """The copies that this node holds for others, and the server that takes and gives them."""
 
@@ -54,8 +65,10 @@ class PeerCopies:
         self._find_own = find_own
         self._copies: dict[Share, list[int]] = {}
         """Descriptors of each share's copies."""
+        self._attempt = 0
+        """Copies of earlier ones are not taken."""
+        self._incoming: dict[Share, _Incoming] = {}
         self._lock = threading.Lock()
-        self._receiving = threading.Lock()
         self._server = socket.create_server((address, 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._serve, name="peer-copies", daemon=True).start()
@@ -81,10 +94,13 @@ class PeerCopies:
             held = [d for d in self._copies.get(share, []) if sealed_step(d) == step]
             return os.dup(held[0]) if held else None
 
-    def keep_only(self, step: int | None, world_size: int) -> None:
-        """Before an attempt of so many ranks that starts from `step`. Other copies of its world are emptied, those of
-        other worlds freed."""
+    def keep_only(self, step: int | None, world_size: int, attempt: int) -> None:
+        """Before `attempt`, of so many ranks, which starts from `step`. Other copies of its world are emptied, those
+        of other worlds freed, and what earlier attempts still send is hung up on."""
         with self._lock:
+            self._attempt = attempt
+            for incoming in self._incoming.values():
+                hang_up(incoming.connection)
             for share, descriptors in self._copies.items():
                 others = [descriptor for descriptor in descriptors if sealed_step(descriptor) != step]
                 for descriptor in others:
@@ -135,36 +151,73 @@ class PeerCopies:
                 return
             share = Share(*request["share"])
             if request["op"] == "store":
-                with self._receiving:  # two for one rank at once would share a copy
-                    self._take(connection, share, request)
+                self._take(connection, share, request)
             elif request["op"] in ("fetch", "read"):
                 self._give(connection, share, request)
 
     def _take(self, connection: socket.socket, share: Share, request: dict[str, Any]) -> None:
-        problem = None
+        """One copy of a share at a time: the sender of a second one has given up the first."""
+        with self._lock:
+            before, incoming = self._incoming.get(share), _Incoming(connection)
+            is_late = request["attempt"] < self._attempt
+            if not is_late:
+                self._incoming[share] = incoming
         try:
-            descriptor = self._free_copy(share, request["slot_bytes"])
-            receive_slot(connection, descriptor, request["slot_bytes"])
-            slot = Slot(descriptor)
-            if slot.header().step != request["step"] or not slot.is_sound():
-                slot.discard()
-                problem = f"the copy of step {request['step']} does not match its checksum"
-        except CheckpointError as error:
-            problem = str(error)
+            if before is not None and not is_late:
+                hang_up(before.connection)
+                before.is_over.wait()
+            problem = self._problem_with(connection, share, request)
+        finally:
+            incoming.is_over.set()
+            with self._lock:
+                if self._incoming.get(share) is incoming:
+                    del self._incoming[share]
         send_frame(connection, {"problem": problem})
 
-    def _free_copy(self, share: Share, slot_bytes: int) -> int:
-        """The older of a rank's copies, or a new one; both anew where their size has changed."""
+    def _problem_with(self, connection: socket.socket, share: Share, request: dict[str, Any]) -> str | None:
+        """Of the copy that it has taken, or has not."""
+        try:
+            descriptor = self._free_copy(share, request)
+        except CheckpointError as error:
+            return str(error)
+        try:
+            receive_slot(connection, descriptor, request["slot_bytes"])
+            slot, problem = Slot(descriptor), None
+            header = slot.header()
+            if (header.step, header.attempt) != (request["step"], request["attempt"]) or not slot.is_sound():
+                problem = f"the copy of step {request['step']} does not match its checksum"
+            with self._lock:
+                problem = problem or self._lateness(request)
+                if problem is not None:
+                    slot.discard()
+        except CheckpointError as error:
+            return str(error)
+        finally:
+            os.close(descriptor)
+        return problem
+
+    def _lateness(self, request: dict[str, Any]) -> str | None:
+        if request["attempt"] >= self._attempt:
+            return None
+        return f"it is of attempt {request['attempt']}, and attempt {self._attempt} has begun"
+
+    def _free_copy(self, share: Share, request: dict[str, Any]) -> int:
+        """Descriptor, for the caller to close, of the older of a rank's copies, or of a new one, or of that of the
+        same step, which is sent again; both anew where their size has changed. Raises CheckpointError."""
+        step, slot_bytes = request["step"], request["slot_bytes"]
         with self._lock:
+            if (problem := self._lateness(request)) is not None:
+                raise CheckpointError(problem)
             descriptors = self._copies.setdefault(share, [])
             if descriptors and os.fstat(descriptors[0]).st_size != slot_bytes:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 descriptors.clear()
-            if len(descriptors) < COPIES_OF_RANK:
+            sealed = {sealed_step(descriptor) or -1: descriptor for descriptor in descriptors}
+            if step not in sealed and len(descriptors) < COPIES_OF_RANK:
                 descriptors.append(create_slot(f"copy-of-rank-{share.rank}", slot_bytes))
-                return descriptors[-1]
-            return min(descriptors, key=lambda descriptor: sealed_step(descriptor) or -1)
+                return os.dup(descriptors[-1])
+            return os.dup(sealed[step if step in sealed else min(sealed)])
 
     def _give(self, connection: socket.socket, share: Share, request: dict[str, Any]) -> None:
         """A whole slot, or what is asked for of it: the node's own, else its copy."""
@@ -200,15 +253,21 @@ def _answer_reads(connection: socket.socket, descriptor: int) -> None:
         connection.sendall(xxhash.xxh3_64_digest(data))
 
 
-def store_copy(peer: tuple[str, int], secret: str, descriptor: int, share: Share) -> None:
-    """Send a sealed slot to a peer; returns once it holds a sound copy. Raises CheckpointError."""
+def store_copy(
+    peer: tuple[str, int],
+    secret: str,
+    descriptor: int,
+    share: Share,
+    around: Around = lambda connection: contextlib.nullcontext(),
+) -> None:
+    """Send a sealed slot to a peer; returns once it holds a sound copy. `around` as of `asked`. Raises
+    CheckpointError."""
     header = Slot(descriptor).header()
     if header.state is not SlotState.sealed:
         raise CheckpointError(f"the slot of rank {share.rank} is not sealed")
     slot_bytes = os.fstat(descriptor).st_size
-    with asked(
-        peer, secret, {"op": "store", "share": share, "step": header.step, "slot_bytes": slot_bytes}
-    ) as connection:
+    what = {"share": share, "step": header.step, "attempt": header.attempt, "slot_bytes": slot_bytes}
+    with asked(peer, secret, {"op": "store", **what}, around) as connection:
         send_slot(connection, descriptor, slot_bytes)
         problem = receive_frame(connection)["problem"]
     if problem is not None:
@@ -236,13 +295,11 @@ def fetch_copy(peer: tuple[str, int], secret: str, share: Share, step: int) -> i
 
 
 def send_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> None:
-    """Straight from the slot's pages into the socket."""
-    sent = 0
-    while sent < slot_bytes:
-        done = os.sendfile(connection.fileno(), descriptor, sent, min(CHUNK_BYTES, slot_bytes - sent))
-        if done == 0:
+    """Straight from the slot's pages into the socket, as fast as the peer takes it."""
+    with open(descriptor, "rb", buffering=0, closefd=False) as slot:
+        # Not os.sendfile: a socket with a time limit is non-blocking, and that fails once its buffer is full.
+        if connection.sendfile(slot, 0, slot_bytes) < slot_bytes:
             raise EOFError
-        sent += done
 
 
 def receive_slot(connection: socket.socket, descriptor: int, slot_bytes: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.agent.peers import store_copy
+from orchestrator.agent.sending import Peer, Sending
 from orchestrator.checkpoint.key import key_to_write
 from orchestrator.checkpoint.layout import Extent, step_folder
 from orchestrator.checkpoint.payload import write_payload
@@ -22,17 +22,6 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointError, StoreError
 
 WRITERS = 2
-RETRY_S = 1.0
-"""Between two tries to reach a peer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The node that holds copies of this one's snapshots."""
-
-    host: str
-    port: int
-    secret: str
 
 
 @dataclass(slots=True)
@@ -89,14 +78,12 @@ class SlotKeeper:
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="persist")
         self._disk_writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="to-disk")
         """Of their own: a store that does not answer must not hold up the disk."""
-        self._senders = ThreadPoolExecutor(WRITERS, thread_name_prefix="replicate")
+        self._sending = Sending()
         self._stores: dict[str, Store] = {}
         """Kept, because a store knows what was mounted when it was first used."""
         self._is_closing = threading.Event()
         self._is_hurried = threading.Event()
         """A last checkpoint waits: the ones before it are not tried again any more."""
-        self._attempt_changed = threading.Event()
-        """Set, and made anew, when the ranks of an attempt are gone: nobody waits for their transfers any more."""
 
     def slots_for(self, share: Share, slot_bytes: int | None, count: int) -> tuple[list[int], list[int]]:
         """(descriptors, indices still held) of a rank's slots; made anew where they don't have this size.
@@ -133,8 +120,7 @@ class SlotKeeper:
         What is on its way to storage stays as it is until it is there. Of other worlds nothing is left but `step`,
         until `forget_other_worlds`.
         """
-        self._attempt_changed.set()
-        self._attempt_changed = threading.Event()
+        self._sending.end_attempt()
         self._is_hurried.clear()
         with self._lock:
             for share, slots in list(self._shares.items()):
@@ -211,22 +197,12 @@ class SlotKeeper:
         """Copy a sealed slot into a peer's memory, in the background, trying again until it is there or the attempt
         has ended; `on_done` gets which."""
         slots, descriptor = self._hold(share, slot)
-        is_over = self._attempt_changed
 
-        def work() -> None:
-            is_copied = False
-            try:
-                while not is_copied and not is_over.is_set():
-                    try:
-                        store_copy((peer.host, peer.port), peer.secret, descriptor, share)
-                        is_copied = True
-                    except CheckpointError:
-                        is_over.wait(RETRY_S)
-            finally:
-                self._release(slots, slot, descriptor)
+        def end(is_copied: bool) -> None:
+            self._release(slots, slot, descriptor)
             on_done(is_copied)
 
-        self._senders.submit(work)
+        self._sending.send(peer, descriptor, share, end)
 
     def _hold(self, share: Share, slot: int) -> tuple[_RankSlots, int]:
         with self._lock:
@@ -252,10 +228,9 @@ class SlotKeeper:
 
     def close(self) -> None:
         """What is on its way to storage arrives first, but a store that fails is not waited for."""
-        self._attempt_changed.set()
         self._is_closing.set()
         self._is_hurried.set()
-        self._senders.shutdown(wait=True)
+        self._sending.close()
         self._writers.shutdown(wait=True)
         self._disk_writers.shutdown(wait=True)
         with self._lock:

@@ -6,7 +6,8 @@ from typing import Any
 
 from orchestrator.agent.channel import Message
 from orchestrator.agent.rankhandle import RankHandle
-from orchestrator.agent.slotkeeper import Peer, PersistJob, SlotKeeper
+from orchestrator.agent.sending import Peer
+from orchestrator.agent.slotkeeper import PersistJob, SlotKeeper
 from orchestrator.checkpoint.retry import ANY, PASSING, Patience
 
 

@@ -10,7 +10,7 @@ import json
 import secrets
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.errors import CheckpointError
@@ -23,11 +23,20 @@ MAX_FRAME_BYTES = 4096
 _LENGTH = struct.Struct("<I")
 
 
+Around = Callable[[socket.socket], contextlib.AbstractContextManager[object]]
+
+
 @contextlib.contextmanager
-def asked(peer: tuple[str, int], secret: str, request: dict[str, Any]) -> Iterator[socket.socket]:
-    """A connection on which `request` was sent. Network errors become CheckpointError."""
+def asked(
+    peer: tuple[str, int],
+    secret: str,
+    request: dict[str, Any],
+    around: Around = lambda connection: contextlib.nullcontext(),
+) -> Iterator[socket.socket]:
+    """A connection on which `request` was sent; `around` is entered with it while it is open. Network errors become
+    CheckpointError."""
     try:
-        with socket.create_connection(peer, timeout=CONNECT_TIMEOUT_S) as connection:
+        with socket.create_connection(peer, timeout=CONNECT_TIMEOUT_S) as connection, around(connection):
             connection.settimeout(TRANSFER_TIMEOUT_S)
             connection.sendall(_proof(secret.encode(), receive_exactly(connection, CHALLENGE_BYTES)))
             send_frame(connection, request)
@@ -42,6 +51,12 @@ def is_trusted(connection: socket.socket, secret: bytes) -> bool:
     connection.sendall(challenge)
     proof = receive_exactly(connection, CHALLENGE_BYTES)
     return bool(secret) and hmac.compare_digest(proof, _proof(secret, challenge))
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Whoever waits for this connection, in whichever thread, waits no longer."""
+    with contextlib.suppress(OSError):  # the other side was faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _proof(secret: bytes, challenge: bytes) -> bytes:

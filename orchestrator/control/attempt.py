@@ -15,19 +15,6 @@ Message = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Interruption:
-    """Time since a failure was seen, until the run trains again."""
-
-    since_s: float
-    """Monotonic."""
-    at_step: int
-
-    def steps_lost(self, resume: ResumePoint) -> int:
-        """Steps that are done again by an attempt that starts there."""
-        return max(0, self.at_step - resume.step)
-
-
-@dataclass(slots=True)
 class Attempt:
     number: int
     resume: ResumePoint

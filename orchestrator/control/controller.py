@@ -12,11 +12,12 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode
 from orchestrator.control import lifecycle, telling
 from orchestrator.control.anomalies import Anomaly
-from orchestrator.control.attempt import Attempt, Interruption, Message
+from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.avoidance import Avoidance
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.disktier import disk_tier
+from orchestrator.control.downtime import Downtime, Interruption
 from orchestrator.control.growth import Growth
 from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
@@ -56,7 +57,7 @@ class Controller:
         one (default: a thread). A simulation gives the last four."""
         self.state = State.placing
         self.restarts = 0
-        self.downtime_s = 0.0
+        self.downtime = Downtime(chronicle, clock, interruption)
         self.failure_digest: str | None = None
         self._reason: str | None = None
         """Why the run was given up, where that was not for want of budget."""
@@ -79,7 +80,6 @@ class Controller:
         self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
         self._attempt: Attempt | None = None
         self._claim: Claim | None = None
-        self._interruption = interruption
         self._first_claim = claim
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
@@ -97,7 +97,7 @@ class Controller:
         self.reports.hear_unheard(attempt, heritage.unheard)
         row = self._chronicle.last_row
         if row is not None and row.time is not None:  # it went on training without a driver
-            self._interruption = Interruption(self._clock.monotonic() + row.time - self._clock.time(), row.step)
+            self.downtime.trained_until(row.step, row.time)
 
     def measure_memory(self, planned_bytes: int) -> str | None:
         """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
@@ -194,7 +194,8 @@ class Controller:
         previous = self._attempt
         self._attempt = Attempt(number, resume, world_size, self._clock.monotonic(), watch)
         former_size = previous.world_size if previous is not None else world_size
-        telling.tell_start(self._chronicle, self._attempt, former_size, self._run.plan.zero_stage, self._interruption)
+        lost = self.downtime.steps_lost(resume)
+        telling.tell_start(self._chronicle, self._attempt, former_size, self._run.plan.zero_stage, lost)
         for report in self._fleet.reports_of(resume):
             self.reports.hear_step_again(self._attempt, {**report, "attempt": number})
         self._fleet.start_ranks(number, resume)
@@ -312,11 +313,7 @@ class Controller:
             return
         self._is_memory_trusted = True
         self._growth.on_first_step()
-        interruption, self._interruption = self._interruption, None
-        if interruption is not None:
-            fields = telling.recovered_fields(interruption, attempt.resume, self._clock.monotonic())
-            self.downtime_s += fields["downtime_s"]
-            self._chronicle.event("recovered", attempt.number, attempt.last_step, **fields)
+        self.downtime.end(attempt, attempt.last_step)
         if self.state in (State.starting, State.draining):
             self._tell(lifecycle.FirstStep())
         self._fleet.prepare_standbys(attempt.number)
@@ -330,6 +327,8 @@ class Controller:
             self._interrupt(lifecycle.Paused())
             return
         done_step = attempt.dones[0]["step"]
+        if not attempt.is_drained:
+            self.downtime.end(attempt, done_step)  # where it had no step left to do
         if self.reports.is_committing(done_step):
             return
         self.reports.flush(attempt)
@@ -392,6 +391,5 @@ class Controller:
 
     def _interrupt(self, event: lifecycle.Event) -> None:
         """Tell of what keeps the run from training; from here on time and steps are lost."""
-        if self._interruption is None:
-            self._interruption = Interruption(self._clock.monotonic(), self._last_step or 0)
+        self.downtime.begin(self._last_step or 0)
         self._tell(event)

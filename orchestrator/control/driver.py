@@ -17,10 +17,10 @@ from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import encode
 from orchestrator.config import Offload, RunConfig, WorkerStart
-from orchestrator.control.attempt import Interruption
 from orchestrator.control.badnodes import avoided
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.controller import Controller
+from orchestrator.control.downtime import Interruption
 from orchestrator.control.inheritance import heritage
 from orchestrator.control.initial import check_start
 from orchestrator.control.lifecycle import State
@@ -304,7 +304,7 @@ class _Session:
                 elapsed_s=time.monotonic() - self._started_s,
                 loss=row.loss if row else None,
                 restarts=controller.restarts,
-                downtime_s=controller.downtime_s,
+                downtime_s=controller.downtime.total_s,
                 checkpoint=controller.reports.last_checkpoint,
                 memory=memory,
                 snapshots=interval_words(self._run.config, controller.reports.snapshot_counts),

@@ -1,6 +1,6 @@
 """What the ranks report becomes rows of metrics and committed checkpoints. The controller decides; this records."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from orchestrator.control.collect import slowest_phases, step_row, with_evaluati
 from orchestrator.control.commits import Commits, Outcome, patience_for
 from orchestrator.control.disktier import DiskTier
 from orchestrator.control.opening import OpenRun
+from orchestrator.control.snapshotmemory import SnapshotCounts
 from orchestrator.control.storehealth import Say, StoreHealth
 from orchestrator.errors import FencedError, StoreError
 from orchestrator.observe.metrics import StepRow, surviving_rows
@@ -37,7 +38,7 @@ class Reports:
         self.committed_step = 0
         self.last_checkpoint: str | None = None
         self.last_save_failure: str | None = None
-        self.snapshot_counts: Sequence[int] = (0, 0, 0)
+        self.snapshot_counts = SnapshotCounts(0, 0, None)
         """Snapshots that were due on rank 0 in the newest attempt, those taken, those copied to a peer."""
         self.fenced_by: str | None = None
         """Why this driver may commit nothing more: another copy of the run has taken over."""
@@ -76,7 +77,7 @@ class Reports:
         attempt.stragglers += attempt.straggler_watch.look(messages)
         is_first = not attempt.has_stepped
         attempt.last_step = row.step
-        self.snapshot_counts = messages[0].get("snapshots", self.snapshot_counts)
+        self.snapshot_counts = SnapshotCounts(*messages[0].get("snapshots", self.snapshot_counts))
         attempt.losses[row.step] = row.loss
         self._last_row_step = row.step
         if is_first:
@@ -134,7 +135,7 @@ class Reports:
     def owes_evaluation(self, step: int) -> bool:
         """Whether an evaluation is due at `step`, where the next attempt starts, and none is on record: the attempt
         before ended amid it."""
-        if not 0 < step < self._run.plan.steps or not self._is_evaluated(step):
+        if not 0 < step <= self._run.plan.steps or not self._is_evaluated(step):
             return False
         row = surviving_rows(self._run.folder.metrics).get(step)
         return row is None or row.eval_loss is None

@@ -1,12 +1,13 @@
 """What snapshots take of a node's memory, and what to give up where that is too much. Plan half."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from model.sizing import parameter_shapes
 from orchestrator.config import RunConfig, SnapshotConfig
 from orchestrator.control.specs import COPIES_OF_RANK, has_peers, min_slots, num_slots
 from orchestrator.memory import FP32_BYTES, dtype_bytes, gigabytes, held_bytes, num_moments
+from orchestrator.observe.units import plural
 from orchestrator.spec import Placement, RunPlan
 
 SLOT_HEAD_BYTES = 72 * 1024
@@ -21,8 +22,19 @@ KEPT_COPIES_ALONE = 3.0
 """The same with one rank, which sends nothing."""
 KEPT_OF_ACTIVATIONS = 0.3
 """Their gradients, and what malloc keeps of both."""
+COPIES_UNHEARD_OF = 2
+"""At a run's end: the last one's arrival, and that of the one before, are told with the steps to come."""
 INDEX_BYTES_PER_EXTENT = 96
 """Of a slot's index, where a parameter's name has 40 characters."""
+
+
+class SnapshotCounts(NamedTuple):
+    """Of one attempt."""
+
+    due: int
+    taken: int
+    copied: int | None
+    """Those of which every rank's copy has reached its peer; None where there are no peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +187,19 @@ def every(steps: int) -> str:
     return "every step" if steps == 1 else f"every {steps:,} steps"
 
 
-def interval_words(config: RunConfig, counts: Sequence[int]) -> str | None:
-    """Where snapshots or copies came at longer intervals than asked for; `counts` are those due, taken and copied."""
-    (due, taken, copied), snapshot = counts, config.snapshot
-    words = []
-    if snapshot.every_steps and 0 < taken < due:
-        steps = due / taken * snapshot.every_steps
-        words.append(f"one every {steps:.1f} steps instead of {every(snapshot.every_steps)}")
-    wanted = snapshot.replicate_every_steps
-    if wanted and 0 < copied < due * snapshot.every_steps // wanted:
-        words.append(
-            f"copied to peers every {due * snapshot.every_steps / copied:.1f} steps instead of {every(wanted)}"
-        )
+def interval_words(config: RunConfig, counts: SnapshotCounts) -> str | None:
+    """Where snapshots or copies came at longer intervals than asked for."""
+    snapshot, words = config.snapshot, []
+    steps = counts.due * snapshot.every_steps
+    if snapshot.every_steps and 0 < counts.taken < counts.due:
+        words.append(f"one every {steps / counts.taken:.1f} steps instead of {every(snapshot.every_steps)}")
+    wanted, copied = snapshot.replicate_every_steps, counts.copied
+    if wanted and copied is not None and copied + COPIES_UNHEARD_OF < steps // wanted:
+        between = f"{steps / max(1, copied):.1f}"
+        if not copied:
+            words.append(f"none of {plural(steps, 'step')} has been copied to peers")
+        elif float(between) > wanted:
+            words.append(f"copied to peers every {between} steps instead of {every(wanted)}")
     return "; ".join(words) or None
 
 

@@ -4,36 +4,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.attempt import Attempt, Interruption
+from orchestrator.control.attempt import Attempt
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.stragglers import straggler_fields
 from orchestrator.observe.failure import RankFailure, digest
-from orchestrator.spec import ResumePoint
 
 
-def tell_start(
-    chronicle: Chronicle, attempt: Attempt, former_size: int, zero_stage: int, interruption: Interruption | None
-) -> None:
-    """`former_size`: how many workers the attempt before had."""
+def tell_start(chronicle: Chronicle, attempt: Attempt, former_size: int, zero_stage: int, steps_lost: int) -> None:
+    """`former_size`: how many workers the attempt before had; `steps_lost`: that are done again."""
     number, resume, size = attempt.number, attempt.resume, attempt.world_size
     if size != former_size:
         why = "there are nodes again" if size > former_size else "a node was lost and no other took its place"
         chronicle.event("resized", number, resume.step, **{"from": former_size, "to": size, "why": why})
     facts = {"resume_step": resume.step, "source": resume.source, "checkpoint": resume.checkpoint}
-    lost = interruption.steps_lost(resume) if interruption else 0
-    facts |= {"world_size": size, "zero_stage": zero_stage, "steps_lost": lost}
+    facts |= {"world_size": size, "zero_stage": zero_stage, "steps_lost": steps_lost}
     chronicle.event("attempt_started", number, resume.step, **facts)
-
-
-def recovered_fields(interruption: Interruption, resume: ResumePoint, now_s: float) -> dict[str, Any]:
-    """What `recovered` tells; `now_s` is monotonic."""
-    return {
-        "downtime_s": now_s - interruption.since_s,
-        "steps_lost": interruption.steps_lost(resume),
-        "source": resume.source,
-        "resume_step": resume.step,
-    }
 
 
 def failure_words(attempt: Attempt, restarts: int, folder: Path) -> tuple[int, str]:

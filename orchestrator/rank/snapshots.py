@@ -7,6 +7,7 @@ import torch
 from model.engine import Engine
 from orchestrator.agent.channel import Channel, Message
 from orchestrator.checkpoint.slots import Share, Slot, SlotReader, SlotShape, SlotState, SnapshotDamagedError
+from orchestrator.control.snapshotmemory import SnapshotCounts
 from orchestrator.errors import CheckpointError
 from orchestrator.rank.inbox import Inbox
 from orchestrator.rank.shares import SharesReader, SlotElsewhere, SlotHere, Source, likely_first
@@ -26,12 +27,15 @@ class Snapshots:
         self._shape: SlotShape | None = None
         self._is_settled = False
         """This world has snapshots of its own: those of the former one may go."""
-        self.counts = [0, 0, 0]
-        """Snapshots that were due in this attempt, those taken, those copied to a peer."""
+        self._num_due = self._num_taken = self._num_copied = 0
         self.restored_report: Message | None = None
         """What this rank had reported of the step that it was restored to."""
         self.recent_losses: list[float] = []
         """What it had kept of the losses before."""
+
+    @property
+    def counts(self) -> SnapshotCounts:
+        return SnapshotCounts(self._num_due, self._num_taken, self._num_copied if self._spec.has_peer else None)
 
     def restore(self) -> None:
         """From this rank's own slot of `resume.step`, or from those of another world. Raises SnapshotDamagedError."""
@@ -133,6 +137,7 @@ class Snapshots:
         snapshotter = self._snapshotter
         if snapshotter is not None:
             snapshotter.common_step = max(snapshotter.common_step, common_step)
+            self._num_copied += common_replicated_step > snapshotter.common_replicated_step
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
             snapshotter.may_replicate = bool(are_copies_there)
             snapshotter.may_go_to_disk = bool(are_disks_idle)
@@ -170,7 +175,8 @@ class Snapshots:
         while not is_taken and is_last:
             self._inbox.wait()
             is_taken = snapshotter.take(step, parts, small, **how)
-        self.counts = [self.counts[0] + 1, self.counts[1] + is_taken, self.counts[2] + (is_taken and is_replicated)]
+        self._num_due += 1
+        self._num_taken += is_taken
         if has_backlog or (not is_taken and is_persisted):
             message = (
                 "storage has not yet taken the checkpoint before it; raise checkpoint.every_steps or snapshot.slots"

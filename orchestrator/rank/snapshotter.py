@@ -139,7 +139,9 @@ class Snapshotter:
     def _free_slot(self) -> int | None:
         for index, slot in enumerate(self._slots):
             header = slot.header()
-            is_needed = header.step >= self.common_step or header.step == self.common_replicated_step
+            # A copy that has arrived may be the newest of all ranks' soon: the others' votes are not heard yet.
+            copied = (self.common_replicated_step, self.replicated_step)
+            is_needed = header.step >= self.common_step or header.step in copied
             if not self._held[index] and not (header.state is SlotState.sealed and is_needed):
                 return index
         return None

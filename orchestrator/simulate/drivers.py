@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.control.attempt import Interruption
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.controller import Controller
+from orchestrator.control.downtime import Interruption
 from orchestrator.control.lifecycle import Decide, State
 from orchestrator.control.opening import OpenRun
 from orchestrator.observe.console import Console

@@ -36,6 +36,8 @@ class Invariants:
         of its own."""
         self._last_attempt: dict[str, int] = {}
         self._failed_attempts: set[tuple[str, int]] = set()
+        self._unpriced: dict[str, str] = {}
+        """Driver -> a loss of which it has not told yet what it has cost."""
 
     def put(self, path: str, data: bytes) -> None:
         """A file of the checkpoint store was written."""
@@ -105,6 +107,11 @@ class Invariants:
         if name in LOST_ATTEMPT:
             self._further_losses[driver] += name == "node_lost" and (driver, attempt) in self._failed_attempts
             self._failed(driver, attempt)
+            self._unpriced.setdefault(driver, f"{name} of attempt {attempt}")
+        elif name == "recovered":
+            self._unpriced.pop(driver, None)
+        elif name == "run_finished":
+            self._require(driver not in self._unpriced, f"nobody told what {self._unpriced.get(driver)} has cost")
         elif name == "checkpoint_committed" and (driver, attempt) not in self._failed_attempts:
             self._failures[driver] = self._further_losses[driver] = 0
         elif name == "checkpoint_rejected":

@@ -148,7 +148,7 @@ class FakeCluster:
     def _on_copied_steps(self, node: Node) -> dict[Share, list[int]]:
         return {share: sorted(steps) for share, steps in node.copies.items()}
 
-    def _on_keep_snapshots(self, node: Node, step: int | None, world_size: int) -> None:
+    def _on_keep_snapshots(self, node: Node, step: int | None, world_size: int, attempt: int) -> None:
         for snapshots in (node.own, node.copies):
             for held in snapshots.values():
                 for other in [s for s in held if s != step]:

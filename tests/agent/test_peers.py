@@ -1,11 +1,13 @@
 """Copies in a peer's memory, over real connections on this host."""
 
+import contextlib
 import hmac
 import json
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,10 @@ HOST = "127.0.0.1"
 SECRET = "a" * 64
 NUM_FLOATS = CHUNK_BYTES // 2
 """Two chunks, and a header."""
+MORE_THAN_SOCKETS_BUFFER = 2 * sum(
+    int(Path(f"/proc/sys/net/ipv4/tcp_{kind}mem").read_text().split()[2]) for kind in "rw"
+)
+"""Of one connection, both ends together, by the kernel's own limits."""
 
 
 def shape_of(num_floats: int) -> SlotShape:
@@ -31,12 +37,12 @@ def sealed() -> Iterator[Callable[..., Slot]]:
     """Makes slots sealed at a step."""
     descriptors = []
 
-    def make(step: int, num_floats: int = NUM_FLOATS) -> Slot:
+    def make(step: int, num_floats: int = NUM_FLOATS, attempt: int = 1) -> Slot:
         shape = shape_of(num_floats)
         slot = Slot(create_slot("test", shape.slot_bytes))
         descriptors.append(slot.descriptor)
         slot.format(shape)
-        slot.begin(step, 1, {"step": step})[:] = np.random.default_rng(step).random(num_floats, np.float32)
+        slot.begin(step, attempt, {"step": step})[:] = np.random.default_rng(step).random(num_floats, np.float32)
         slot.seal()
         return slot
 
@@ -95,7 +101,7 @@ def test_a_fetched_slot_is_a_sealed_slot_of_its_own(copies, sealed):
     store(copies, sealed(4))
     descriptor = fetch_copy((HOST, copies.port), SECRET, Share(9, 3), 4)
     try:
-        copies.keep_only(None, 9)
+        copies.keep_only(None, 9, 2)
         slot = Slot(descriptor)
         assert slot.is_sound()
         assert slot.small() == {"step": 4}
@@ -142,10 +148,34 @@ def test_an_old_proof_is_worth_nothing(copies):
     assert len(challenges) == 4
 
 
+@contextlib.contextmanager
+def standing_still(copies: PeerCopies, slot: Slot, rank: int = 3) -> Iterator[socket.socket]:
+    """A transfer of which half has come, and no more comes: its sender is behind a partition."""
+    whole, header = content(slot.descriptor), slot.header()
+    what = {"share": [9, rank], "step": header.step, "attempt": header.attempt, "slot_bytes": len(whole)}
+    request = json.dumps({"op": "store", **what}).encode()
+    with socket.create_connection((HOST, copies.port)) as connection:
+        challenge = connection.recv(CHALLENGE_BYTES, socket.MSG_WAITALL)
+        connection.sendall(hmac.digest(SECRET.encode(), challenge, "sha256"))
+        connection.sendall(struct.pack("<I", len(request)) + request + whole[: len(whole) // 2])
+        while Share(9, rank) not in copies._incoming:
+            pass
+        yield connection
+
+
+def is_hung_up_on(connection: socket.socket) -> bool:
+    """Waits for whatever comes."""
+    try:
+        return connection.recv(4096) == b""
+    except ConnectionResetError:
+        return True
+
+
 def send_part(copies: PeerCopies, slot: Slot, step: int, num_bytes: int) -> bytes:
     """Begin to store a slot, as `store_copy` does, and go away after `num_bytes`; returns the answer."""
     whole = content(slot.descriptor)
-    request = json.dumps({"op": "store", "share": [9, 3], "step": step, "slot_bytes": len(whole)}).encode()
+    what = {"share": [9, 3], "step": step, "attempt": 1, "slot_bytes": len(whole)}
+    request = json.dumps({"op": "store", **what}).encode()
     with socket.create_connection((HOST, copies.port)) as connection:
         challenge = connection.recv(CHALLENGE_BYTES, socket.MSG_WAITALL)
         connection.sendall(hmac.digest(SECRET.encode(), challenge, "sha256"))
@@ -220,9 +250,9 @@ def test_keep_only(copies, sealed):
     store(copies, sealed(4))
     store(copies, sealed(5))
     store(copies, sealed(5), rank=8)
-    copies.keep_only(5, 9)
+    copies.keep_only(5, 9, 1)
     assert steps(copies) == {3: [5], 8: [5]}
-    copies.keep_only(None, 9)
+    copies.keep_only(None, 9, 2)
     assert steps(copies) == {3: [], 8: []}
 
 
@@ -256,9 +286,54 @@ def test_of_another_world_only_the_step_that_is_restored_stays(copies, sealed):
     for step in (4, 5):
         store(copies, sealed(step))
         store(copies, sealed(step), rank=7)
-    copies.keep_only(4, 2)
+    copies.keep_only(4, 2, 1)
     store_copy((HOST, copies.port), SECRET, sealed(6).descriptor, Share(2, 1))
     assert copies.sealed_steps() == {Share(9, 3): [4], Share(9, 7): [4], Share(2, 1): [6]}
     assert fetch(copies, 4)
     copies.forget_other_worlds(2)
     assert copies.sealed_steps() == {Share(2, 1): [6]}
+
+
+def test_a_slot_that_no_socket_buffer_holds_is_stored_and_fetched(copies, sealed):
+    """The sender is faster than who receives it, and has to wait."""
+    slot = sealed(4, MORE_THAN_SOCKETS_BUFFER // 4)
+    store(copies, slot)
+    assert fetch(copies, 4) == content(slot.descriptor)
+
+
+def test_a_transfer_that_stands_still_holds_up_no_other(copies, sealed):
+    store(copies, sealed(4))
+    with standing_still(copies, sealed(5)) as connection:
+        store(copies, sealed(5), rank=8)
+        assert steps(copies) == {3: [4], 8: [5]}
+        store(copies, sealed(5))  # its sender tries again
+        assert is_hung_up_on(connection)
+    assert steps(copies) == {3: [4, 5], 8: [5]}
+
+
+def test_when_an_attempt_begins_what_the_one_before_still_sends_is_hung_up_on(copies, sealed):
+    store(copies, sealed(4))
+    with standing_still(copies, sealed(5)) as connection:
+        copies.keep_only(4, 9, 2)
+        assert is_hung_up_on(connection)
+    assert steps(copies) == {3: [4]}
+
+
+def test_what_an_earlier_attempt_sends_late_is_refused(copies, sealed):
+    """Its sender has not heard yet that the attempt is over: its steps may not be the run's any more."""
+    store(copies, sealed(4))
+    copies.keep_only(4, 9, 2)
+    with pytest.raises(CheckpointError):  # it hears why, or is hung up on while it sends
+        store(copies, sealed(9, attempt=1))
+    assert steps(copies) == {3: [4]}
+    store(copies, sealed(5, attempt=2))
+    store(copies, sealed(6, attempt=3))  # of an attempt that this node is still to be told of
+    assert sorted(steps(copies)[3]) == [5, 6]
+
+
+def test_a_copy_that_is_sent_again_leaves_the_other_one(copies, sealed):
+    """The older step may still be the newest that all peers hold."""
+    store(copies, sealed(4))
+    store(copies, sealed(5))
+    store(copies, sealed(5))
+    assert steps(copies) == {3: [4, 5]}

@@ -1,6 +1,7 @@
 """The agent's slots: who owns, holds, empties and writes them."""
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from orchestrator.agent.peers import PeerCopies
-from orchestrator.agent.slotkeeper import Peer, PersistJob, SlotKeeper, owned_extent
+from orchestrator.agent.sending import Peer
+from orchestrator.agent.slotkeeper import PersistJob, SlotKeeper, owned_extent
 from orchestrator.checkpoint.layout import Extent, PayloadFile, step_folder
 from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.retry import Patience
@@ -238,6 +240,26 @@ def test_a_peer_that_is_gone_is_tried_until_the_attempt_is_over(keeper):
     assert answers.next() is False
     assert keeper.slots_for(R[2], None, 0)[1] == []
     assert keeper.sealed_steps() == {R[2]: [4]}
+
+
+def test_a_peer_that_says_nothing_holds_up_nothing_after_its_attempt(keeper):
+    """It is stopped, or behind a partition: it takes connections, as the kernel does, and no more."""
+    copies, answers = PeerCopies("127.0.0.1"), Answers()
+    copies.trust("secret")
+    silent = socket.create_server(("127.0.0.1", 0))
+    try:
+        for share in R:
+            seal(keeper.slots_for(share, SLOT_BYTES, 2)[0][0], 4)
+            keeper.replicate(share, 0, Peer("127.0.0.1", silent.getsockname()[1], "secret"), answers.tell)
+        keeper.keep_only(4, 3)
+        for share in R:
+            keeper.replicate(share, 0, Peer("127.0.0.1", copies.port, "secret"), answers.tell)
+        assert sorted(answers.next() for _ in range(6)) == [False] * 3 + [True] * 3
+        assert copies.sealed_steps() == {share: [4] for share in R}
+        assert [keeper.slots_for(share, None, 0)[1] for share in R] == [[]] * 3
+    finally:
+        silent.close()
+        copies.close()
 
 
 @settings(deadline=None)

@@ -5,6 +5,7 @@ import pytest
 from launch.compose import compose
 from launch.plan_text import render_plan
 from orchestrator.control.snapshotmemory import (
+    SnapshotCounts,
     disk_words,
     fitting_snapshots,
     interval_words,
@@ -98,18 +99,22 @@ def test_the_summary_names_every_tier_and_its_interval():
 @pytest.mark.parametrize(
     ("words", "counts", "said"),
     [
-        ((), (0, 0, 0), None),
-        ((), (90, 90, 0), None),
-        ((), (90, 45, 0), "one every 2.0 steps instead of every step"),
-        (("snapshot.every_steps=2",), (45, 30, 0), "one every 3.0 steps instead of every 2 steps"),
+        ((), (0, 0, None), None),
+        ((), (90, 90, None), None),
+        ((), (90, 45, None), "one every 2.0 steps instead of every step"),
+        (("snapshot.every_steps=2",), (45, 30, None), "one every 3.0 steps instead of every 2 steps"),
         (NODES, (90, 90, 90), None),
+        (NODES, (3, 3, 1), None),
+        (NODES, (400, 400, 391), None),
+        (NODES, (90, 90, 1), "copied to peers every 90.0 steps instead of every step"),
+        (NODES, (90, 90, 0), "none of 90 steps has been copied to peers"),
         (NODES, (90, 90, 30), "copied to peers every 3.0 steps instead of every step"),
         ((*NODES, "snapshot.replicate_every_steps=3"), (90, 90, 30), None),
-        (("snapshot.every_steps=0",), (9, 5, 0), None),
+        (("snapshot.every_steps=0",), (9, 5, None), None),
     ],
 )
 def test_longer_intervals_are_told(words, counts, said):
-    assert interval_words(planned(*words)[0], counts) == said
+    assert interval_words(planned(*words)[0], SnapshotCounts(*counts)) == said
 
 
 def test_what_the_nodes_disks_take():

@@ -16,7 +16,7 @@ from typed import POLL_S, Run
 from orchestrator.agent.stacks import process_state
 from orchestrator.agent.watchdog import Phase, Position
 from orchestrator.checkpoint.layout import MARKER, attempt_of
-from orchestrator.checkpoint.slots import Slot, SlotState
+from orchestrator.checkpoint.slots import Header, Slot, SlotState
 from orchestrator.errors import CheckpointError
 from orchestrator.rank.progress import ProgressReader
 
@@ -69,11 +69,18 @@ class LiveRank:
     def is_alive(self) -> bool:
         return is_alive(self.pid)
 
+    def sealed_steps(self) -> set[int]:
+        """Of which it has a whole snapshot in a slot."""
+        return {header.step for header in self._slots() if header.state is SlotState.sealed}
+
     def _slot_states(self) -> list[SlotState]:
+        return [header.state for header in self._slots()]
+
+    def _slots(self) -> list[Header]:
         found = []
         for descriptor in self._memory(f"phalanx-rank-{self.rank}-slot-"):
             try:
-                found.append(Slot(descriptor).header().state)
+                found.append(Slot(descriptor).header())
             except CheckpointError:  # not formatted yet
                 continue
         return found

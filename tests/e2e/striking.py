@@ -185,6 +185,7 @@ class Striker:
         if fault.how is How.stop:
             os.kill(process.pid, signal.SIGSTOP)
             let_go(rank.pid)
+            hold_in(rank, None, lambda: is_late(rank), lambda: not rank.is_alive)  # it may outrun its lease
             wait_for("the end of the ranks without a lease", lambda: not rank.is_alive)
             os.kill(process.pid, signal.SIGCONT)
             return
@@ -192,6 +193,11 @@ class Striker:
         let_go(rank.pid)
         process.wait()
         self._driver = self._type()
+
+
+def is_late(rank: LiveRank) -> bool:
+    seen = rank.seen()
+    return seen is not None and seen.position.step >= TOO_LATE_STEP
 
 
 def children_of(pid: int) -> list[int]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from comparing import assert_bit_equal
 from moments import LiveRank, hold_in
-from schedules import Moment as RankMoment
 from typed import Driver, Run, Typist
 
 from launch.kills import Kill, Moment
@@ -103,23 +102,43 @@ def test_ten_kills_change_nothing(typist: Typist, run: Run, reference: Run) -> N
     assert [event["step"] for event in run.events("run_finished")] == [60]
 
 
+def kill_amid_evaluation(driver: Driver, run: Run, step: int) -> None:
+    """Rank 1, in the evaluation after `step`, once both ranks' snapshots of that step are whole."""
+    driver.wait_for("an attempt", run.newest_attempt)
+    first, second = (
+        LiveRank(driver.wait_for("a rank's process id", lambda rank=rank: run.rank_pid(1, rank)), rank, run)
+        for rank in (0, 1)
+    )
+
+    def is_evaluating() -> bool:
+        seen = second.seen()
+        return seen is not None and seen.position.phase is Phase.evaluation and step in second.sealed_steps()
+
+    assert hold_in(second, None, is_evaluating, lambda: not second.is_alive)
+    driver.wait_for("rank 0's snapshot", lambda: not first.is_alive or step in first.sealed_steps())
+    os.kill(second.pid, signal.SIGKILL)
+
+
 def test_a_kill_amid_an_evaluation_does_not_lose_it(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run)
-    driver.wait_for_step(run, 10)
-    pid = driver.wait_for("the rank's process id", lambda: run.rank_pid(1, 1))
-    rank = LiveRank(pid, 1, run)
-
-    def evaluates() -> bool:
-        seen = rank.seen()
-        is_evaluating = seen is not None and seen.position.phase is Phase.evaluation
-        return is_evaluating and not rank.is_in(RankMoment.snapshot)
-
-    assert hold_in(rank, None, evaluates, lambda: not rank.is_alive)
-    os.kill(pid, signal.SIGKILL)
+    kill_amid_evaluation(driver, run, 20)
     driver.finish()
     (recovered,) = run.events("recovered")
-    assert recovered["resume_step"] in (19, 20)  # the other rank's snapshot may not have been whole
+    assert (recovered["resume_step"], recovered["steps_lost"]) == (20, 0)
     assert_bit_equal(run, reference)
+
+
+def test_a_kill_after_the_last_step_is_priced_and_loses_no_evaluation(
+    typist: Typist, run: Run, reference: Run
+) -> None:
+    driver = typist.train(run, "train.steps=20", "optim.schedule_steps=60")
+    kill_amid_evaluation(driver, run, 20)
+    driver.finish()
+    (recovered,) = run.events("recovered")
+    assert (recovered["step"], recovered["resume_step"], recovered["steps_lost"]) == (20, 20, 0)
+    assert recovered["downtime_s"] > 0
+    assert [event["step"] for event in run.events("run_finished")] == [20]
+    assert run.rows()[20].eval_loss == reference.rows()[20].eval_loss
 
 
 def test_kills_change_nothing_at_stage_3(typist: Typist, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class Ranks:
         resume = resume or ResumePoint()
         specs = self.specs(run, resume)
         heard = Heard(run, specs[0].attempt, resume)
-        self.agent.keep_snapshots(resume.step if resume.is_in_memory else None, len(specs))
+        self.agent.keep_snapshots(resume.step if resume.is_in_memory else None, len(specs), heard.attempt)
         if resume.world_size not in (None, len(specs)):
             self.agent.show_shares(wanted_shares(resume, holder or self.agent))
         self.agent.start_ranks(heard.attempt, *encoded(specs), hang_limits(run.config), standby)

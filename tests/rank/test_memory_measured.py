@@ -21,7 +21,7 @@ PROCESS_TOLERANCE = 0.1
 
 
 def trained(ranks: Ranks, root, *words: str) -> Heard:
-    ranks.agent.keep_snapshots(None, 0)
+    ranks.agent.keep_snapshots(None, 0, 0)
     run = open_run(ranks.data, root, f"cluster.num_workers={WORLD}", *LARGER, *words)
     return ranks.train(run)
 

@@ -210,7 +210,7 @@ def test_a_slot_is_held_until_both_its_readers_are_done(a_rank):
     rank.train_to(2)
     rank.snapshotter.persisted(slot, 1, is_disk=False)
     assert not rank.take(3)
-    rank.snapshotter.replicated(slot, 1)
+    rank.snapshotter.replicated(slot, None)  # given up: a copy that is there would keep it
     assert rank.take(3)
 
 
@@ -260,5 +260,27 @@ def test_the_step_that_all_peers_hold_is_kept_here_too(a_rank):
     rank.snapshotter.common_step = rank.snapshotter.common_replicated_step = 9
     for step in range(10, 16):
         rank.train_to(step)
+        assert 9 in rank.sealed()
+    assert 1 not in rank.sealed()
+
+
+@pytest.mark.parametrize("num_slots", [3, 5])
+def test_a_copy_that_has_arrived_is_kept_here_until_all_have(a_rank, num_slots):
+    """The other ranks' copies of step 9 arrive later than this one's: until then losing a node goes back to step 1,
+    and from then on to step 9, which this rank must still have."""
+    rank = a_rank(num_slots)
+    rank.take(1, replicate=True)
+    rank.snapshotter.replicated(rank.slot_of(1), 1)
+    rank.snapshotter.common_step = rank.snapshotter.common_replicated_step = 1
+    rank.take(9, replicate=True)
+    rank.snapshotter.replicated(rank.slot_of(9), 9)
+    for step in range(10, 16):
+        if rank.take(step):
+            rank.snapshotter.common_step = step
+        assert {1, 9} <= {*rank.sealed()}
+    rank.snapshotter.common_replicated_step = 9
+    for step in range(16, 20):
+        assert rank.take(step)
+        rank.snapshotter.common_step = step
         assert 9 in rank.sealed()
     assert 1 not in rank.sealed()
