@@ -19,6 +19,7 @@ from orchestrator.codec import encode
 from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.badnodes import avoided
 from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.claiming import claim_attempt
 from orchestrator.control.controller import Controller
 from orchestrator.control.downtime import Interruption
 from orchestrator.control.inheritance import heritage
@@ -48,7 +49,6 @@ from orchestrator.control.snapshotmemory import (
     snapshot_words,
 )
 from orchestrator.control.specs import worker_threads
-from orchestrator.control.starting import claim_attempt
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.members import AgentHandle
