@@ -86,16 +86,17 @@ def _check_values(manifest: Manifest) -> None:
         raise ValueError(f"dtype is {manifest.dtype!r}, not one of {', '.join(DTYPES)}")
     tokenizer, splits = manifest.tokenizer, (manifest.train, manifest.validation)
     shards = [shard for split in splits for shard in split.shards]
-    counts = [tokenizer.vocab_size, tokenizer.eos_token_id]
+    counts: list[object] = [tokenizer.vocab_size, tokenizer.eos_token_id]
     counts += [count for split in splits for count in (split.documents, split.tokens, split.text_bytes)]
     counts += [count for shard in shards for count in (shard.tokens, shard.bytes)]
-    texts = [tokenizer.file, tokenizer.xxh3_128, *(text for shard in shards for text in (shard.file, shard.xxh3_128))]
-    for value in counts:
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{value!r} stands where a count belongs")
-    for value in texts:
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} stands where a name or a checksum belongs")
+    texts: list[object] = [tokenizer.file, tokenizer.xxh3_128]
+    texts += [text for shard in shards for text in (shard.file, shard.xxh3_128)]
+    for count in counts:
+        if type(count) is not int or count < 0:
+            raise ValueError(f"{count!r} stands where a count belongs")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} stands where a name or a checksum belongs")
 
 
 def _split(raw: dict[str, Any]) -> Split:
