@@ -165,6 +165,9 @@ class Engine:
             dist_init_required=False,
         )[0]
         self._micro_steps: int = self._engine.gradient_accumulation_steps()
+        self._updates = 0
+        """Since the moments were zero: Adam corrects them by it. Fewer than steps where fp16's scaler left
+        some out, or where the run started from a later step's weights alone."""
 
     def _build_model(self, is_restored: bool) -> Transformer:
         settings = self.settings
@@ -197,8 +200,7 @@ class Engine:
         The engine's counts and gradients stay as they are. At stage 3 only the moments are made: no rank has room for
         a whole model.
         """
-        for leaf, _ in partition.flat_leaves(self._engine):
-            self._create_moments(self._optimizer, leaf, 0)
+        self._create_moments()
         if self.settings.zero_stage < 3:
             model = Transformer(self.settings.model, activation_checkpointing=self.settings.activation_checkpointing)
             dtype = next(self._engine.module.parameters()).dtype
@@ -240,11 +242,13 @@ class Engine:
             engine.step()
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
+        is_scaled_down = engine.fp16_enabled() and not engine.was_step_applied()
+        self._updates += not is_scaled_down
         return StepResult(
             loss_sum=float(loss_sum),
             grad_norm=float(grad_norm),
             rng_digest=rng_digest,
-            is_scaled_down=engine.fp16_enabled() and not engine.was_step_applied(),
+            is_scaled_down=is_scaled_down,
         )
 
     def _losses_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
@@ -324,8 +328,7 @@ class Engine:
         Each rank fetches its own ranges only; the weights are then gathered as after a step (collective).
         """
         optimizer = self._optimizer
-        for leaf, _ in partition.flat_leaves(self._engine):
-            self._create_moments(optimizer, leaf, step)
+        self._create_moments()
         for fragment in partition.fragments(self._engine):
             for kind in ("master", *self.settings.optimizer.moments):
                 target = fragment.master if kind == "master" else fragment.moment(optimizer, kind)
@@ -341,20 +344,27 @@ class Engine:
     ) -> None:
         """Like `restore`, where an engine of the same layout kept a copy of its `state_parts`: `load` fills them with
         it, and `counters` is asked for the rest once it has."""
-        for leaf, _ in partition.flat_leaves(self._engine):
-            self._create_moments(self._optimizer, leaf, step)
+        self._create_moments()
         load(self.state_parts())
         partition.refresh_model_parameters(self._engine)
         self._restore_counters(counters(), step)
 
-    def _create_moments(self, optimizer: torch.optim.Optimizer, leaf: torch.Tensor, step: int) -> None:
-        """A fresh optimizer has no state before its first step; torch keeps `step` as a 0-dim float32."""
-        state = optimizer.state[leaf]
-        for kind in self.settings.optimizer.moments:
-            if partition.MOMENTS[kind] not in state:
-                state[partition.MOMENTS[kind]] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+    def _create_moments(self) -> None:
+        """A fresh optimizer has no state before its first step."""
+        for leaf, _ in partition.flat_leaves(self._engine):
+            state = self._optimizer.state[leaf]
+            for kind in self.settings.optimizer.moments:
+                if partition.MOMENTS[kind] not in state:
+                    state[partition.MOMENTS[kind]] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+        self._count_updates(0)
+
+    def _count_updates(self, updates: int) -> None:
+        """Torch keeps them as a 0-dim float32 beside each leaf's moments."""
+        self._updates = updates
         if self.settings.optimizer.name != "sgd":
-            state["step"] = torch.tensor(float(step), dtype=torch.float32, device=leaf.device)
+            for leaf, _ in partition.flat_leaves(self._engine):
+                count = torch.tensor(float(updates), dtype=torch.float32, device=leaf.device)
+                self._optimizer.state[leaf]["step"] = count
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors: the engine's counts and the loss scaler."""
@@ -363,6 +373,7 @@ class Engine:
         return {
             "global_samples": engine.global_samples,
             "skipped_steps": engine.skipped_steps,
+            "updates": self._updates,
             "loss_scaler": {
                 key: value
                 for key, value in (vars(scaler) if scaler is not None else {}).items()
@@ -376,6 +387,7 @@ class Engine:
         engine.micro_steps = step * self._micro_steps
         engine.global_samples = counters.get("global_samples", 0)
         engine.skipped_steps = counters.get("skipped_steps", 0)
+        self._count_updates(counters.get("updates", step - engine.skipped_steps))
         scaler = getattr(engine.optimizer, "loss_scaler", None)
         for key, value in counters.get("loss_scaler", {}).items():
             if scaler is not None and key in vars(scaler):

@@ -185,7 +185,8 @@ def restore(spec: WorkerSpec, engine: Engine, snapshots: Snapshots) -> Sequence[
     if spec.resume.checkpoint is not None:
         reader = open_checkpoint(spec, spec.resume.checkpoint)
         if spec.resume.is_initial:
-            engine.restore(zeros_where_absent(reader), spec.resume.step, {})
+            counters = updates_of(reader, engine.settings.optimizer.moments)
+            engine.restore(zeros_where_absent(reader), spec.resume.step, counters)
         else:
             engine.restore(reader.read, spec.resume.step, reader.marker.optimizer)
             return reader.marker.recent_losses
@@ -196,6 +197,13 @@ def open_checkpoint(spec: WorkerSpec, folder_url: str) -> CheckpointReader:
     if spec.resume.is_spread and spec.disk_folder is not None:
         return open_spread(spec.resume, spec.disk_folder, spec.peer_secret, spec.checkpoint.key_file)
     return CheckpointReader.open(folder_url, spec.checkpoint.key_file)
+
+
+def updates_of(reader: CheckpointReader, moments: Sequence[str]) -> dict[str, Any]:
+    """Of a starting point's counters, how many updates its moments have seen: none, where it lacks any of them."""
+    if any(kind not in reader.kinds(name) for name in reader.shapes for kind in moments):
+        return {"updates": 0}
+    return {key: value for key, value in reader.marker.optimizer.items() if key in ("updates", "skipped_steps")}
 
 
 def zeros_where_absent(reader: CheckpointReader) -> Fetch:
