@@ -14,7 +14,7 @@ from orchestrator.control.snapshotmemory import (
     snapshot_words,
 )
 from orchestrator.memory import gigabytes
-from orchestrator.placement import place_workers, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import plan_run
 
 NODES = ("cluster.num_workers=4", "cluster.workers_per_node=2")
@@ -23,7 +23,7 @@ NODES = ("cluster.num_workers=4", "cluster.workers_per_node=2")
 def planned(*words):
     config = compose(["experiment=tiny_test", "cluster.device=cpu", *words]).config
     plan = plan_run(config, None, device="cpu")
-    return config, plan, place_workers(config.cluster, "cpu", planned_nodes(config.cluster, device="cpu"))
+    return config, plan, planned_placement(config.cluster, "cpu")
 
 
 @pytest.mark.parametrize(
