@@ -274,9 +274,16 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     (problem,) = refused(source=str(path), path=str(tmp_path / "out"))
-    assert f"data.source={path} holds no text: 1 files, no document" in problem
+    assert f"data.source={path} holds no text: 1 file, no document" in problem
     assert ("is not UTF-8" in problem) == bool(content)
     assert everything_in(tmp_path / "out") == {}
+
+
+def test_a_wrong_text_field_is_named_with_those_that_are_there(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", documents(130))
+    (problem,) = refused(source=str(path), path=str(tmp_path / "out"), text_field="body")
+    assert f"the first of 130 that can't be read is {path}:1: has no field data.text_field=body" in problem
+    assert "its fields: text, other" in problem
 
 
 def test_a_validation_split_that_takes_everything_is_refused(tmp_path):
@@ -284,7 +291,7 @@ def test_a_validation_split_that_takes_everything_is_refused(tmp_path):
     path.write_text(sentence(1))
     share = xxhash.xxh3_64(path.read_bytes()).intdigest() / 2**64
     (problem,) = refused(source=str(path), path=str(tmp_path / "out"), validation_fraction=(share + 1) / 2)
-    assert "takes all 1 documents and leaves none to train on" in problem
+    assert "takes the only document and leaves none to train on" in problem
 
 
 def test_all_wrong_settings_are_named_at_once():
