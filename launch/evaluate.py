@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.artifact import Artifact, add_artifact_arguments, best_device, open_artifact
 from launch.cli_help import parser
@@ -73,7 +75,7 @@ def evaluate(artifact: Artifact, max_rows: int | None) -> Evaluation:
     device = best_device()
     eos_token_id = manifest.tokenizer.eos_token_id if artifact.isolates_documents else None
     loss_sum, tokens = evaluate_rows(
-        artifact.load(device), _batches(reader, rows), device=device, eos_token_id=eos_token_id
+        artifact.load(device), _with_bar(_batches(reader, rows), rows), device=device, eos_token_id=eos_token_id
     )
     return Evaluation(
         run_id=artifact.run_id,
@@ -106,6 +108,17 @@ def _batches(reader: TokenReader, rows: int) -> Iterator[np.ndarray]:
     batch = max(1, BATCH_TOKENS // reader.row_tokens)
     for start in range(0, rows, batch):
         yield reader.rows(np.arange(start, min(start + batch, rows))).astype(np.int64)
+
+
+def _with_bar(batches: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same, with a bar on standard error where that is a terminal: a whole split may take minutes."""
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=rows)
+        for batch in batches:
+            yield batch
+            bar.advance(task, len(batch))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,14 +27,18 @@ def prepare(config: RunConfig) -> int:
     """
     # Paths are printed as they are: no [markup], and `:100:` is a line's number, not an emoji.
     console = Console(highlight=False, markup=False, emoji=False)
-    with _ProgressView(console) as view:
-        prepared = prepare_data(
-            config.data,
-            config.model.vocab_size,
-            map_tasks=lambda task, units: _map_on_ray(config.cluster, task, units),
-            say=lambda line: console.print(line, soft_wrap=True),
-            on_progress=view.show,
-        )
+    try:
+        with _ProgressView(console) as view:
+            prepared = prepare_data(
+                config.data,
+                config.model.vocab_size,
+                map_tasks=lambda task, units: _map_on_ray(config.cluster, task, units),
+                say=lambda line: console.print(line, soft_wrap=True),
+                on_progress=view.show,
+            )
+    except KeyboardInterrupt:
+        console.print("interrupted: what is finished is kept, and the same command goes on with the rest")
+        raise
     for line in summary(str(config.data.path), prepared):
         console.print(line, soft_wrap=True)
     return 0

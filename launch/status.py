@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
         print(as_json(asdict(status) | more | {"events": events[-_LAST_EVENTS:]}))
     else:
         slurm, problem = _asked(lambda: slurm_words(folder, now_s))
-        more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder))}
+        more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder)), "command": started_by(folder)}
         print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, **more)))
     return _told(problem)
 
@@ -145,6 +145,7 @@ def details(
     *,
     slurm: str | None = None,
     avoided_nodes: Sequence[str] = (),
+    command: str | None = None,
 ) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
@@ -169,7 +170,7 @@ def details(
     if events:
         lines += ["", "last events"]
         lines += [f"  {_event_words(event, now_s)}" for event in events[-_LAST_EVENTS:]]
-    return [*lines, "", *next_lines(status, events)]
+    return [*lines, "", *next_lines(status, events, command)]
 
 
 def _event_words(event: dict[str, Any], now_s: float) -> str:
@@ -177,8 +178,21 @@ def _event_words(event: dict[str, Any], now_s: float) -> str:
     return f"{duration_text(max(0.0, now_s - event['t'])):>7} ago  {words}"
 
 
-def next_lines(status: RunStatus, events: Sequence[dict[str, Any]]) -> list[str]:
-    """The digest of a failed run and the command that is most likely wanted next."""
+def started_by(folder: RunFolder) -> str | None:
+    """The command that goes on with the run; None where it was not a `train` that somebody typed here."""
+    try:
+        facts = json.loads(folder.env.read_text())
+        words, where = [str(word) for word in facts["command"]], str(facts["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if words[1:2] != ["train"] or {"-m", "--multirun"} & {*words} or folder.slurm.exists():
+        return None
+    command = shlex.join(["phalanx", *words[1:]])
+    return command if where == str(Path.cwd()) else f"cd {shlex.quote(where)} && {command}"
+
+
+def next_lines(status: RunStatus, events: Sequence[dict[str, Any]], command: str | None = None) -> list[str]:
+    """The digest of a failed run and the command that is most likely wanted next. `command` goes on with the run."""
     path = shlex.quote(status.path)
     match status.state:
         case RunState.running:
@@ -188,6 +202,8 @@ def next_lines(status: RunStatus, events: Sequence[dict[str, Any]]) -> list[str]
         case RunState.failed:
             failed = [event for event in events if event["event"] == EventName.run_failed]
             return [*str(failed[-1].get("digest") or "").splitlines(), f"next        phalanx logs {path}"]
+        case _ if command is not None:
+            return [f"next        {command}", f"            phalanx logs {path}"]
         case _:
             return [f"next        the command that started it goes on from its checkpoint; phalanx logs {path}"]
 

@@ -64,7 +64,11 @@ def drive(config: RunConfig, typed: Typed) -> int:
         is_warm = config.worker.start is WorkerStart.fork
         return ZygoteAhead(folder, worker_threads(config), device, is_warm=is_warm)
 
-    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus, start_zygote) as cluster:
+    def open_cluster() -> RayCluster:
+        print(f"{plan.run_id}: {'joining' if is_joining(config.cluster) else 'starting'} Ray", flush=True)
+        return RayCluster(config.cluster, min_cpus, start_zygote)
+
+    with locked(folder), Notices() as notices, open_cluster() as cluster:
         notices.listen()
         bad = avoided(folder)
         nodes = sorted(cluster.nodes(), key=lambda node: node.name in bad)  # where others have room, not these

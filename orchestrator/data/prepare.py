@@ -97,6 +97,25 @@ def prepare_data(
     manifest = workfolder.finished_manifest(target, identity)
     if manifest is not None:
         return Prepared(manifest, is_new=False)
+    with workfolder.held(target):
+        manifest = workfolder.finished_manifest(target, identity)  # somebody else may have been faster
+        if manifest is not None:
+            return Prepared(manifest, is_new=False)
+        return _prepare(config, vocab_size, sources, identity, map_tasks=map_tasks, say=say, on_progress=on_progress)
+
+
+def _prepare(
+    config: DataConfig,
+    vocab_size: int,
+    sources: Sequence[SourceFile],
+    identity: dict[str, Any],
+    *,
+    map_tasks: MapTasks,
+    say: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> Prepared:
+    """With the folder held."""
+    target = str(config.path)
     units = cut_units(sources)
     facts = _lay_tokenizer(config, vocab_size, units, identity, say)
     job = UnitJob(

@@ -17,6 +17,7 @@ from prepared import documents, run_prepare, sentence, stream_of, texts_of, writ
 from tokenizers import Tokenizer
 
 from orchestrator.config import OnBad
+from orchestrator.data.prepare import map_in_process
 from orchestrator.data.shards import TokenReader, read_manifest, verify_shards
 from orchestrator.data.tokenize import END_OF_TEXT, train_tokenizer
 from orchestrator.errors import DataError
@@ -219,6 +220,31 @@ def test_prepared_data_that_was_damaged_is_not_called_done(corpus, tmp_path):
     (tmp_path / "out" / "train_00000.bin").write_bytes(b"xx")
     (problem,) = refused(source=str(corpus), path=str(tmp_path / "out"))
     assert "train_00000.bin has 2 bytes" in problem
+
+
+def test_two_at_once_never_write_into_each_other_s_files(corpus, tmp_path):
+    """Each shard is written beside its place under one name: the second to open it would cut off the first's."""
+    target = tmp_path / "out"
+    inside: list[str] = []
+
+    def meanwhile(task, units):
+        inside.extend(refused(source=str(corpus), path=str(target)))
+        yield from map_in_process(task, units)
+
+    assert run_prepare(source=str(corpus), path=str(target), map_tasks=meanwhile).is_new
+    (problem,) = inside
+    assert f"data.path={target} is being prepared already (pid {os.getpid()} on " in problem
+    assert not (target / "prepare.lock").exists()
+    verify_shards(str(target), read_manifest(str(target)))
+    assert not run_prepare(source=str(corpus), path=str(target)).is_new
+
+
+def test_a_lock_that_a_killed_prepare_left_is_nobody_s(corpus, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "prepare.lock").write_text("pid 1 on here\n")
+    assert run_prepare(source=str(corpus), path=str(target)).is_new
+    assert not (target / "prepare.lock").exists()
 
 
 def test_no_space_left_keeps_what_is_done(tmp_path, tokenizer_file):
