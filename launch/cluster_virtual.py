@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from launch.cli_help import parser
 from launch.cluster_status import Row, Words, print_clusters
-from launch.virtual.cluster import VirtualCluster, end, names
+from launch.virtual.cluster import VirtualCluster, end, end_orphans, names
 from launch.virtual.machine import missing_requirement
+from launch.virtual.owning import owner_of
 from launch.virtual.spec import DEFAULT_NAME, VirtualSpec
 from orchestrator.errors import ConfigError, PhalanxError
 from orchestrator.observe.units import plural
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--gpus", type=int, default=defaults.gpus, help="made-up ones of a node (default: %(default)s)")
     up.add_argument("--shm-mib", type=int, default=defaults.shm_mib, help="size of /dev/shm (default: %(default)s)")
     up.add_argument("--keep", action="append", default=[], metavar="DIR", help="a folder below /tmp that nodes see")
+    up.add_argument("--owner", type=int, metavar="PID", help="once it is gone, the next `up` takes this cluster down")
     up.set_defaults(act=_up)
     down = verb.add_parser("down", help="end a cluster and remove all that is left of it")
     down.set_defaults(act=_down)
@@ -87,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(options: argparse.Namespace) -> int:
+    for name in end_orphans():
+        print(f"took down {name}, whose owner is gone")
     cluster = VirtualCluster.up(
         VirtualSpec(
             name=options.name,
@@ -96,6 +100,7 @@ def _up(options: argparse.Namespace) -> int:
             gpus=options.gpus,
             shm_mib=options.shm_mib,
             keep=tuple(os.path.realpath(folder) for folder in options.keep),
+            owner=None if options.owner is None else owner_of(options.owner),
         )
     )
     first, last = cluster.nodes[0], cluster.nodes[-1]

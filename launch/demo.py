@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +72,8 @@ class _Demo:
         self._overrides = overrides
         self._folder = next_folder(Path(config.run.root))
         self._kill_step = middle(config.train.steps, config.checkpoint.every_steps)
-        self._console = Console(highlight=False)
+        self._workers = f"{config.cluster.num_workers} workers, ZeRO-{config.parallel.zero_stage}"
+        self._console = Console(highlight=False, emoji=False)
         self._parts_s: dict[str, float] = {}
         # Ray would be joined at $RAY_ADDRESS: the demo kills only what it started itself, on this machine.
         self._environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -85,7 +87,7 @@ class _Demo:
         kills: list[Kill] = []
         code = self._part(
             "train",
-            f"2 processes or more, ZeRO, SIGKILL to rank {VICTIM} after step {self._kill_step}",
+            f"{self._workers}, SIGKILL to rank {VICTIM} after step {self._kill_step}",
             ["train", EXPERIMENT, *run_words, *self._overrides],
             lambda process: kills.extend(self._kill_in_the_middle(process)),
         )
@@ -147,8 +149,9 @@ class _Demo:
             self._say(f"{name:<12}{text}")
         times = ", ".join(f"{name} {duration_text(part_s)}" for name, part_s in self._parts_s.items())
         self._say(f"{'time':<12}{times}")
-        for name, command in self._next().items():
-            self._say(f"{name:<12}{command}")
+        self._say(f"{'run folder':<12}{self._folder.path}")
+        for index, command in enumerate(next_commands(self._folder.path)):
+            self._say(f"{'' if index else 'next':<12}{command}")
         problems = broken_promises(outcome)
         for problem in problems:
             self._say(f"not as promised: {problem}", style="red")
@@ -156,22 +159,31 @@ class _Demo:
             self._say("all as promised", style="green")
         return EXIT_FAILED if problems else 0
 
-    def _next(self) -> dict[str, str]:
-        path = shlex.quote(str(self._folder.path))
-        return {
-            "run folder": str(self._folder.path),
-            "next": f"phalanx status {path}",
-            "": f"phalanx generate {path} --prompt 'class ' --count 3",
-            " ": "phalanx plan model=gpt_1_3b cluster=h100x8 parallel.zero_stage=2 train.global_batch_size=64",
-            "  ": "phalanx train --help",
-        }
-
     def _heading(self, title: str, what: str) -> None:
         self._say(f"\n== {title}: {what}", style="bold cyan")
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(escape(text), style=style, soft_wrap=True)
         self._console.file.flush()
+
+
+def next_commands(folder: Path) -> list[str]:
+    """What to type next, as it stands; `make demo` does not put `phalanx` on the path."""
+    path = shlex.quote(str(folder))
+    activate = Path(sys.prefix, "bin", "activate")
+    is_on_path = shutil.which("phalanx") is not None
+    return [
+        *([] if is_on_path or not activate.exists() else [f"source {shlex.quote(short(activate))}"]),
+        f"phalanx status {path}",
+        f"phalanx generate {path} --prompt 'class ' --count 3",
+        "phalanx plan experiment=gpt_1_3b_h100x8",
+        "phalanx train --help",
+    ]
+
+
+def short(path: Path) -> str:
+    """As seen from here, where it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def middle(steps: int, checkpoint_every_steps: int) -> int:

@@ -94,7 +94,7 @@ def _of_this_one(root: str, address: str | None) -> Iterable[Finding]:
 
 
 def _of_all_nodes(root: str) -> Iterable[Finding]:
-    from orchestrator.doctor.allocation import ask, nodes_of_allocation
+    from launch.slurm.allocation import ask, nodes_of_allocation
 
     nodes = nodes_of_allocation()
     reports, words, shared = ask(nodes, [root])

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.artifact import Artifact, add_artifact_arguments, best_device, open_artifact
+from launch.cli_help import parser
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import TokenReader, check_shards
 from orchestrator.errors import ConfigError, DataError
@@ -16,13 +19,11 @@ from orchestrator.errors import ConfigError, DataError
 BATCH_TOKENS = 8192
 """Tokens per forward pass: enough to keep a device busy, little enough for a laptop."""
 
-EXAMPLES = """examples:
-  phalanx evaluate quickstart-1a2b3c4d
+EXAMPLES = """  phalanx evaluate quickstart-1a2b3c4d
   phalanx evaluate runs/quickstart-1a2b3c4d --step 200 --rows 64
   phalanx evaluate runs/quickstart-1a2b3c4d --data s3://bucket/corpus --json | jq .bits_per_byte
 
-Bits per byte compares models with different tokenizers: the loss in bits, by the bytes of the text.
-"""
+Bits per byte compares models with different tokenizers: the loss in bits, by the bytes of the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +75,7 @@ def evaluate(artifact: Artifact, max_rows: int | None) -> Evaluation:
     device = best_device()
     eos_token_id = manifest.tokenizer.eos_token_id if artifact.isolates_documents else None
     loss_sum, tokens = evaluate_rows(
-        artifact.load(device), _batches(reader, rows), device=device, eos_token_id=eos_token_id
+        artifact.load(device), _with_bar(_batches(reader, rows), rows), device=device, eos_token_id=eos_token_id
     )
     return Evaluation(
         run_id=artifact.run_id,
@@ -109,15 +110,20 @@ def _batches(reader: TokenReader, rows: int) -> Iterator[np.ndarray]:
         yield reader.rows(np.arange(start, min(start + batch, rows))).astype(np.int64)
 
 
+def _with_bar(batches: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same, with a bar on standard error where that is a terminal: a whole split may take minutes."""
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=rows)
+        for batch in batches:
+            yield batch
+            bar.advance(task, len(batch))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx evaluate",
-        description="Loss, perplexity and bits per byte on the validation split.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_artifact_arguments(parser)
-    parser.add_argument("--rows", type=int, help="read only so many rows (default: the whole split)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    return parser
+    parsing = parser("evaluate", "Loss, perplexity and bits per byte on the validation split.", EXAMPLES)
+    add_artifact_arguments(parsing)
+    parsing.add_argument("--rows", type=int, help="read only so many rows (default: the whole split)")
+    parsing.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parsing

@@ -4,7 +4,6 @@ import os
 from collections.abc import Generator, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
@@ -13,9 +12,12 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.prepare import Prepared, Progress, UnitTask, prepare_data
 from orchestrator.data.sources import Unit
 from orchestrator.data.units import UnitFailure, UnitResult
+from orchestrator.observe.units import megabytes_text, plural
 
 _PLAIN_LINES = 10
 """Lines of progress where there is no terminal to draw on."""
+_SKIPS_SHOWN = 10
+"""Skipped files and documents that are named here; the manifest names more."""
 
 
 def prepare(config: RunConfig) -> int:
@@ -23,17 +25,22 @@ def prepare(config: RunConfig) -> int:
 
     Side effects: writes the folder; starts or joins Ray where there is something to tokenize.
     """
-    console = Console(highlight=False)
-    with _ProgressView(console) as view:
-        prepared = prepare_data(
-            config.data,
-            config.model.vocab_size,
-            map_tasks=lambda task, units: _map_on_ray(config.cluster, task, units),
-            say=lambda line: console.print(escape(line), soft_wrap=True),
-            on_progress=view.show,
-        )
+    # Paths are printed as they are: no [markup], and `:100:` is a line's number, not an emoji.
+    console = Console(highlight=False, markup=False, emoji=False)
+    try:
+        with _ProgressView(console) as view:
+            prepared = prepare_data(
+                config.data,
+                config.model.vocab_size,
+                map_tasks=lambda task, units: _map_on_ray(config.cluster, task, units),
+                say=lambda line: console.print(line, soft_wrap=True),
+                on_progress=view.show,
+            )
+    except KeyboardInterrupt:
+        console.print("interrupted: what is finished is kept, and the same command goes on with the rest")
+        raise
     for line in summary(str(config.data.path), prepared):
-        console.print(escape(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return 0
 
 
@@ -47,15 +54,27 @@ def summary(path: str, prepared: Prepared) -> list[str]:
     shards = len(manifest.train.shards) + len(manifest.validation.shards)
     return [
         f"data.path={path} {state}",
-        f"  source      {manifest.source['num_files']:,} files, {documents:,} documents, "
-        f"{text_bytes / 1e6:,.1f} MB of text",
-        f"  tokens      {tokens:,} in {shards:,} shards of {manifest.dtype}, "
+        f"  source      {plural(manifest.source['num_files'], 'file')}, {plural(documents, 'document')}, "
+        f"{megabytes_text(text_bytes)} of text",
+        f"  tokens      {tokens:,} in {plural(shards, 'shard')} of {manifest.dtype}, "
         f"{text_bytes / max(1, tokens):.2f} bytes per token",
         f"  tokenizer   {manifest.tokenizer.vocab_size:,} tokens",
-        f"  validation  {manifest.validation.documents:,} documents, {manifest.validation.tokens:,} tokens "
+        f"  validation  {plural(manifest.validation.documents, 'document')}, {manifest.validation.tokens:,} tokens "
         f"({100 * manifest.validation.tokens / max(1, tokens):.1f}%)",
+        *_validation_note(manifest, documents),
         *_skipped_lines(manifest),
         f"next: phalanx train data.path={path}",
+    ]
+
+
+def _validation_note(manifest: Manifest, documents: int) -> list[str]:
+    """Where chance has left no document to evaluate on: better known now than when training is to evaluate."""
+    fraction = manifest.source["data.validation_fraction"]
+    if manifest.validation.documents or not fraction:
+        return []
+    return [
+        f"  note        data.validation_fraction={fraction} of {plural(documents, 'document')} is none: there is "
+        "nothing to evaluate on; take a larger one, or cut the text into more documents (a text file is one)"
     ]
 
 
@@ -63,10 +82,12 @@ def _skipped_lines(manifest: Manifest) -> list[str]:
     count, named = manifest.source["skipped"], manifest.source["skipped_names"]
     if not count:
         return []
+    shown = named[:_SKIPS_SHOWN]
     lines = [f"  skipped     {count:,} that can't be read:"]
-    lines += [f"    {item['where']}: {item['reason']}" for item in named]
-    if count > len(named):
-        lines.append(f"    and {count - len(named):,} more")
+    lines += [f"    {item['where']}: {item['reason']}" for item in shown]
+    if count > len(shown):
+        more = "; manifest.json names more of them" if len(named) > len(shown) else ""
+        lines.append(f"    and {count - len(shown):,} more{more}")
     return lines
 
 
@@ -108,8 +129,8 @@ class _ProgressView:
 
     def show(self, progress: Progress) -> None:
         counts = (
-            f"{progress.bytes_done / 1e6:,.1f} of {progress.bytes_total / 1e6:,.1f} MB, "
-            f"{progress.documents:,} documents, {progress.tokens:,} tokens"
+            f"{megabytes_text(progress.bytes_done)} of {megabytes_text(progress.bytes_total)}, "
+            f"{plural(progress.documents, 'document')}, {progress.tokens:,} tokens"
         )
         self._bar.update(
             self._task,

@@ -107,7 +107,7 @@ class _Proof:
         self._overrides = overrides
         self._options = options
         self._root = next_folder(Path(config.run.root))
-        self._console = Console(stderr=options.json, highlight=False)
+        self._console = Console(stderr=options.json, highlight=False, emoji=False)
         # Ray would be joined at $RAY_ADDRESS: only what was started here, on this machine, is killed.
         self._environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 

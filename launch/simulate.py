@@ -111,7 +111,7 @@ class _Simulation:
         self._setting = setting
         self._options = options
         self._overrides = overrides
-        self._console = Console(stderr=options.json, highlight=False)
+        self._console = Console(stderr=options.json, highlight=False, emoji=False)
         self._said_s = time.monotonic()
 
     def run(self) -> int:

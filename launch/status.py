@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
@@ -24,12 +25,10 @@ from orchestrator.observe.units import duration_text, plural
 from orchestrator.observe.wording import event_line, goodput_words
 from orchestrator.runfolder import RunFolder
 
-_EXAMPLES = """examples:
-  phalanx status                       every run under runs/
-  phalanx status quickstart-1a2b3c4d   one run: attempts, last events, checkpoint, W&B
+_EXAMPLES = """  phalanx status                        every run under runs/
+  phalanx status quickstart-1a2b3c4d    one run: attempts, last events, checkpoint, W&B
   phalanx status quickstart-sweep-1a2b  one sweep: its trials and the best of them
-  phalanx status --json                the same for programs
-"""
+  phalanx status --json                 the same for programs"""
 _LAST_EVENTS = 8
 T = TypeVar("T")
 
@@ -69,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
         print(as_json(asdict(status) | more | {"events": events[-_LAST_EVENTS:]}))
     else:
         slurm, problem = _asked(lambda: slurm_words(folder, now_s))
-        more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder))}
+        more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder)), "command": started_by(folder)}
         print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, **more)))
     return _told(problem)
 
@@ -90,16 +89,11 @@ def _told(problem: SlurmError | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx status",
-        description="What runs there are and how they are.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", nargs="?", help="a run's or a sweep's id or folder; without it, a table of all")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    return parser
+    parsing = parser("status", "What runs there are and how they are.", _EXAMPLES)
+    parsing.add_argument("run", nargs="?", help="a run's or a sweep's id or folder; without it, a table of all")
+    parsing.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    parsing.add_argument("--json", action="store_true", help="for programs")
+    return parsing
 
 
 def as_json(value: Any) -> str:
@@ -151,6 +145,7 @@ def details(
     *,
     slurm: str | None = None,
     avoided_nodes: Sequence[str] = (),
+    command: str | None = None,
 ) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
@@ -175,7 +170,7 @@ def details(
     if events:
         lines += ["", "last events"]
         lines += [f"  {_event_words(event, now_s)}" for event in events[-_LAST_EVENTS:]]
-    return [*lines, "", *next_lines(status, events)]
+    return [*lines, "", *next_lines(status, events, command)]
 
 
 def _event_words(event: dict[str, Any], now_s: float) -> str:
@@ -183,8 +178,21 @@ def _event_words(event: dict[str, Any], now_s: float) -> str:
     return f"{duration_text(max(0.0, now_s - event['t'])):>7} ago  {words}"
 
 
-def next_lines(status: RunStatus, events: Sequence[dict[str, Any]]) -> list[str]:
-    """The digest of a failed run and the command that is most likely wanted next."""
+def started_by(folder: RunFolder) -> str | None:
+    """The command that goes on with the run; None where it was not a `train` that somebody typed here."""
+    try:
+        facts = json.loads(folder.env.read_text())
+        words, where = [str(word) for word in facts["command"]], str(facts["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if words[1:2] != ["train"] or {"-m", "--multirun"} & {*words} or folder.slurm.exists():
+        return None
+    command = shlex.join(["phalanx", *words[1:]])
+    return command if where == str(Path.cwd()) else f"cd {shlex.quote(where)} && {command}"
+
+
+def next_lines(status: RunStatus, events: Sequence[dict[str, Any]], command: str | None = None) -> list[str]:
+    """The digest of a failed run and the command that is most likely wanted next. `command` goes on with the run."""
     path = shlex.quote(status.path)
     match status.state:
         case RunState.running:
@@ -194,6 +202,8 @@ def next_lines(status: RunStatus, events: Sequence[dict[str, Any]]) -> list[str]
         case RunState.failed:
             failed = [event for event in events if event["event"] == EventName.run_failed]
             return [*str(failed[-1].get("digest") or "").splitlines(), f"next        phalanx logs {path}"]
+        case _ if command is not None:
+            return [f"next        {command}", f"            phalanx logs {path}"]
         case _:
             return [f"next        the command that started it goes on from its checkpoint; phalanx logs {path}"]
 

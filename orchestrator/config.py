@@ -293,7 +293,7 @@ class FaultConfig:
     """A loss so many robust standard deviations above the median of the last spike_window steps is treated like NaN;
     10 finds what is plainly out of line. 0 looks for none: most spikes heal, and skipping data is yours to decide."""
     spike_window: int = 64
-    """Steps that say what loss is normal; no spike is found before there are so many."""
+    """Steps that say what loss is normal, at most 1,000; no spike is found before there are so many."""
     check_replicas_every_steps: int = 0
     """Every so many steps, compare the ranks' checksums of the parameters, which all hold alike (ZeRO stages 0 to 2):
     a bit that changed without an error shows. 0 never."""

@@ -14,12 +14,15 @@ from model.config import Positions
 from model.hardware import hardware_problem
 from model.zero import ds_config_problems
 from orchestrator.config import BestMetric, Device, Offload, OptimizerName, Precision, RunConfig
+from orchestrator.places import place_problems
 
 MIN_TOKENIZER_VOCABULARY = 257
 """Byte-level BPE: 256 bytes and the end-of-text token."""
 MAX_NAME_LENGTH = 100
-MAX_PORT = 65_535
 """W&B takes ids of up to 128 characters; the default id adds 9 to the name."""
+MAX_PORT = 65_535
+MAX_SPIKE_WINDOW = 1_000
+"""Losses in the small state of a snapshot slot, whose room is fixed."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WANDB_FORBIDDEN = "/\\#?%:"
@@ -139,6 +142,7 @@ def problems(config: RunConfig) -> list[str]:
         *_cluster(config),
         *_checkpoint(config),
         *_fault(config),
+        *place_problems(config),
     ]
 
 
@@ -373,6 +377,11 @@ def _fault(config: RunConfig) -> Iterator[str]:
         yield (
             f"fault.check_replicas_every_steps={fault.check_replicas_every_steps} has nothing to compare with "
             "parallel.zero_stage=3, where no parameter is held twice; use fault.recheck_every_steps"
+        )
+    if fault.spike_window > MAX_SPIKE_WINDOW:
+        yield (
+            f"fault.spike_window={fault.spike_window} is too large, because the losses go with every snapshot; use "
+            f"{MAX_SPIKE_WINDOW} or less"
         )
     if fault.recheck_every_steps > 0 and config.snapshot.every_steps != 1:
         yield (

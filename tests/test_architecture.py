@@ -24,6 +24,11 @@ ONLY_IN = {
     "optuna": "orchestrator/sweep/sampler.py",
     "pynvml": "orchestrator/rank/gpuhealth.py",
 }
+CALLED_ONLY_IN = {
+    **dict.fromkeys(("scontrol", "squeue", "scancel", "sacct"), "launch/slurm/commands.py"),
+    "kubectl": "launch/kuberay/kubectl.py",
+    "ip": "launch/virtual/network.py",
+}
 NOT_IN_PLAN_HALF = ("torch", "ray", "deepspeed", "wandb", "hydra", "omegaconf", "optuna", "subprocess")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -73,6 +78,19 @@ def test_only_one_file_imports_an_outside_library(library: str, home: str) -> No
         relative(file) for file in SOURCES if any(name.split(".")[0] == library for name in imported_names(file))
     ]
     assert set(importers) <= {home}
+
+
+@pytest.mark.parametrize(("command", "home"), CALLED_ONLY_IN.items())
+def test_only_one_file_calls_an_outside_command(command: str, home: str) -> None:
+    callers = [
+        relative(file)
+        for file in SOURCES
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.List | ast.Call)  # the words of a command, or what is called with them
+        for first in (call.elts if isinstance(call, ast.List) else call.args)[:1]
+        if isinstance(first, ast.Constant) and first.value == command and "which" not in ast.unparse(call)
+    ]
+    assert set(callers) == {home}
 
 
 @pytest.mark.parametrize("name", PLAN_HALF)

@@ -104,6 +104,7 @@ RANGES = [
     *[(key, value) for key in UP_TO_ONE for value in (-0.1, 1.1, float("nan"))],
     ("run__seed", 2**63),
     ("fault__spike_window", 7),
+    ("fault__spike_window", 1001),
     ("data__vocab_size", 256),
     ("parallel__zero_stage", 4),
     ("parallel__zero_stage", -1),

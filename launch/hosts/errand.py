@@ -17,7 +17,7 @@ import psutil
 from launch.hosts.marks import processes_of
 from launch.slurm.node import MAIN_PROCESSES
 from orchestrator.fleet.surroundings import TEMP_PREFIX
-from orchestrator.sweep.trial_process import CLOCK_TOLERANCE_S
+from orchestrator.processes import find_process
 
 END_TIMEOUT_S = 30.0
 """How long the host's program may take to end what descends from it, before that is done from here."""
@@ -26,7 +26,7 @@ POLL_S = 0.05
 
 def end(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any]:
     """End exactly what this cluster has started here: first by its own program, then what is left of it."""
-    holder = find(pid, born_s)
+    holder = _holder(pid, born_s)
     if holder is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
             holder.terminate()
@@ -48,20 +48,13 @@ def look(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, An
     """Whether the host's program and its Ray live."""
     processes = processes_of(mark, folder)
     names = {process.name() for process in processes if process.is_running()}
-    is_up = find(pid, born_s) is not None and bool(names & {*MAIN_PROCESSES})
+    is_up = _holder(pid, born_s) is not None and bool(names & {*MAIN_PROCESSES})
     return {"op": "looked", "is_up": is_up, "processes": len(processes)}
 
 
-def find(pid: int | None, born_s: float) -> psutil.Process | None:
-    """The process that was recorded; None where it has ended, whoever has its number now."""
-    if pid is None:
-        return None
-    try:
-        process = psutil.Process(pid)
-        is_it = abs(process.create_time() - born_s) <= CLOCK_TOLERANCE_S
-        return process if is_it and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
+def _holder(pid: int | None, born_s: float) -> psutil.Process | None:
+    """This host's program; None also where none was recorded."""
+    return None if pid is None else find_process(pid, born_s)
 
 
 def _is_mine(folder: str) -> bool:

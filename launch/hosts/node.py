@@ -12,13 +12,12 @@ import os
 import signal
 import sys
 
-import psutil
-
 from launch.hosts.marks import MARK
 from launch.slurm.lines import LineReader, Message
 from launch.slurm.node import Node, become_subreaper, own_address
 from launch.slurm.waking import Wakeup
 from orchestrator.fleet.surroundings import here
+from orchestrator.processes import birth_s
 
 
 class HostNode(Node):
@@ -60,7 +59,7 @@ class HostNode(Node):
                 super()._obey(message)
 
     def _say(self, op: str, **fields: object) -> None:
-        born_s = psutil.Process().create_time()
+        born_s = birth_s(os.getpid())
         super()._say(op, **{"pid": os.getpid(), "born_s": born_s, "folder": self._temp_dir, **fields})
 
     def _own_address(self) -> str:

@@ -1,4 +1,7 @@
-"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo, scancel and sacct. srun is job.py's."""
+"""SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo, scancel and sacct.
+
+srun is a stream of its own, for as long as what it starts: job.py's and allocation.py's.
+"""
 
 import re
 import shutil

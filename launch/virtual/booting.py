@@ -36,6 +36,7 @@ def write_files(spec: VirtualSpec) -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # of a cluster whose namespaces went with a reboot
     for inside in ("shared/home", f"{spec.head}/state", *(f"{node}/log" for node in spec.all_nodes)):
         (folder / inside).mkdir(parents=True)
+    (folder / SPEC_FILE).write_text(json.dumps(encode(spec), indent=2))  # first: whose it is must never be unknown
     (folder / "shared").chmod(0o1777)
     for name, text in etc_files(spec, folder, Path("/etc/passwd").read_text()).items():
         path = folder / "etc" / name
@@ -44,7 +45,6 @@ def write_files(spec: VirtualSpec) -> Path:
     key = folder / MUNGE_KEY_FILE
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(_MUNGE_KEY_BYTES))
-    (folder / SPEC_FILE).write_text(json.dumps(encode(spec), indent=2))
     return folder
 
 

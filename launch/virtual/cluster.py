@@ -1,5 +1,6 @@
 """A SLURM cluster of several hosts on this machine: real daemons, each node in namespaces of its own. Needs root."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from launch.virtual import cgroups, network, processes
 from launch.virtual.booting import ROOT, VirtualClusterError, boot, last_lines, write_files
 from launch.virtual.machine import fitted, login_environment, missing_requirement
 from launch.virtual.node_init import SPEC_FILE
+from launch.virtual.owning import is_gone
 from launch.virtual.spec import VirtualSpec, spec_problems
 from orchestrator.codec import decode
 from orchestrator.errors import ConfigError
@@ -202,8 +204,20 @@ def end(name: str) -> None:
     if left:
         raise VirtualClusterError(f"cgroups are still in use: {', '.join(map(str, left))}; repeat the command")
     shutil.rmtree(ROOT / name, ignore_errors=True)
-    if ROOT.is_dir() and not any(ROOT.iterdir()):
+    with contextlib.suppress(OSError):  # others' clusters are in it
         ROOT.rmdir()
+
+
+def end_orphans() -> list[str]:
+    """End the clusters whose owner is gone; their names."""
+    orphans = []
+    for name in names():
+        with contextlib.suppress(ConfigError):  # it has no record: nobody knows whose it is
+            owner = VirtualCluster.find(name).spec.owner
+            orphans += [name] if owner is not None and is_gone(owner) else []
+    for name in orphans:
+        end(name)
+    return orphans
 
 
 def names() -> list[str]:

@@ -13,6 +13,16 @@ NETMASK_BITS = 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """The process that a cluster is for. Its number and its birth name one process for good."""
+
+    pid: int
+    born_s: float
+    pid_namespace: str
+    """Where the number was given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VirtualSpec:
     """One virtual cluster: a head, where slurmctld runs and jobs are submitted, and nodes that run them.
 
@@ -38,6 +48,8 @@ class VirtualSpec:
     """More lines of slurm.conf."""
     keep: tuple[str, ...] = ()
     """Folders below /tmp that stay visible in the nodes, whose /tmp is their own."""
+    owner: Owner | None = None
+    """Once it is gone, the next cluster that comes up takes this one down. None: it stays until `down`."""
 
     @property
     def head(self) -> str:

@@ -32,19 +32,16 @@ from orchestrator.agent.standbys import Standbys, lost_standby
 from orchestrator.agent.transfers import Transfers
 from orchestrator.agent.watchdog import HangLimits, RankProgress
 from orchestrator.agent.watching import Watch
-from orchestrator.agent.zygotehandle import ZygoteHandle, problem_of_canary
+from orchestrator.agent.zygotekeeper import ZygoteKeeper
 from orchestrator.checkpoint.slots import Share
 from orchestrator.control.domains import SLURM_ADDRESS, SLURM_PATTERN
 from orchestrator.control.inheritance import attempt_facts
-from orchestrator.errors import WorkerFailedError
 from orchestrator.fleet.surroundings import interface_of
 from orchestrator.rank.progress import ProgressReader, create_page
 from orchestrator.rank.residentbytes import peak_resident_bytes
 from orchestrator.rank.shares import WantedShares
 
 Event = dict[str, Any]
-STORE_TIMEOUT_S = 300.0
-"""The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
 
 
 class NodeAgent:
@@ -53,12 +50,9 @@ class NodeAgent:
         `zygote_ahead`: where such a process listens that was started before this agent."""
         self._node = node
         self._address = address
-        self._is_warm = is_warm
-        self._threads = threads
         self._mailbox = Mailbox()
         self._changed = threading.Condition()
         self._ranks: dict[str, RankHandle] = {}
-        self._store: tuple[Channel, int] | None = None
         self._standbys = Standbys()
         self._memory = AgentMemory(address)
         self._transfers = Transfers(self._memory.slots, lambda: list(self._ranks.values()), self._emit)
@@ -67,7 +61,14 @@ class NodeAgent:
         self._oom_kills = OomKills()
         self.attempt_facts: dict[str, Any] | None = None
         """What the last attempt here was, for a driver that did not start it."""
-        self._start_zygote(zygote_ahead)
+        self._zygote = ZygoteKeeper(
+            address,
+            threads,
+            is_warm=is_warm,
+            ahead=zygote_ahead,
+            on_answer=self._hear_zygote,
+            on_death=self._lose_ranks,
+        )
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -79,82 +80,19 @@ class NodeAgent:
             "topology": {name: os.environ[name] for name in (SLURM_ADDRESS, SLURM_PATTERN) if name in os.environ},
         }
 
-    # ---- the zygote
-
-    def _start_zygote(self, ahead: str | None = None) -> None:
-        self._is_zygote_ready = threading.Event()
-        taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
-        self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
-        self._hearing = threading.Thread(target=self._hear_zygote, args=(self._zygote,), daemon=True)
-        self._hearing.start()
-
-    def _need_zygote(self) -> None:
-        """Start another where the last has died, once all that died with it is told of."""
-        if self._zygote.is_gone:
-            self._hearing.join()
-            self._start_zygote()
-
-    def _hear_zygote(self, zygote: ZygoteHandle) -> None:
-        while True:
-            try:
-                answer = zygote.hear()
-            except (EOFError, OSError):
-                break
-            if answer["op"] == "pong":
-                self._is_zygote_ready.set()
-            elif answer["op"] in ("forked", "exited") and (rank := self._labelled(answer["label"])) is not None:
-                on_answer = self._rank_forked if answer["op"] == "forked" else self._rank_exited
-                on_answer(rank, answer)
-        zygote.wait()
-        self._store = None
-        for rank in [*self._ranks.values(), *self._standbys.ranks]:  # they died with it
-            self._rank_exited(rank, KILLED)
-
-    def _labelled(self, label: str) -> RankHandle | None:
-        with self._changed:
-            return self._ranks.get(label) or self._standbys.find(label)
-
-    def _fork(self, entry: str, label: str, descriptors: list[int]) -> None:
-        """Hand [channel, output] to a new child; our copies are closed."""
-        command = {"op": "fork", "entry": entry, "label": label}
-        try:
-            self._zygote.send(command, descriptors)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-
     # ---- what the controller calls
 
     def start_store(self) -> int:
-        """Port of the TCPStore on this node, started if there is none; it outlives attempts."""
-        self._need_zygote()
-        if self._store is None:
-            channel, theirs = Channel.pair()
-            self._fork("store", "store", [theirs, os.dup(2)])
-            channel.send({"host": self._address})
-            if not channel.ready(STORE_TIMEOUT_S):
-                raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
-            self._store = channel, channel.receive()["port"]
-        return self._store[1]
+        """Port of the TCPStore on this node; see ZygoteKeeper."""
+        return self._zygote.start_store()
 
     def warm_up(self) -> None:
-        """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
-        self._need_zygote()
-        self._zygote.send({"op": "ping"})
-        self._is_zygote_ready.wait(STORE_TIMEOUT_S)
+        """See ZygoteKeeper."""
+        self._zygote.warm_up()
 
     def check_cuda_fork(self) -> str | None:
-        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on. Returns what
-        the canary said, None if all is well."""
-        self._need_zygote()
-        channel, theirs = Channel.pair()
-        self._fork("canary", "canary", [theirs, os.dup(2)])
-        problem = problem_of_canary(channel)
-        if problem is not None:
-            self._end_zygote()
-            self._is_warm = False
-            self._start_zygote()
-        return problem
+        """See ZygoteKeeper."""
+        return self._zygote.check_cuda_fork()
 
     def sealed_steps(self) -> dict[Share, list[int]]:
         """Steps of which this node's memory holds a whole snapshot. Ask when the ranks are stopped."""
@@ -209,7 +147,7 @@ class NodeAgent:
     ) -> None:
         """A rank for each of `own_parts`, which with `common` are its encoded WorkerSpec: forked now, or the standby
         that was forked during attempt `standby`. `limits` are the watchdog's, None leaves it out."""
-        self._need_zygote()
+        self._zygote.revive()
         self._stop_watch()
         self.attempt_facts = attempt_facts(attempt, common, own_parts)
         with self._changed:
@@ -240,7 +178,7 @@ class NodeAgent:
         with self._changed:
             unwanted = self._standbys.give_up()
         for pid in unwanted:
-            self._kill(pid)
+            self._zygote.ask("kill", pid)
 
     def _fork_rank(self, label: str, attempt: int, spec: dict[str, Any], *, is_standby: bool = False) -> RankHandle:
         channel, theirs = Channel.pair()
@@ -252,7 +190,7 @@ class NodeAgent:
         with self._changed:  # before the zygote can answer
             self._standbys.add(label, rank) if is_standby else self._ranks.update({label: rank})
         try:
-            self._fork("worker", label, [theirs, writable])
+            self._zygote.fork("worker", label, [theirs, writable])
         except OSError:  # the zygote has died just now
             self._rank_exited(rank, KILLED)
         else:
@@ -269,14 +207,10 @@ class NodeAgent:
         """Every live rank's stacks into its log, after a line that says `why`; rank -> its innermost frames."""
         living = [rank for rank in list(self._ranks.values()) if not rank.is_gone]
 
-        def ask(pid: int) -> None:
-            with contextlib.suppress(OSError):
-                self._zygote.send({"op": "dump", "pid": pid})
-
         def say(rank: RankHandle, line: str) -> None:
             self._emit(rank, {"kind": "output", "text": f"{line}\n"})
 
-        return dump(living, why, ask, say)
+        return dump(living, why, lambda pid: self._zygote.ask("dump", pid), say)
 
     def _stop_watch(self) -> None:
         watch, self._watch = self._watch, None
@@ -297,19 +231,13 @@ class NodeAgent:
                 for rank in living:
                     rank.why_stopped = rank.why_stopped or why
                     if rank.pid is not None:
-                        self._kill(rank.pid)
+                        self._zygote.ask("kill", rank.pid)
                 if not self._changed.wait(timeout=min(0.5, max(0.0, deadline - time.monotonic()))) and (
                     time.monotonic() >= deadline
                 ):
                     return False
             self._ranks.clear()
         return True
-
-    def _kill(self, pid: int) -> None:
-        try:
-            self._zygote.send({"op": "kill", "pid": pid})
-        except OSError:
-            return  # the zygote is gone, and its children with it
 
     def leave(self, how: str) -> None:
         """Ask every rank to leave at a step boundary on which they agree: `drain` with a checkpoint in storage,
@@ -329,12 +257,8 @@ class NodeAgent:
     def close(self) -> None:
         """End the zygote, and with it every rank and the store; snapshots on their way to storage arrive first."""
         self._stop_watch()
-        self._end_zygote()
-        self._memory.close()
-
-    def _end_zygote(self) -> None:
         self._zygote.end()
-        self._hearing.join()
+        self._memory.close()
 
     # ---- what the ranks do
 
@@ -366,11 +290,26 @@ class NodeAgent:
     def _read_output(self, rank: RankHandle, descriptor: int) -> None:
         rank.read_output(descriptor, lambda line: self._emit(rank, {"kind": "output", "text": line}))
 
+    def _hear_zygote(self, answer: Event) -> None:
+        with self._changed:
+            rank = self._ranks.get(answer["label"]) or self._standbys.find(answer["label"])
+        if rank is None:  # the store's, or a canary's
+            return
+        if answer["op"] == "forked":
+            self._rank_forked(rank, answer)
+        else:
+            self._rank_exited(rank, answer)
+
+    def _lose_ranks(self) -> None:
+        """They died with the zygote."""
+        for rank in [*self._ranks.values(), *self._standbys.ranks]:
+            self._rank_exited(rank, KILLED)
+
     def _rank_forked(self, rank: RankHandle, start: dict[str, Any]) -> None:
         with self._changed:
             rank.pid = start["pid"]
         if rank.is_given_up:
-            self._kill(start["pid"])
+            self._zygote.ask("kill", start["pid"])
 
     def _rank_exited(self, rank: RankHandle, end: dict[str, Any]) -> None:
         """Told once, whoever notices first; the rank's own threads have everything it said once they end."""

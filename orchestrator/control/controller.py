@@ -15,6 +15,7 @@ from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.avoidance import Avoidance
 from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.claiming import Claims
 from orchestrator.control.clock import SYSTEM_CLOCK, Clock
 from orchestrator.control.disktier import disk_tier
 from orchestrator.control.downtime import Downtime, Interruption
@@ -27,7 +28,6 @@ from orchestrator.control.resuming import Resuming
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields
 from orchestrator.control.specs import full_budget
 from orchestrator.control.stalls import dump_stacks, examine
-from orchestrator.control.starting import next_claim
 from orchestrator.control.stragglers import StragglerWatch
 from orchestrator.errors import CheckpointError, FencedError, PlacementError, SupersededError
 from orchestrator.fleet.fleet import Fleet
@@ -79,8 +79,7 @@ class Controller:
         parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
         self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
         self._attempt: Attempt | None = None
-        self._claim: Claim | None = None
-        self._first_claim = claim
+        self._claims = Claims(run, store, claim)
         self._is_memory_trusted = True
         """False from a damaged snapshot to the next attempt's first step."""
 
@@ -175,8 +174,7 @@ class Controller:
         # Claimed first: whoever lives beside us commits nothing more, so what is the newest checkpoint stays so.
         on_disks = self._disks.find_newest_attempt() if self._disks else 0
         try:
-            claim = next_claim(self._first_claim, self._claim, self._run, self._resuming.store, on_disks)
-            self._first_claim, self._claim = None, claim
+            claim = self._claims.next(on_disks)
             resume = self._choose_point()
         except FencedError as error:
             self.reports.fenced_by = str(error)

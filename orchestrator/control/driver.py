@@ -19,6 +19,7 @@ from orchestrator.codec import encode
 from orchestrator.config import Offload, RunConfig, WorkerStart
 from orchestrator.control.badnodes import avoided
 from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.claiming import claim_attempt
 from orchestrator.control.controller import Controller
 from orchestrator.control.downtime import Interruption
 from orchestrator.control.inheritance import heritage
@@ -48,7 +49,6 @@ from orchestrator.control.snapshotmemory import (
     snapshot_words,
 )
 from orchestrator.control.specs import worker_threads
-from orchestrator.control.starting import claim_attempt
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.members import AgentHandle
@@ -119,7 +119,11 @@ def drive(config: RunConfig, typed: Typed) -> int:
         is_warm = config.worker.start is WorkerStart.fork
         return ZygoteAhead(folder, worker_threads(config), device, is_warm=is_warm)
 
-    with locked(folder), Notices() as notices, RayCluster(config.cluster, min_cpus, start_zygote) as cluster:
+    def open_cluster() -> RayCluster:
+        print(f"{plan.run_id}: {'joining' if is_joining(config.cluster) else 'starting'} Ray", flush=True)
+        return RayCluster(config.cluster, min_cpus, start_zygote)
+
+    with locked(folder), Notices() as notices, open_cluster() as cluster:
         notices.listen()
         bad = avoided(folder)
         nodes = sorted(cluster.nodes(), key=lambda node: node.name in bad)  # where others have room, not these

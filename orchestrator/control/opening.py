@@ -26,7 +26,7 @@ from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import check_shards, read_manifest
 from orchestrator.doctor.proberecord import recorded_probe
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, StoreError, StoreFault
 from orchestrator.fleet.surroundings import in_ray_job
 from orchestrator.observe.ledger import read_events
 from orchestrator.plan import plan_run, recorded, run_id_of
@@ -91,6 +91,10 @@ def recorded_plan(folder: RunFolder) -> RunPlan | None:
         return decode(RunPlan, json.loads(folder.plan.read_text()))
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise ConfigError(
+            f"{folder.path} can't be a run's folder: a file is in its way; set run.root or run.id to another place"
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{folder.plan} can't be read ({error!r}); restore it, or start another run with run.id=..."
@@ -113,12 +117,18 @@ def is_finished(folder: RunFolder, plan: RunPlan) -> bool:
 
 
 def check_store(config: RunConfig, plan: RunPlan, folder: RunFolder) -> None:
-    """What can be known of the checkpoints before anything starts. Raises ConfigError where one does not fit on
-    the disk or all of them have vanished, CheckpointMismatchError where those that are there are another run's."""
+    """What can be known of the checkpoints before anything starts. Raises ConfigError where their place can't be
+    one, one does not fit on the disk or all of them have vanished, CheckpointMismatchError where those that are there
+    are another run's, StoreError where the store may answer later."""
     url = checkpoint_url(config, folder)
-    store = Store(url)
-    check_newest_is_ours(store, plan.fingerprint, plan.identity)
-    _check_not_vanished(store, folder)
+    try:
+        store = Store(url)
+        check_newest_is_ours(store, plan.fingerprint, plan.identity)
+        _check_not_vanished(store, folder)
+    except StoreError as error:
+        if error.fault is StoreFault.busy:
+            raise
+        raise ConfigError(f"checkpoint.url can't be used: {error}") from error
     _check_space(url, plan)
 
 

@@ -14,7 +14,7 @@ from orchestrator.control.disktier import DiskTier
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.rollback import Rollbacks, branch_fields
-from orchestrator.control.starting import StoredPoint, stored_point
+from orchestrator.control.storedpoint import StoredPoint, stored_point
 from orchestrator.errors import StoreError
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.spec import ResumePoint

@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -17,6 +17,7 @@ from orchestrator.data.sources import Piece
 
 _UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException)
 _CHUNK_BYTES = 1 << 20
+_MAX_NAMED_FIELDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +133,17 @@ def _document_of_line(line: bytes, text_field: str) -> Document | str:
         return _reason(error)
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({error})"
-    if not isinstance(value, dict) or text_field not in value:
-        return f"has no field data.text_field={text_field}"
+    if not isinstance(value, dict):
+        return f"is not a JSON object, so it has no field data.text_field={text_field}"
+    if text_field not in value:
+        return f"has no field data.text_field={text_field}; its fields: {_listed(value)}"
     return _document(value[text_field], f"field {text_field}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first of them; there may be thousands."""
+    found = list(names)
+    return ", ".join(found[:_MAX_NAMED_FIELDS]) + (", ..." if len(found) > _MAX_NAMED_FIELDS else "")
 
 
 def _read_parquet(piece: Piece, text_field: str) -> Iterator[Document | Skipped]:
@@ -143,7 +152,7 @@ def _read_parquet(piece: Piece, text_field: str) -> Iterator[Document | Skipped]
         # The footer is read first, and only a plain file can be sought in.
         file = pyarrow.parquet.ParquetFile(io.BytesIO(stream.read()) if piece.file.compression else stream)
         if text_field not in file.schema_arrow.names:
-            columns = ", ".join(file.schema_arrow.names)
+            columns = _listed(file.schema_arrow.names)
             yield Skipped(url, f"has no column data.text_field={text_field}; its columns: {columns}")
             return
         end = file.num_row_groups if piece.end is None else piece.end

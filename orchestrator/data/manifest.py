@@ -8,6 +8,7 @@ from orchestrator.errors import DataError
 
 FORMAT = "phalanx-tokens-1"
 FILE_NAME = "manifest.json"
+DTYPES = ("uint16", "uint32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,18 +64,39 @@ class Manifest:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
                 raise DataError(f"{where} has format {raw['format']!r}, this version reads {FORMAT!r}")
-            return Manifest(
+            manifest = Manifest(
                 dtype=raw["dtype"],
                 tokenizer=TokenizerFacts(**raw["tokenizer"]),
                 train=_split(raw["train"]),
                 validation=_split(raw["validation"]),
-                source=raw["source"],
+                source=dict(raw["source"]),
             )
+            _check_values(manifest)
+            return manifest
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{where} is not a manifest that phalanx wrote ({error!r}); "
                 "prepare the data again: phalanx prepare data.source=... data.path=..."
             ) from error
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Raises ValueError: what is read here is computed with, and names files."""
+    if manifest.dtype not in DTYPES:
+        raise ValueError(f"dtype is {manifest.dtype!r}, not one of {', '.join(DTYPES)}")
+    tokenizer, splits = manifest.tokenizer, (manifest.train, manifest.validation)
+    shards = [shard for split in splits for shard in split.shards]
+    counts: list[object] = [tokenizer.vocab_size, tokenizer.eos_token_id]
+    counts += [count for split in splits for count in (split.documents, split.tokens, split.text_bytes)]
+    counts += [count for shard in shards for count in (shard.tokens, shard.bytes)]
+    texts: list[object] = [tokenizer.file, tokenizer.xxh3_128]
+    texts += [text for shard in shards for text in (shard.file, shard.xxh3_128)]
+    for count in counts:
+        if type(count) is not int or count < 0:
+            raise ValueError(f"{count!r} stands where a count belongs")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} stands where a name or a checksum belongs")
 
 
 def _split(raw: dict[str, Any]) -> Split:

@@ -38,6 +38,7 @@ from orchestrator.data.units import (
     prepare_unit,
 )
 from orchestrator.errors import DataError
+from orchestrator.observe.units import megabytes_text, plural
 
 DEFAULT_VOCAB_SIZE = 8192
 _UINT16_VOCAB_SIZE = 1 << 16
@@ -96,6 +97,25 @@ def prepare_data(
     manifest = workfolder.finished_manifest(target, identity)
     if manifest is not None:
         return Prepared(manifest, is_new=False)
+    with workfolder.held(target):
+        manifest = workfolder.finished_manifest(target, identity)  # somebody else may have been faster
+        if manifest is not None:
+            return Prepared(manifest, is_new=False)
+        return _prepare(config, vocab_size, sources, identity, map_tasks=map_tasks, say=say, on_progress=on_progress)
+
+
+def _prepare(
+    config: DataConfig,
+    vocab_size: int,
+    sources: Sequence[SourceFile],
+    identity: dict[str, Any],
+    *,
+    map_tasks: MapTasks,
+    say: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> Prepared:
+    """With the folder held."""
+    target = str(config.path)
     units = cut_units(sources)
     facts = _lay_tokenizer(config, vocab_size, units, identity, say)
     job = UnitJob(
@@ -109,9 +129,8 @@ def prepare_data(
     results = _run_units(job, units, map_tasks, say, on_progress)
     manifest = _manifest(job, identity, results)
     if not manifest.train.tokens:
-        skipped = [item for result in results for item in result.skipped]
         workfolder.abandon(target)
-        raise _no_text(config, sources, skipped, manifest.validation.documents)
+        raise _no_text(config, sources, manifest)
     workfolder.commit(target, manifest)
     return Prepared(manifest, is_new=True)
 
@@ -198,7 +217,7 @@ def _lay_tokenizer(
 
 def _train(config: DataConfig, vocab_size: int, units: Sequence[Unit], say: Callable[[str], None]) -> Tokenizer:
     sample_bytes = min(config.tokenizer_sample_bytes, sum(unit.bytes for unit in units))
-    say(f"tokenizer: training {vocab_size:,} tokens on {sample_bytes / 1e6:,.1f} MB of the source")
+    say(f"tokenizer: training {vocab_size:,} tokens on {megabytes_text(sample_bytes)} of the source")
     texts = sample_texts(units, config.text_field, config.tokenizer_sample_bytes)
     tokenizer = train_tokenizer(texts, vocab_size)
     found = vocab_size_of(tokenizer)
@@ -293,16 +312,24 @@ def _split(parts: Sequence[SplitPart]) -> Split:
     )
 
 
-def _no_text(
-    config: DataConfig, sources: Sequence[SourceFile], skipped: Sequence[Skipped], in_validation: int
-) -> DataError:
-    if in_validation:
+def _no_text(config: DataConfig, sources: Sequence[SourceFile], manifest: Manifest) -> DataError:
+    if in_validation := manifest.validation.documents:
         return DataError(
-            f"data.validation_fraction={config.validation_fraction} takes all {in_validation} documents and "
-            "leaves none to train on; set a smaller one, or 0"
+            f"data.validation_fraction={config.validation_fraction} takes {_all_of(in_validation)} and leaves none "
+            "to train on; set a smaller one, or 0"
         )
-    reasons = f"; of {len(skipped):,} that can't be read the first is {skipped[0]}" if skipped else ""
+    files_text, count = plural(len(sources), "file"), manifest.source["skipped"]
+    if not count:
+        return DataError(
+            f"data.source={config.source} holds no text: {files_text}, no document; name files with text in them"
+        )
+    first = Skipped(**manifest.source["skipped_names"][0])
+    reasons = f"{first}" if count == 1 else f"the first of {count:,} that can't be read is {first}"
     return DataError(
-        f"data.source={config.source} holds no text: {len(sources):,} files, no document{reasons}; "
-        "name files with text in them"
+        f"data.source={config.source} holds no text: {files_text}, no document; {reasons}; "
+        "mend it, or name other files"
     )
+
+
+def _all_of(documents: int) -> str:
+    return "the only document" if documents == 1 else f"all {documents:,} documents"

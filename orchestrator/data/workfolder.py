@@ -1,12 +1,17 @@
 """What lies in `data.path` while data is prepared, and what may be prepared there.
 
 prepare.json (what is prepared from what), tokenizer.json, the shards, and a record of each finished unit in
-units/. manifest.json comes last; then prepare.json and units/ go.
+units/. manifest.json comes last; then prepare.json and units/ go. prepare.lock is there while somebody works.
 """
 
+import fcntl
 import json
+import os
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from orchestrator.data import files
@@ -18,6 +23,7 @@ from orchestrator.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
 WORK_FILE = "prepare.json"
+LOCK_FILE = "prepare.lock"
 _SHARD_NAME = re.compile(r"(train|validation)_\d{5,}\.bin(\.tmp)?")
 _MAY_CHANGE = ("data.on_bad", "num_files", "num_bytes", "files_fingerprint")
 """While unfinished: mending a bad file or leaving it out needs no new folder, its units are done again."""
@@ -43,6 +49,48 @@ def finished_manifest(target: str, identity: dict[str, Any]) -> Manifest | None:
     _refuse_other(target, "data", manifest.source, identity)
     check_shards(target, manifest)
     return manifest
+
+
+@contextmanager
+def held(target: str) -> Iterator[None]:
+    """Nobody else prepares in that folder meanwhile: two would write into each other's files.
+
+    On an object store nothing is held: there an object appears whole, and two make the same. Raises DataError.
+    """
+    folder = files.local_path(target)
+    if folder is None:
+        yield
+        return
+    files.make_folder(target)
+    with files.explained_write(target):
+        descriptor = _locked(folder / LOCK_FILE, target)
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path, target: str) -> int:
+    """Descriptor of the lock file; the lock goes with it, however this process ends."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise DataError(
+                f"data.path={target} is being prepared already ({holder or 'by another process'}); wait for it, or "
+                "choose another data.path"
+            ) from None
+        except OSError:
+            return descriptor  # a file system without locks
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return descriptor
+        os.close(descriptor)  # its last holder has taken it away meanwhile
 
 
 def begin(target: str, identity: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from orchestrator.control.preemption import Drain
 from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.fleet.gang import Gang
 from orchestrator.fleet.members import AgentHandle, Replaced
-from orchestrator.fleet.raylib import first_line, import_ray, node_name, quiet
+from orchestrator.fleet.raylib import first_line, for_one_run, import_ray, node_name, quiet
 from orchestrator.fleet.renewals import Renewals
 from orchestrator.fleet.stream import EventStream
 from orchestrator.fleet.surroundings import (
@@ -80,8 +80,6 @@ class RayCluster:
         token_path.touch(mode=0o600)
         token_path.write_text(secrets.token_hex(32))
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_path))
-        # Its log monitor would list the log folder ten times a second, for nobody: 6 ms of CPU every second.
-        os.environ.update(RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0", LOG_NAME_UPDATE_INTERVAL_S="60")
         os.environ.update(REPORTER_UPDATE_INTERVAL_MS="60000")  # for a dashboard that is not there
         for tries_left in reversed(range(START_TRIES)):
             try:
@@ -97,8 +95,9 @@ class RayCluster:
                     ) from error
 
     def _init_here(self, min_cpus: int) -> None:
-        with quiet():
-            import_ray().init(
+        ray = import_ray()
+        with quiet(), for_one_run():
+            ray.init(
                 num_cpus=here(min_cpus).cpus,
                 include_dashboard=False,
                 log_to_driver=False,

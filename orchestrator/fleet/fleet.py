@@ -15,15 +15,15 @@ from orchestrator.control.domains import domain_problems
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.specs import agent_settings, has_peers
 from orchestrator.control.standbyworld import STANDBY_KINDS, StandbyWorld
-from orchestrator.control.starting import (
+from orchestrator.errors import CheckpointError, PlacementError
+from orchestrator.fleet.members import AgentHandle, Cluster, Events, host_of
+from orchestrator.fleet.starting import (
     cuda_fork_problems,
     memory_point,
     prepare_standbys,
     set_peers,
     start_ranks,
 )
-from orchestrator.errors import CheckpointError, PlacementError
-from orchestrator.fleet.members import AgentHandle, Cluster, Events, host_of
 from orchestrator.placement import may_go_on, remaining
 from orchestrator.rank.shares import WantedShares
 from orchestrator.spec import Placement, ResumePoint

@@ -1,6 +1,7 @@
 """Ray, imported as we want it. The only file that imports ray."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -70,3 +71,19 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def for_one_run() -> Iterator[None]:
+    """`ray.init` in here starts a node without log monitor and autoscaler, which nobody asks anything and whose end
+    takes a second; and with an agent on any free port: for its usual one it waits four seconds where another Ray has
+    that. Ray has words for this on its command line only."""
+    from ray._private import parameter
+
+    as_it_was = parameter.RayParams
+    lean = {"dashboard_agent_listen_port": 0, "include_log_monitor": False, "no_monitor": True}
+    parameter.RayParams = functools.partial(as_it_was, **lean)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        parameter.RayParams = as_it_was  # type: ignore[misc]

@@ -19,6 +19,7 @@ from orchestrator.observe.wording import (
     evaluation_line,
     event_line,
     percent,
+    since_last_line,
     summary_lines,
     training_line,
 )
@@ -63,6 +64,8 @@ class Console:
         )
         self._bar: Progress | None = None
         self._recent_step_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._unshown: list[StepRow] = []
+        """Since the last training line."""
         self._last_attempt: int | None = None
         self._steps = 0
         self._memory_limit_bytes: int | None = None
@@ -78,11 +81,14 @@ class Console:
         """Call for every row: it knows which ones are printed."""
         if row.attempt != self._last_attempt:
             self._recent_step_s.clear()
+            self._unshown = []
         self._recent_step_s.append(row.step_s)
+        self._unshown.append(row)
         left_s = eta_s(self._recent_step_s, self._steps - row.step)
         if row.attempt != self._last_attempt or row.step % self._every_steps == 0 or row.step == self._steps:
             limit = self._memory_limit_bytes
-            self._print(training_line(row, steps=self._steps, eta_s=left_s, memory_limit_bytes=limit))
+            shown, self._unshown = since_last_line(self._unshown), []
+            self._print(training_line(shown, steps=self._steps, eta_s=left_s, memory_limit_bytes=limit))
         self._last_attempt = row.attempt
         evaluation = evaluation_line(row)
         if evaluation:

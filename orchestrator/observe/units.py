@@ -27,6 +27,13 @@ def bytes_text(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def megabytes_text(value: float) -> str:
+    """Decimal units, as files are listed: `870 B`, `0.21 MB`, `31.5 MB`, `1,204.0 MB`."""
+    if value < 5e3:
+        return f"{value:,.0f} B"
+    return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value / 1e6:.2f} MB"
+
+
 def duration_text(seconds: float) -> str:
     """`0.13s`, `42s`, `3m05s`, `2h14m`, `3d04h`."""
     if seconds < 9.995:

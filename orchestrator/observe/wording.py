@@ -1,7 +1,7 @@
 """What the console says, as text: summary, training line, events in plain words, the end. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -131,6 +131,16 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole > 0 else "0.0%"
 
 
+def since_last_line(rows: Sequence[StepRow]) -> StepRow:
+    """The last row, with the speed of all of them: one step's alone says little on a busy machine."""
+    row, seconds = rows[-1], sum(row.step_s for row in rows)
+    if seconds <= 0:
+        return row
+    mfu = None if row.mfu is None else sum((row.mfu or 0.0) * row.step_s for row in rows) / seconds
+    speed = sum(row.tokens for row in rows) / seconds
+    return replace(row, tokens_per_s=speed, mfu=mfu, step_s=seconds, data_s=sum(row.data_s for row in rows))
+
+
 def eta_s(recent_step_s: Sequence[float], remaining_steps: int) -> float | None:
     """Seconds until the end at the median of the recent steps; None before the first one."""
     return median(recent_step_s) * remaining_steps if recent_step_s else None
@@ -228,7 +238,7 @@ _EVENT_WORDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "gpu_fault": lambda record: (
         f"the GPU of rank {record.get('rank', '?')} on {record.get('node', '?')} {record.get('message', '')}"
     ),
-    "preemption_notice": lambda record: "the machine is to be taken away: saving and stopping",
+    "preemption_notice": lambda record: "told to stop: saving after this step, then leaving",
     "requeued": lambda record: "put back into the queue",
     "resized": lambda record: (
         f"going on with {plural(record.get('to', 0), 'worker')} instead of {record.get('from')}: {record.get('why')}"

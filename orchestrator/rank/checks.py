@@ -6,7 +6,6 @@ which they were used. Repetition: a step is done again from the snapshot before 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed as dist
@@ -16,14 +15,12 @@ from orchestrator.control.anomalies import Anomaly, Kind, compare_replicas
 from orchestrator.data.batches import StepBatch
 from orchestrator.rank.progress import Progress
 from orchestrator.rank.snapshots import Snapshots
+from orchestrator.rank.voting import Agreement
 from orchestrator.spec import WorkerSpec
-
-if TYPE_CHECKING:
-    from orchestrator.rank.loop import Agreement
 
 
 class ReplicaCheck:
-    def __init__(self, spec: WorkerSpec, engine: Engine, agreement: "Agreement", progress: Progress) -> None:
+    def __init__(self, spec: WorkerSpec, engine: Engine, agreement: Agreement, progress: Progress) -> None:
         self._every = spec.fault.check_replicas_every_steps if spec.world_size > 1 else 0
         self._engine = engine
         self._agreement = agreement
@@ -53,7 +50,7 @@ class ReplicaCheck:
 
 class Repetition:
     def __init__(
-        self, spec: WorkerSpec, engine: Engine, snapshots: Snapshots, agreement: "Agreement", progress: Progress
+        self, spec: WorkerSpec, engine: Engine, snapshots: Snapshots, agreement: Agreement, progress: Progress
     ) -> None:
         self._every = spec.fault.recheck_every_steps
         self._engine = engine

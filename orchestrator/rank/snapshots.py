@@ -170,7 +170,7 @@ class Snapshots:
             "is_last": is_last,
         }
         small = self._small(is_stored=how["is_persisted"] or how["is_on_disk"])
-        parts, small = self._engine.state_parts(), {**small, **facts}
+        parts, small = self._engine.state_parts, {**small, **facts}
         is_taken = snapshotter.take(step, parts, small, **how)
         while not is_taken and is_last:
             self._inbox.wait()
@@ -193,7 +193,7 @@ class Snapshots:
         snapshotter = self._snapshotter or self._open()
         snapshotter.wait()
         if snapshotter.sealed_step != step:
-            parts, small = self._engine.state_parts(), {**self._small(is_stored=False), **facts}
+            parts, small = self._engine.state_parts, {**self._small(is_stored=False), **facts}
             how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
             while not snapshotter.take(step, parts, small, **how):
                 self._inbox.wait()

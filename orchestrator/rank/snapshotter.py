@@ -1,8 +1,9 @@
 """A rank's side of snapshots: fills slots of the agent's memory in the background, between two updates.
 
 From the end of one update to the next the masters and moments don't change, so a thread copies them while the next
-step's forward and backward passes run; the update waits for the copy. Only the small state is copied by the
-training thread. (The observation is DataStates-LLM's, arXiv 2406.10707.)
+step's forward and backward passes run; the update waits for the copy. Only the small state is gathered by the
+training thread, which makes no system call but to wake the other. (The observation is DataStates-LLM's, arXiv
+2406.10707.)
 
 A slot may be filled again once a newer step is sealed on every rank; the ranks agree on that step in the loop's vote.
 A slot whose content is on its way to storage is held until the agent releases it.
@@ -12,8 +13,8 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.partition import StatePart
@@ -43,6 +44,8 @@ def slot_shape(parts: Sequence[StatePart]) -> SlotShape:
 class _Copy:
     slot: int
     step: int
+    parts: Callable[[], Sequence[StatePart]]
+    small: dict[str, Any]
     is_persisted: bool
     is_replicated: bool
     is_on_disk: bool
@@ -78,6 +81,8 @@ class Snapshotter:
         """Whether no rank's disk is still busy: all ranks say the same, so they write the same steps."""
         self._channel = channel
         self._slots = list(slots)
+        self._headers = [slot.header() for slot in self._slots]
+        """As they will be; nobody else changes them during an attempt."""
         self._staging = staging
         self._held: Counter[int] = Counter(held)
         self._replicating_step = NO_STEP
@@ -94,7 +99,6 @@ class Snapshotter:
             "is_encrypted": config.encrypt,
             "key_file": config.key_file,
         }
-        self._parts: Sequence[StatePart] = ()
         self._persisting_slots: set[int] = set()
         self._copy: _Copy | None = None
         self._error: Exception | None = None
@@ -110,7 +114,7 @@ class Snapshotter:
     def take(
         self,
         step: int,
-        parts: Sequence[StatePart],
+        parts: Callable[[], Sequence[StatePart]],
         small: dict[str, Any],
         *,
         is_persisted: bool,
@@ -118,13 +122,13 @@ class Snapshotter:
         is_on_disk: bool = False,
         is_last: bool = False,
     ) -> bool:
-        """Begin the snapshot of `step`, at once; False where no slot is free. `wait` before the next update."""
+        """Begin the snapshot of `step`, at once; False where no slot is free. `wait` before the next update: until
+        then `small` and what `parts` gives must not change."""
         slot = self._free_slot()
         if slot is None:
             return False
-        self._slots[slot].begin(step, self._attempt, small)
+        self._headers[slot] = replace(self._headers[slot], state=SlotState.writing, step=step)
         with self._changed:
-            self._parts = parts
             self._held[slot] += is_persisted + is_replicated + is_on_disk
             if is_persisted:
                 self._persisting_slots.add(slot)
@@ -132,13 +136,12 @@ class Snapshotter:
                 self._replicating_step = step
             if is_on_disk:
                 self._writing_step = step
-            self._copy = _Copy(slot, step, is_persisted, is_replicated, is_on_disk, is_last)
+            self._copy = _Copy(slot, step, parts, small, is_persisted, is_replicated, is_on_disk, is_last)
             self._changed.notify_all()
         return True
 
     def _free_slot(self) -> int | None:
-        for index, slot in enumerate(self._slots):
-            header = slot.header()
+        for index, header in enumerate(self._headers):
             # A copy that has arrived may be the newest of all ranks' soon: the others' votes are not heard yet.
             copied = (self.common_replicated_step, self.replicated_step)
             is_needed = header.step >= self.common_step or header.step in copied
@@ -152,8 +155,7 @@ class Snapshotter:
         return None if index is None else self._slots[index]
 
     def _index_of(self, step: int) -> int | None:
-        for index, slot in enumerate(self._slots):
-            header = slot.header()
+        for index, header in enumerate(self._headers):
             if header.state is SlotState.sealed and header.step == step:
                 return index
         return None
@@ -229,7 +231,10 @@ class Snapshotter:
                 self._changed.notify_all()
 
     def _fill(self, copy: _Copy) -> None:
-        self._staging.save(self._slots[copy.slot], self._parts)
+        slot = self._slots[copy.slot]
+        slot.begin(copy.step, self._attempt, copy.small)
+        self._staging.save(slot, copy.parts())
+        self._headers[copy.slot] = slot.header()
         self.sealed_step = copy.step
         with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
             if copy.is_replicated:

@@ -8,10 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
-
-CLOCK_TOLERANCE_S = 2.0
-"""The kernel counts from boot; where the clock is set, the time of birth seems to move a little."""
+from orchestrator.processes import birth_s, find_process
 
 
 class TrialProcess:
@@ -39,7 +36,7 @@ class TrialProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is the sweep's to hand on
             )
-        return cls(process.pid, psutil.Process(process.pid).create_time(), process)
+        return cls(process.pid, birth_s(process.pid), process)
 
     @classmethod
     def find(cls, pid: int, born_s: float) -> "TrialProcess | None":
@@ -50,12 +47,7 @@ class TrialProcess:
     def has_ended(self) -> bool:
         if self._process is not None:
             return self._process.poll() is not None
-        try:
-            process = psutil.Process(self.pid)
-            is_another = abs(process.create_time() - self.born_s) > CLOCK_TOLERANCE_S
-            return is_another or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return find_process(self.pid, self.born_s) is None
 
     def ask_to_stop(self) -> None:
         """It saves at the next step boundary and leaves with exit code 75."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from orchestrator.checkpoint.slots import (
     sealed_step,
 )
 from orchestrator.errors import CheckpointError
+from orchestrator.validate import MAX_SPIKE_WINDOW
 
 SMALL = {"counters": {"adam": 3}, "rng_torch": "00ff", "report": None}
 
@@ -154,6 +156,15 @@ def test_a_small_state_without_room_is_refused_and_the_slot_stays(slot):
         slot.begin(8, 2, {"a": "x" * SMALL_BYTES})
     assert sealed_step(slot.descriptor) == 7
     assert slot.is_sound()
+
+
+def test_the_longest_window_of_losses_has_room(slot):
+    """A longer one once ended the run at the step that filled it, and each restart again."""
+    losses = [-1.2345678901234567e-300] * MAX_SPIKE_WINDOW
+    generator = torch.get_rng_state().numpy().tobytes().hex()
+    slot.begin(8, 2, {**SMALL, "rng_torch": generator, "recent_losses": losses, "report": {"x": "x" * 4096}})
+    slot.seal()
+    assert slot.small()["recent_losses"] == losses
 
 
 def test_memory_that_cannot_be_had_says_what_to_do(few_bytes):

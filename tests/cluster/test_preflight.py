@@ -1,14 +1,13 @@
 """Jobs on nodes of which some are unfit: left out, written down, and not asked for again until somebody says so."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from cluster.submitting import SLOW, SubmittedRun, left_on, phalanx, prepare_data, wait_until
 
-from launch.virtual.cluster import VirtualCluster, end
-from launch.virtual.spec import VirtualSpec
+from launch.virtual.cluster import VirtualCluster
 from orchestrator.control.badnodes import read_bad_nodes
 
 pytestmark = pytest.mark.cluster
@@ -21,14 +20,10 @@ CHECKED = [
 
 
 @pytest.fixture(scope="module")
-def site(can_be_virtual: None, unused_name: Callable[[], str]) -> Iterator[VirtualCluster]:
+def site(bring_up: Callable[..., AbstractContextManager[VirtualCluster]]) -> Iterator[VirtualCluster]:
     """Nodes with room for one worker each."""
-    name = unused_name()
-    cluster = VirtualCluster.up(VirtualSpec(name=name, nodes=4, cpus=2))
-    try:
+    with bring_up(nodes=4, cpus=2) as cluster:
         yield cluster
-    finally:
-        end(name)
 
 
 @pytest.fixture(scope="module")

@@ -3,29 +3,24 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from cluster.jobs import job_fields
 from cluster.submitting import SLOW, SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
 
-from launch.virtual.cluster import VirtualCluster, end
-from launch.virtual.spec import VirtualSpec
+from launch.virtual.cluster import VirtualCluster
 from orchestrator.observe.metrics import StepRow
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def site(can_be_virtual: None, unused_name: Callable[[], str]) -> Iterator[VirtualCluster]:
+def site(bring_up: Callable[..., AbstractContextManager[VirtualCluster]]) -> Iterator[VirtualCluster]:
     """Two nodes with room for two jobs each."""
-    name = unused_name()
-    spec = VirtualSpec(name=name, nodes=2, gpus=2, slurm_lines=("KillWait=60",))
-    cluster = VirtualCluster.up(spec)
-    try:
+    with bring_up(nodes=2, gpus=2, slurm_lines=("KillWait=60",)) as cluster:
         yield cluster
-    finally:
-        end(name)
 
 
 @pytest.fixture(scope="module")

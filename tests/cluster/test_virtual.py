@@ -1,5 +1,6 @@
 """The virtual cluster itself: separate hosts, real SLURM, faults, and nothing left at the end."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from cluster.leftovers import leftovers
 
 from launch.virtual import cgroups
 from launch.virtual.booting import VirtualClusterError
-from launch.virtual.cluster import VirtualCluster, end, names
+from launch.virtual.cluster import VirtualCluster, end, end_orphans, names
 from launch.virtual.spec import VirtualSpec
 from orchestrator.errors import ConfigError
 
@@ -149,8 +150,9 @@ class TestEnds:
     ) -> None:
         name = unused_name()
         script = (
-            "import os, signal; from launch.virtual.cluster import *; "
-            f"VirtualCluster.up(VirtualSpec(name={name!r}, nodes=1)); os.kill(os.getpid(), signal.SIGKILL)"
+            "import os, signal; from launch.virtual.cluster import *; from launch.virtual.owning import owner_of; "
+            f"VirtualCluster.up(VirtualSpec(name={name!r}, nodes=1, owner=owner_of({os.getpid()}))); "
+            "os.kill(os.getpid(), signal.SIGKILL)"
         )
         try:
             killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
@@ -160,6 +162,25 @@ class TestEnds:
         finally:
             end(name)
         assert leftovers(name) == []
+
+    def test_what_a_killed_owner_has_left_is_taken_down_and_nothing_else(
+        self, new_cluster: NewCluster, unused_name: Callable[[], str]
+    ) -> None:
+        """As a test session that is killed leaves it."""
+        name, ours = unused_name(), new_cluster(nodes=1)
+        script = (
+            "import os, signal; from launch.virtual.cluster import *; from launch.virtual.owning import owner_of; "
+            f"VirtualCluster.up(VirtualSpec(name={name!r}, nodes=1, owner=owner_of(os.getpid()))); "
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        try:
+            killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+            assert killed.returncode == -signal.SIGKILL
+            assert ours.name not in end_orphans()
+            assert leftovers(name) == []
+            ours.run(ours.head, "srun", "true")
+        finally:
+            end(name)
 
     def test_a_name_is_taken_once(self, slurm: VirtualCluster) -> None:
         with pytest.raises(ConfigError, match=f"called {slurm.name} is there already"):

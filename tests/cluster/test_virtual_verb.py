@@ -24,7 +24,7 @@ def phalanx(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
 def test_from_up_to_down(can_be_virtual: None, unused_name: Callable[[], str]) -> None:
     name = unused_name()
     try:
-        up = phalanx("up", "2", "--name", name, "--gpus", "1")
+        up = phalanx("up", "2", "--name", name, "--gpus", "1", "--owner", str(os.getpid()))
         assert up.returncode == 0, up.stderr
         assert f"2 nodes idle: {name}1 to {name}2; the head is {name}0" in up.stdout
         submitted = phalanx("exec", f"{name}0", "sbatch", "--wait", input="#!/bin/sh\necho hello\n")

@@ -10,10 +10,10 @@ from orchestrator.checkpoint.lineage import WHOLE
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.attempt import Attempt
 from orchestrator.control.chronicle import Chronicle
+from orchestrator.control.claiming import claim_attempt
 from orchestrator.control.clock import SYSTEM_CLOCK
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
-from orchestrator.control.starting import next_claim
 from orchestrator.control.stragglers import StragglerWatch
 from orchestrator.observe.console import Console
 from orchestrator.observe.tracking import NullTracker
@@ -36,7 +36,7 @@ def test_a_last_checkpoint_that_is_faster_than_the_one_before_it_stays_the_newes
             run.folder, Console(silence, False, every_steps=1), NullTracker(), 1, driver_started_s=0.0
         )
         reports = Reports(run, store, chronicle, SYSTEM_CLOCK)
-        claim = next_claim(None, None, run, store, 0)
+        claim = claim_attempt(run, store)
         reports.begin(claim, WHOLE)
         attempt = Attempt(claim.attempt, ResumePoint(), len(ranks), 0.0, StragglerWatch(0))
         payloads = Payloads(len(ranks))

@@ -11,7 +11,7 @@ from orchestrator.checkpoint.lineage import Fork, Lineage
 from orchestrator.checkpoint.spread import SpreadStep
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.opening import OpenRun
-from orchestrator.control.starting import stored_point
+from orchestrator.control.storedpoint import stored_point
 from orchestrator.errors import StoreError
 from orchestrator.plan import plan_run
 from orchestrator.runfolder import RunFolder

@@ -99,10 +99,10 @@ def test_bad_lines_are_named_by_number_and_good_ones_kept(tmp_path):
     found = reasons(path)
     assert found[0].startswith(":2: is not JSON")
     assert found[1:5] == [
-        ":3: has no field data.text_field=text",
+        ":3: has no field data.text_field=text; its fields: other",
         ":4: field text is int, not text",
         ":6: is not UTF-8 (byte 0xe9 at 13)",
-        ":7: has no field data.text_field=text",
+        ":7: is not a JSON object, so it has no field data.text_field=text",
     ]
     assert found[5:] == [":8: holds a character that UTF-8 can't ('\\ud800')"]
 

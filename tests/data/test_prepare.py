@@ -17,6 +17,7 @@ from prepared import documents, run_prepare, sentence, stream_of, texts_of, writ
 from tokenizers import Tokenizer
 
 from orchestrator.config import OnBad
+from orchestrator.data.prepare import map_in_process
 from orchestrator.data.shards import TokenReader, read_manifest, verify_shards
 from orchestrator.data.tokenize import END_OF_TEXT, train_tokenizer
 from orchestrator.errors import DataError
@@ -221,6 +222,31 @@ def test_prepared_data_that_was_damaged_is_not_called_done(corpus, tmp_path):
     assert "train_00000.bin has 2 bytes" in problem
 
 
+def test_two_at_once_never_write_into_each_other_s_files(corpus, tmp_path):
+    """Each shard is written beside its place under one name: the second to open it would cut off the first's."""
+    target = tmp_path / "out"
+    inside: list[str] = []
+
+    def meanwhile(task, units):
+        inside.extend(refused(source=str(corpus), path=str(target)))
+        yield from map_in_process(task, units)
+
+    assert run_prepare(source=str(corpus), path=str(target), map_tasks=meanwhile).is_new
+    (problem,) = inside
+    assert f"data.path={target} is being prepared already (pid {os.getpid()} on " in problem
+    assert not (target / "prepare.lock").exists()
+    verify_shards(str(target), read_manifest(str(target)))
+    assert not run_prepare(source=str(corpus), path=str(target)).is_new
+
+
+def test_a_lock_that_a_killed_prepare_left_is_nobody_s(corpus, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "prepare.lock").write_text("pid 1 on here\n")
+    assert run_prepare(source=str(corpus), path=str(target)).is_new
+    assert not (target / "prepare.lock").exists()
+
+
 def test_no_space_left_keeps_what_is_done(tmp_path, tokenizer_file):
     """The second unit's shard is begun on /dev/full, which refuses every byte as a full disk does."""
     for name in ("a", "b"):
@@ -274,9 +300,16 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     (problem,) = refused(source=str(path), path=str(tmp_path / "out"))
-    assert f"data.source={path} holds no text: 1 files, no document" in problem
+    assert f"data.source={path} holds no text: 1 file, no document" in problem
     assert ("is not UTF-8" in problem) == bool(content)
     assert everything_in(tmp_path / "out") == {}
+
+
+def test_a_wrong_text_field_is_named_with_those_that_are_there(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", documents(130))
+    (problem,) = refused(source=str(path), path=str(tmp_path / "out"), text_field="body")
+    assert f"the first of 130 that can't be read is {path}:1: has no field data.text_field=body" in problem
+    assert "its fields: text, other" in problem
 
 
 def test_a_validation_split_that_takes_everything_is_refused(tmp_path):
@@ -284,7 +317,7 @@ def test_a_validation_split_that_takes_everything_is_refused(tmp_path):
     path.write_text(sentence(1))
     share = xxhash.xxh3_64(path.read_bytes()).intdigest() / 2**64
     (problem,) = refused(source=str(path), path=str(tmp_path / "out"), validation_fraction=(share + 1) / 2)
-    assert "takes all 1 documents and leaves none to train on" in problem
+    assert "takes the only document and leaves none to train on" in problem
 
 
 def test_all_wrong_settings_are_named_at_once():

@@ -1,6 +1,7 @@
 """Rows out of shards, and what the checks say about damaged ones."""
 
 import dataclasses
+import json
 
 import fsspec
 import numpy as np
@@ -58,6 +59,36 @@ def test_a_folder_without_a_manifest_says_what_to_run(tmp_path):
 def test_what_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("dtype",), "float64"),
+        (("dtype",), ["uint16"]),
+        (("tokenizer", "vocab_size"), "300"),
+        (("tokenizer", "file"), None),
+        (("train", "tokens"), -1),
+        (("train", "documents"), 1.5),
+        (("validation", "text_bytes"), True),
+        (("train", "shards", 0, "tokens"), "10"),
+        (("train", "shards", 0, "file"), 7),
+        (("source",), "here"),
+    ],
+)
+def test_a_manifest_with_a_damaged_value_is_refused(tmp_path, keys, value):
+    """Each once ended in a traceback, or passed `phalanx plan`."""
+    write_shards(tmp_path, [10, 20])
+    path = tmp_path / "manifest.json"
+    raw = json.loads(path.read_text())
+    *parents, last = keys
+    inner = raw
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="is not a manifest that phalanx wrote"):
         read_manifest(str(tmp_path))
 
 

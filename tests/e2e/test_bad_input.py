@@ -42,6 +42,12 @@ WRONG_WORDS = {
         ["cluster.num_workers=1000", "train.global_batch_size=2000"],
         ["cluster.num_workers=1000 needs 1,000 CPUs, the cluster has"],
     ),
+    "a file where runs belong": (["run.root=/dev/null"], ["/dev/null/", "a file is in its way; set run.root"]),
+    "a file where checkpoints belong": (["checkpoint.url=/dev/null"], ["checkpoint.url can't be used", "/dev/null"]),
+    "a store that nobody knows": (
+        ["checkpoint.url=s4://bucket/x"],
+        ["checkpoint.url can't be used", "s4://bucket/x"],
+    ),
     "what can't be trained yet": (
         ["parallel=zero3_nvme", "parallel.zero_stage=3", "parallel.nvme_path=/tmp"],
         ["parallel.offload=nvme can be planned but not trained yet", "parallel.offload=params"],

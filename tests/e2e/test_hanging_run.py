@@ -4,13 +4,31 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from comparing import assert_bit_equal
+from left_behind import command_of, listening_ports
 from typed import Run, Typist
 
 pytestmark = pytest.mark.real
 
 STUCK = Path(__file__).parent.parent / "rank" / "stuck"
+
+
+RAYS_AGENT_PORT = 52365
+"""Every Ray's usual one: who finds it taken waits for it for seconds."""
+
+
+def assert_ray_is_for_one_run(driver_pid: int) -> None:
+    """Beside another one it starts as fast as alone, and has no process that nobody needs."""
+    children = psutil.Process(driver_pid).children(recursive=True)
+    words = " ".join(command_of(child.pid) for child in children)
+    assert "raylet" in words
+    assert "log_monitor" not in words
+    assert "autoscaler" not in words
+    ports = listening_ports(child.pid for child in children)
+    assert ports
+    assert RAYS_AGENT_PORT not in ports
 
 
 def test_a_stopped_rank_and_one_that_holds_the_gil(local_typist: Typist, run: Run, reference: Run) -> None:
@@ -21,6 +39,7 @@ def test_a_stopped_rank_and_one_that_holds_the_gil(local_typist: Typist, run: Ru
     for attempt, rank, step, number in hangs:
         driver.wait_for(f"attempt {attempt}", lambda attempt=attempt: run.newest_attempt() == attempt)
         driver.wait_for_step(run, step)
+        assert_ray_is_for_one_run(driver.process.pid)
         pid = run.rank_pid(attempt, rank)
         assert pid is not None
         os.kill(pid, number)

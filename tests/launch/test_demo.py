@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.demo import middle, next_folder, run
+from launch.demo import middle, next_commands, next_folder, run
 from launch.demo_findings import Kill, Outcome, broken_promises, findings
 from launch.training import rank_pid
 from orchestrator.errors import ConfigError
@@ -126,3 +126,19 @@ def test_demo_with_a_small_model(tmp_path: Path) -> None:
     assert re.search(r"^demo: kill -9 \d+, which is rank 1, after step \d+$", done.stdout, re.MULTILINE)
     assert re.search(r"^\$ phalanx train experiment=quickstart run.id=demo-001 ", done.stdout, re.MULTILINE)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo-001"]
+
+
+def test_what_to_type_next_can_be_typed(tmp_path, monkeypatch):
+    """`make demo` leaves no `phalanx` on the path: the first thing to type puts it there."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    assert next_commands(Path("runs/demo-001"))[0] == "phalanx status runs/demo-001"  # no environment to activate
+    (tmp_path / "bin" / "activate").touch()
+    assert next_commands(Path("runs/demo-001"))[0] == "source bin/activate"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert next_commands(Path("runs/demo-001"))[0] == f"source {tmp_path}/bin/activate"
+    (tmp_path / "bin" / "phalanx").touch(mode=0o755)
+    assert next_commands(Path("runs/demo-001"))[0] == "phalanx status runs/demo-001"

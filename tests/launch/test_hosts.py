@@ -6,10 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from launch.hosts.errand import find
 from launch.hosts.marks import MARK, processes_of
 from launch.hosts.record import ClusterRecord, Host, Started, parse_hosts
 from orchestrator.codec import decode, encode
@@ -94,13 +92,6 @@ def test_a_record_survives_its_file() -> None:
         started={"n1": Started(pid=1, born_s=2.5, folder="/tmp/x")},
     )
     assert decode(ClusterRecord, encode(record)) == record
-
-
-def test_a_pid_that_was_given_away_again_is_nobody() -> None:
-    this = psutil.Process()
-    assert find(this.pid, this.create_time()) == this
-    assert find(this.pid, this.create_time() - 100) is None
-    assert find(None, 0.0) is None
 
 
 HOLDS = """

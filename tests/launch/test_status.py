@@ -178,3 +178,19 @@ def test_what_slurm_does_not_say_is_an_error_after_what_the_run_says(runs: Path,
         assert "rank 0 on here failed first" in done.stdout
         assert "SLURM" not in done.stdout
         assert complaint in done.stderr
+
+
+def test_an_interrupted_run_names_the_command_that_goes_on(runs, capsys, monkeypatch):
+    folder = RunFolder(runs / "going")
+    words = ["phalanx", "train", "experiment=quickstart", "data.source=a b.txt"]
+    folder.env.write_text(json.dumps({"command": words, "folder": str(runs)}))
+    monkeypatch.chdir(runs)
+    assert run(["going", "--root", str(runs)]) == 0
+    assert "next        phalanx train experiment=quickstart 'data.source=a b.txt'\n" in capsys.readouterr().out
+    monkeypatch.chdir(runs.parent)
+    run(["going", "--root", str(runs)])
+    assert f"next        cd {runs} && phalanx train experiment=quickstart" in capsys.readouterr().out
+    for other in (["phalanx", "rerun", "first"], ["phalanx", "train", "-m", "optim.lr=1,2"], "?", None):
+        folder.env.write_text(json.dumps({"command": other, "folder": str(runs)}))
+        run(["going", "--root", str(runs)])
+        assert "next        the command that started it goes on from its checkpoint" in capsys.readouterr().out

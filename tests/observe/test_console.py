@@ -57,6 +57,17 @@ def test_plain_lines_where_no_terminal_is():
     assert "warning: W&B is slow" in lines
 
 
+def test_a_training_line_speaks_of_the_steps_since_the_last_one_of_its_attempt():
+    stream = io.StringIO()
+    console = Console(stream, is_terminal=False, every_steps=2)
+    console.start(plan(steps=8), FACTS)
+    for step, step_s in ((1, 1.0), (2, 1.0), (3, 1.0), (4, 3.0), (5, 9.0)):
+        console.step(row(step, tokens=1000, tokens_per_s=1000 / step_s, step_s=step_s))
+    console.step(row(6, attempt=2, tokens=1000, tokens_per_s=2000.0, step_s=0.5))
+    speeds = re.findall(r"\| ([\d,]+) tok/s", stream.getvalue())
+    assert speeds == ["1,000", "1,000", "500", "2,000"]
+
+
 def test_the_time_left_follows_the_steps_of_this_attempt():
     stream = io.StringIO()
     console = Console(stream, is_terminal=False, every_steps=1)

@@ -1,6 +1,14 @@
 import pytest
 
-from orchestrator.observe.units import bytes_text, count_text, duration_text, flops_text, plural, rate_text
+from orchestrator.observe.units import (
+    bytes_text,
+    count_text,
+    duration_text,
+    flops_text,
+    megabytes_text,
+    plural,
+    rate_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,21 @@ def test_flops(value, text):
 )
 def test_bytes(value, text):
     assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (4999, "4,999 B"),
+        (5000, "0.01 MB"),
+        (205_329, "0.21 MB"),
+        (31.5e6, "31.5 MB"),
+        (2e12, "2,000,000.0 MB"),
+    ],
+)
+def test_megabytes(value, text):
+    assert megabytes_text(value) == text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from orchestrator.observe.wording import (
     eta_s,
     evaluation_line,
     event_line,
+    since_last_line,
     summary_lines,
     training_line,
 )
@@ -51,6 +52,20 @@ def test_the_summary_of_a_fresh_run_on_one_worker_with_padding():
     assert "start       from the seeded initial weights" in lines
     batch = "96 samples = 5 per micro-batch x 1 worker x 20 micro-steps, 4 padding rows of zero weight left out"
     assert f"batch       {batch}; 49,152 tokens a step" in lines
+
+
+def test_a_line_tells_the_speed_since_the_line_before():
+    """On a busy machine a step may take half or twice as long as the next."""
+    rows = [
+        row(9, tokens=1000, tokens_per_s=2000.0, step_s=0.5, data_s=0.1, mfu=0.4),
+        row(10, tokens=1000, tokens_per_s=500.0, step_s=2.0, data_s=0.4, mfu=0.1),
+    ]
+    shown = since_last_line(rows)
+    assert (shown.step, shown.loss) == (10, rows[1].loss)
+    assert (shown.tokens_per_s, shown.step_s, shown.data_s) == (800.0, 2.5, 0.5)
+    assert shown.mfu == pytest.approx(0.16)
+    assert since_last_line(rows[1:]) == rows[1]
+    assert since_last_line([row(1, step_s=0.0)]) == row(1, step_s=0.0)
 
 
 def test_the_training_line():

@@ -1,4 +1,4 @@
-"""Asks every node of the SLURM allocation that this process runs in, with srun."""
+"""`phalanx doctor --nodes`: asks every node of the SLURM allocation that this process runs in, with srun."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launch.slurm import commands
 from orchestrator.codec import decode
 from orchestrator.doctor.finding import Finding, Level, NodeReport
 from orchestrator.doctor.node import MARK, NOT_SHARED
@@ -17,17 +18,14 @@ from orchestrator.errors import ConfigError
 
 
 def nodes_of_allocation() -> list[str]:
-    """Raises ConfigError outside of an allocation."""
+    """Raises ConfigError outside of an allocation, SlurmError where SLURM does not answer."""
     names = os.environ.get("SLURM_JOB_NODELIST")
     if names is None:
         raise ConfigError(
             "--nodes asks every node of a SLURM allocation, and this is none: run it inside of one, as in "
             "salloc -N2 phalanx doctor --nodes"
         )
-    done = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ConfigError(f"scontrol can't list the nodes of {names} ({done.stderr.strip()}); is SLURM up?")
-    return done.stdout.split()
+    return commands.hostnames(names)
 
 
 def ask(nodes: Sequence[str], folders: Sequence[str]) -> tuple[list[NodeReport], dict[str, str], list[Finding]]:

@@ -1,0 +1,114 @@
+"""An agent's zygote: started anew where it has died, and what is forked from it that is no rank."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+
+from orchestrator.agent.channel import Channel, Message
+from orchestrator.agent.zygotehandle import ZygoteHandle, problem_of_canary
+from orchestrator.errors import WorkerFailedError
+
+START_TIMEOUT_S = 300.0
+"""The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
+
+
+class ZygoteKeeper:
+    """Any thread may call."""
+
+    def __init__(
+        self,
+        address: str,
+        threads: int,
+        *,
+        is_warm: bool,
+        ahead: str | None,
+        on_answer: Callable[[Message], None],
+        on_death: Callable[[], None],
+    ) -> None:
+        """`is_warm`: it has imported everything before it forks; else each child imports for itself. `ahead`: where
+        one listens that was started before. A thread calls `on_answer` for each `forked` and `exited`, and `on_death`
+        once nothing that was forked lives any more."""
+        self._address = address
+        self._threads = threads
+        self._is_warm = is_warm
+        self._on_answer = on_answer
+        self._on_death = on_death
+        self._store: tuple[Channel, int] | None = None
+        self._start(ahead)
+
+    def _start(self, ahead: str | None = None) -> None:
+        self._is_ready = threading.Event()
+        taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
+        self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
+        self._hearing = threading.Thread(target=self._hear, args=(self._zygote,), daemon=True)
+        self._hearing.start()
+
+    def _hear(self, zygote: ZygoteHandle) -> None:
+        while True:
+            try:
+                answer = zygote.hear()
+            except (EOFError, OSError):
+                break
+            if answer["op"] == "pong":
+                self._is_ready.set()
+            elif answer["op"] in ("forked", "exited"):
+                self._on_answer(answer)
+        zygote.wait()
+        self._store = None
+        self._on_death()
+
+    def revive(self) -> None:
+        """Start another where the last has died, once all that died with it is told of."""
+        if self._zygote.is_gone:
+            self._hearing.join()
+            self._start()
+
+    def fork(self, entry: str, label: str, descriptors: list[int]) -> None:
+        """Hand [channel, output] to a new child; our copies are closed. Raises OSError where the zygote is gone."""
+        try:
+            self._zygote.send({"op": "fork", "entry": entry, "label": label}, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def start_store(self) -> int:
+        """Port of the TCPStore on this node, started if there is none; it outlives attempts."""
+        self.revive()
+        if self._store is None:
+            channel, theirs = Channel.pair()
+            self.fork("store", "store", [theirs, os.dup(2)])
+            channel.send({"host": self._address})
+            if not channel.ready(START_TIMEOUT_S):
+                raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
+            self._store = channel, channel.receive()["port"]
+        return self._store[1]
+
+    def warm_up(self) -> None:
+        """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
+        self.revive()
+        self._zygote.send({"op": "ping"})
+        self._is_ready.wait(START_TIMEOUT_S)
+
+    def check_cuda_fork(self) -> str | None:
+        """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on. Returns what
+        the canary said, None if all is well."""
+        self.revive()
+        channel, theirs = Channel.pair()
+        self.fork("canary", "canary", [theirs, os.dup(2)])
+        problem = problem_of_canary(channel)
+        if problem is not None:
+            self.end()
+            self._is_warm = False
+            self._start()
+        return problem
+
+    def ask(self, what: str, pid: int) -> None:
+        """`kill` a child, or have it `dump` its stacks. Where the zygote is gone, so are they."""
+        with contextlib.suppress(OSError):
+            self._zygote.send({"op": what, "pid": pid})
+
+    def end(self) -> None:
+        """End it, and with it all that was forked."""
+        self._zygote.end()
+        self._hearing.join()

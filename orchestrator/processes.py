@@ -1,0 +1,21 @@
+"""A process named for good: by its number and by when it was born, as numbers are given away again."""
+
+import psutil  # type: ignore[import-untyped]
+
+CLOCK_TOLERANCE_S = 2.0
+"""The kernel counts from boot; where the clock is set, the time of birth seems to move a little."""
+
+
+def birth_s(pid: int) -> float:
+    """Seconds since the epoch. Raises psutil.NoSuchProcess where there is none."""
+    return float(psutil.Process(pid).create_time())
+
+
+def find_process(pid: int, born_s: float) -> psutil.Process | None:
+    """The process that was recorded; None where it has ended, whoever has its number now."""
+    try:
+        process = psutil.Process(pid)
+        is_it = abs(process.create_time() - born_s) <= CLOCK_TOLERANCE_S
+        return process if is_it and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
