@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.cli_help import parser
 from launch.runs import DEFAULT_ROOT, checkpoint_settings, checkpoint_store, find_run, is_run
 from orchestrator.checkpoint.commit import (
     Standing,
@@ -29,15 +30,13 @@ from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, Phala
 from orchestrator.observe.aligned import aligned
 from orchestrator.runfolder import RunFolder
 
-EXAMPLES = """examples:
-  phalanx ckpt ls quickstart-1a2b3c4d
+EXAMPLES = """  phalanx ckpt ls quickstart-1a2b3c4d
   phalanx ckpt verify quickstart-1a2b3c4d --digest
   phalanx ckpt verify runs/quickstart-1a2b3c4d/checkpoints/step_00001000
   phalanx ckpt verify s3://bucket/checkpoints --step 1000 --json
   phalanx ckpt prune quickstart-1a2b3c4d --keep 2 --dry-run
   phalanx ckpt export quickstart-1a2b3c4d exported/ --optimizer
-  phalanx ckpt import llama-folder/ --run my-llama
-"""
+  phalanx ckpt import llama-folder/ --run my-llama"""
 _WITH_PARSERS_OF_THEIR_OWN = {
     "export": ("launch.ckpt_export", "a checkpoint as plain fp32 safetensors by logical name"),
     "import": ("launch.ckpt_import", "weights of DeepSpeed or Hugging Face as a starting point"),
@@ -60,13 +59,8 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx ckpt",
-        description="List, verify and prune the checkpoints of a run; export and import them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="ls|verify|prune|export|import")
+    parsing = parser("ckpt", "List, verify and prune the checkpoints of a run; export and import them.", EXAMPLES)
+    verbs = parsing.add_subparsers(required=True, metavar="ls|verify|prune|export|import")
     ls = _add(verbs, "ls", _ls, "what checkpoints there are", "phalanx ckpt ls RUN --json")
     checks = _add(
         verbs,
@@ -93,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     prunes.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     for name, (_, summary) in _WITH_PARSERS_OF_THEIR_OWN.items():
         verbs.add_parser(name, help=summary)
-    return parser
+    return parsing
 
 
 def _add(verbs: Any, name: str, act: Any, summary: str, example: str) -> argparse.ArgumentParser:
