@@ -92,7 +92,8 @@ class Chronicle:
     def ranks(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Every rank's report of a step, in rank order; its row follows."""
         faults = self._gpus.hear(reports)
-        self._eyes.ranks([{**report, "gpu": self._gpus.newest(rank)} for rank, report in enumerate(reports)])
+        if self._eyes.are_open:
+            self._eyes.ranks([{**report, "gpu": self._gpus.newest(rank)} for rank, report in enumerate(reports)])
         for fault in faults:
             self.event("gpu_fault", reports[0]["attempt"], reports[0]["step"], **fault)
 
