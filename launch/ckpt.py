@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.cli_help import parser
 from launch.runs import DEFAULT_ROOT, checkpoint_settings, checkpoint_store, find_run, is_run
 from orchestrator.checkpoint.commit import (
     Standing,
@@ -27,17 +28,16 @@ from orchestrator.control.pruning import metric_of, retention_of
 from orchestrator.control.rollback import lineage_in
 from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, PhalanxError, StoreError
 from orchestrator.observe.aligned import aligned
+from orchestrator.observe.units import bytes_text, duration_text
 from orchestrator.runfolder import RunFolder
 
-EXAMPLES = """examples:
-  phalanx ckpt ls quickstart-1a2b3c4d
+EXAMPLES = """  phalanx ckpt ls quickstart-1a2b3c4d
   phalanx ckpt verify quickstart-1a2b3c4d --digest
   phalanx ckpt verify runs/quickstart-1a2b3c4d/checkpoints/step_00001000
   phalanx ckpt verify s3://bucket/checkpoints --step 1000 --json
   phalanx ckpt prune quickstart-1a2b3c4d --keep 2 --dry-run
   phalanx ckpt export quickstart-1a2b3c4d exported/ --optimizer
-  phalanx ckpt import llama-folder/ --run my-llama
-"""
+  phalanx ckpt import llama-folder/ --run my-llama"""
 _WITH_PARSERS_OF_THEIR_OWN = {
     "export": ("launch.ckpt_export", "a checkpoint as plain fp32 safetensors by logical name"),
     "import": ("launch.ckpt_import", "weights of DeepSpeed or Hugging Face as a starting point"),
@@ -60,13 +60,8 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx ckpt",
-        description="List, verify and prune the checkpoints of a run; export and import them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="ls|verify|prune|export|import")
+    parsing = parser("ckpt", "List, verify and prune the checkpoints of a run; export and import them.", EXAMPLES)
+    verbs = parsing.add_subparsers(required=True, metavar="ls|verify|prune|export|import")
     ls = _add(verbs, "ls", _ls, "what checkpoints there are", "phalanx ckpt ls RUN --json")
     checks = _add(
         verbs,
@@ -93,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     prunes.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     for name, (_, summary) in _WITH_PARSERS_OF_THEIR_OWN.items():
         verbs.add_parser(name, help=summary)
-    return parser
+    return parsing
 
 
 def _add(verbs: Any, name: str, act: Any, summary: str, example: str) -> argparse.ArgumentParser:
@@ -190,22 +185,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return (str(row["step"]), *["-"] * (len(_COLUMNS) - 2), state)
     loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
     counts = [str(row[key]) for key in ("files", "world_size", "zero_stage", "attempt")]
-    return (str(row["step"]), _age(row["age_s"]), _size(row["bytes"]), *counts, loss, state)
-
-
-def _age(seconds: float) -> str:
-    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
+    return (str(row["step"]), duration_text(max(0.0, row["age_s"])), bytes_text(row["bytes"]), *counts, loss, state)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -241,7 +221,7 @@ def _print_verified(store: Store, step: int, problems: list[str], is_rejected: b
         print("\n".join(f"  {problem}" for problem in problems), flush=True)
         return
     marker = read_marker(store, step)
-    size = _size(marker.total_bytes)
+    size = bytes_text(marker.total_bytes)
     print(f"{store.where(step_folder(step))}{note}: {len(marker.files)} files, {size}, good", flush=True)
 
 

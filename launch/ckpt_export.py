@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from launch.artifact import add_artifact_arguments, open_artifact
+from launch.cli_help import parser
 from orchestrator.checkpoint.plain import export_plain
 from orchestrator.errors import ConfigError
 
-EXAMPLES = """examples:
-  phalanx ckpt export RUN exported/
+EXAMPLES = """  phalanx ckpt export RUN exported/
   phalanx ckpt export RUN exported/ --step 1000 --optimizer
 
 `phalanx export` writes a Hugging Face folder instead; `phalanx ckpt import exported/` reads this one again."""
@@ -28,13 +28,12 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx ckpt export",
-        description="Write a checkpoint as plain fp32 safetensors by logical name, with its facts as JSON.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parsing = parser(
+        "ckpt export",
+        "Write a checkpoint as plain fp32 safetensors by logical name, with its facts as JSON.",
+        EXAMPLES,
     )
-    add_artifact_arguments(parser)
-    parser.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--optimizer", action="store_true", help="the optimizer's moments, too")
-    return parser
+    add_artifact_arguments(parsing)
+    parsing.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    parsing.add_argument("--optimizer", action="store_true", help="the optimizer's moments, too")
+    return parsing

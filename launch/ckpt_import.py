@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.cli_help import parser
 from launch.runs import DEFAULT_ROOT
 from model.config import ModelConfig
 from model.sizing import parameter_shapes, resolve_vocab, shape_problems
@@ -24,8 +25,7 @@ from orchestrator.codec import decode, encode
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.runfolder import RunFolder
 
-EXAMPLES = """examples:
-  phalanx ckpt import llama-folder/ --run my-llama
+EXAMPLES = """  phalanx ckpt import llama-folder/ --run my-llama
   phalanx ckpt import deepspeed-checkpoints/ --run more model=gpt_125m
   phalanx ckpt import exported/ --run more --step 0
   phalanx train run.id=my-llama checkpoint.init_from=runs/my-llama/imported data.path=...
@@ -251,22 +251,19 @@ def _word(value: object) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx ckpt import",
-        description="Turn weights from elsewhere into a committed checkpoint that a run can start from.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parsing = parser(
+        "ckpt import", "Turn weights from elsewhere into a committed checkpoint that a run can start from.", EXAMPLES
     )
-    parser.add_argument("source", metavar="SOURCE", help="the folder to import")
-    parser.add_argument("--run", metavar="ID", help="the run that will start from it: it goes to ROOT/ID/imported")
-    parser.add_argument("--root", default=DEFAULT_ROOT, help="where runs lie (default: %(default)s)")
-    parser.add_argument("--to", metavar="URL", help="another folder or URL for the checkpoint")
-    parser.add_argument(
+    parsing.add_argument("source", metavar="SOURCE", help="the folder to import")
+    parsing.add_argument("--run", metavar="ID", help="the run that will start from it: it goes to ROOT/ID/imported")
+    parsing.add_argument("--root", default=DEFAULT_ROOT, help="where runs lie (default: %(default)s)")
+    parsing.add_argument("--to", metavar="URL", help="another folder or URL for the checkpoint")
+    parsing.add_argument(
         "--step", type=int, help="optimizer steps already done (default: the source's; 0 without one)"
     )
-    parser.add_argument("--encrypt", action="store_true", help="encrypt it, as checkpoint.encrypt does")
-    parser.add_argument("--key-file", metavar="FILE", help="file with the key (default: $PHALANX_CHECKPOINT_KEY)")
-    parser.add_argument(
+    parsing.add_argument("--encrypt", action="store_true", help="encrypt it, as checkpoint.encrypt does")
+    parsing.add_argument("--key-file", metavar="FILE", help="file with the key (default: $PHALANX_CHECKPOINT_KEY)")
+    parsing.add_argument(
         "overrides", nargs="*", metavar="OVERRIDE", help="what the model is: model=NAME, model.KEY=VALUE"
     )
-    return parser
+    return parsing

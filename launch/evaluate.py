@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.artifact import Artifact, add_artifact_arguments, best_device, open_artifact
+from launch.cli_help import parser
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import TokenReader, check_shards
 from orchestrator.errors import ConfigError, DataError
@@ -18,13 +19,11 @@ from orchestrator.errors import ConfigError, DataError
 BATCH_TOKENS = 8192
 """Tokens per forward pass: enough to keep a device busy, little enough for a laptop."""
 
-EXAMPLES = """examples:
-  phalanx evaluate quickstart-1a2b3c4d
+EXAMPLES = """  phalanx evaluate quickstart-1a2b3c4d
   phalanx evaluate runs/quickstart-1a2b3c4d --step 200 --rows 64
   phalanx evaluate runs/quickstart-1a2b3c4d --data s3://bucket/corpus --json | jq .bits_per_byte
 
-Bits per byte compares models with different tokenizers: the loss in bits, by the bytes of the text.
-"""
+Bits per byte compares models with different tokenizers: the loss in bits, by the bytes of the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +122,8 @@ def _with_bar(batches: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx evaluate",
-        description="Loss, perplexity and bits per byte on the validation split.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_artifact_arguments(parser)
-    parser.add_argument("--rows", type=int, help="read only so many rows (default: the whole split)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    return parser
+    parsing = parser("evaluate", "Loss, perplexity and bits per byte on the validation split.", EXAMPLES)
+    add_artifact_arguments(parsing)
+    parsing.add_argument("--rows", type=int, help="read only so many rows (default: the whole split)")
+    parsing.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parsing

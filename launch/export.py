@@ -4,19 +4,18 @@ import argparse
 from pathlib import Path
 
 from launch.artifact import add_artifact_arguments, open_artifact
+from launch.cli_help import parser
 from launch.lineage import FILE_NAME, record_lineage
 from orchestrator.data import files
 from orchestrator.errors import ConfigError
 
-EXAMPLES = """examples:
-  phalanx export quickstart-1a2b3c4d exported/
+EXAMPLES = """  phalanx export quickstart-1a2b3c4d exported/
   phalanx export runs/llama-1a2b3c4d exported/ --step 4000
 
 Then, for example: vllm serve exported/
 
 DIR/lineage.json says what it was made from. Where the run is tracked by W&B, a W&B run of type `export` has used the
-checkpoint's artifact and made the export's.
-"""
+checkpoint's artifact and made the export's."""
 
 
 def run(argv: list[str]) -> int:
@@ -50,13 +49,9 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx export",
-        description="Write a checkpoint as fp32 safetensors that transformers' own classes load.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parsing = parser(
+        "export", "Write a checkpoint as fp32 safetensors that transformers' own classes load.", EXAMPLES
     )
-    add_artifact_arguments(parser)
-    parser.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    return parser
+    add_artifact_arguments(parsing)
+    parsing.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    return parsing

@@ -4,19 +4,18 @@ import argparse
 from typing import TYPE_CHECKING
 
 from launch.artifact import Artifact, add_artifact_arguments, best_device, open_artifact
+from launch.cli_help import parser
 from orchestrator.data.tokenize import encode, load_tokenizer
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-EXAMPLES = """examples:
-  phalanx generate quickstart-1a2b3c4d --prompt 'def main('
+EXAMPLES = """  phalanx generate quickstart-1a2b3c4d --prompt 'def main('
   phalanx generate runs/quickstart-1a2b3c4d --step 200 --temperature 0
   phalanx generate runs/quickstart-1a2b3c4d/checkpoints/step_00000400 --top-k 40 --count 3
 
-The same seed prints the same text. A text longer than the model's window goes on from its newest half.
-"""
+The same seed prints the same text. A text longer than the model's window goes on from its newest half."""
 
 
 def run(argv: list[str]) -> int:
@@ -80,19 +79,13 @@ def _problems(options: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx generate",
-        description="Continue a prompt with a trained model.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_artifact_arguments(parser)
-    parser.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
-    parser.add_argument("--max-tokens", type=int, default=200, help="(default: 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
-    parser.add_argument("--top-k", type=int, help="only the k likeliest tokens (default: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="only the likeliest that reach p (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i (default: 0)")
-    parser.add_argument("--count", type=int, default=1, help="how many texts (default: 1)")
-    return parser
+    parsing = parser("generate", "Continue a prompt with a trained model.", EXAMPLES)
+    add_artifact_arguments(parsing)
+    parsing.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
+    parsing.add_argument("--max-tokens", type=int, default=200, help="(default: 200)")
+    parsing.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
+    parsing.add_argument("--top-k", type=int, help="only the k likeliest tokens (default: all)")
+    parsing.add_argument("--top-p", type=float, default=1.0, help="only the likeliest that reach p (default: 1)")
+    parsing.add_argument("--seed", type=int, default=0, help="sample i uses seed + i (default: 0)")
+    parsing.add_argument("--count", type=int, default=1, help="how many texts (default: 1)")
+    return parsing

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.record import newest_submission
 from orchestrator.errors import ConfigError
@@ -19,12 +20,10 @@ from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.state import RunState, run_state
 from orchestrator.runfolder import RunFolder
 
-_EXAMPLES = """examples:
-  phalanx logs quickstart-1a2b3c4d              the newest attempt's rank 0, or the rank that failed first
-  phalanx logs runs/quickstart-1a2b3c4d -f      follow it until the run ends
+_EXAMPLES = """  phalanx logs quickstart-1a2b3c4d           the newest attempt's rank 0, or the rank that failed first
+  phalanx logs runs/quickstart-1a2b3c4d -f   follow it until the run ends
   phalanx logs RUN --rank 3 --attempt 1 --tail 50
-  phalanx logs RUN --job -f                     what its SLURM job prints
-"""
+  phalanx logs RUN --job -f                  what its SLURM job prints"""
 _POLL_S = 0.2
 
 
@@ -53,20 +52,15 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx logs",
-        description="What a rank printed.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="a run's id or folder")
-    parser.add_argument("--rank", type=int, help="default: 0, or the rank that failed first")
-    parser.add_argument("--attempt", type=int, help="default: the newest")
-    parser.add_argument("--job", action="store_true", help="the output of the run's newest SLURM job instead")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
-    parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
-    return parser
+    parsing = parser("logs", "What a rank printed.", _EXAMPLES)
+    parsing.add_argument("run", help="a run's id or folder")
+    parsing.add_argument("--rank", type=int, help="default: 0, or the rank that failed first")
+    parsing.add_argument("--attempt", type=int, help="default: the newest")
+    parsing.add_argument("--job", action="store_true", help="the output of the run's newest SLURM job instead")
+    parsing.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    parsing.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+    parsing.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    return parsing
 
 
 def chosen_log(folder: RunFolder, *, rank: int | None, attempt: int | None) -> Path:

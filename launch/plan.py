@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from launch.cli_help import parser
 from launch.compose import compose
 from launch.plan_text import Section, fit_section, plan_sections, total_flops, total_tokens
 from orchestrator.codec import encode
@@ -23,21 +24,19 @@ from orchestrator.errors import ConfigError
 from orchestrator.fit import fits
 from orchestrator.memory import held_bytes
 from orchestrator.observe.wording import batch_words
-from orchestrator.placement import place, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
 from orchestrator.spec import Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
 
-EXAMPLES = """examples:
-  phalanx plan experiment=quickstart
+EXAMPLES = """  phalanx plan experiment=quickstart
   phalanx plan experiment=llama_8b_h100x64 cluster.num_workers=512
   phalanx plan --fit model=llama_8b cluster=h100x8 train=bf16 train.global_batch_size=64
   phalanx plan --price 2.5 experiment=gpt_1_3b_h100x8
   phalanx plan --json experiment=gpt_1_3b_h100x8 parallel=zero3
   phalanx doctor --probe      # once: from then on a CPU's step time is measured, not assumed
 
-Needs neither data, nor a GPU, nor a cluster. Exits 2, with the numbers, when the plan can't work.
-"""
+Needs neither data, nor a GPU, nor a cluster. Exits 2, with the numbers, when the plan can't work."""
 
 
 def run(argv: list[str]) -> int:
@@ -52,13 +51,7 @@ def run(argv: list[str]) -> int:
         plan = plan_run(config, None, device=device, probe=recorded_probe())
     else:  # the run may have been started before: then its schedule is fixed, and the batch may be uneven
         plan = plan_for(config, manifest, find_folder(config, manifest), device)
-    placement = place(
-        num_workers=plan.batch.world_size,
-        workers_per_node=config.cluster.workers_per_node,
-        cpus_per_worker=config.cluster.cpus_per_worker,
-        gpus_per_worker=1 if device == "cuda" else 0,
-        nodes=planned_nodes(config.cluster, device=device),
-    )
+    placement = planned_placement(config.cluster, device)
     refusal = memory_refusal(config, plan)
     snapshots = fitting_snapshots(config, plan, placement, config.cluster.memory_bytes_per_node)
     if refusal is None and not snapshots.is_enough:
@@ -80,20 +73,18 @@ def planned_device(config: RunConfig) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx plan",
-        usage="phalanx plan [--fit] [--price PRICE] [--json] [KEY=VALUE ...]",
-        description="What a config means: batch, placement, parameters, FLOPs, memory, DeepSpeed JSON.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parsing = parser(
+        "plan",
+        "What a config means: batch, placement, parameters, FLOPs, memory, DeepSpeed JSON.",
+        EXAMPLES,
+        "[--fit] [--price PRICE] [--json] [KEY=VALUE ...]",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.add_argument(
+    parsing.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parsing.add_argument(
         "--fit", action="store_true", help="search the fastest stage, micro-batch and offload that fit"
     )
-    parser.add_argument("--price", type=float, help="of one GPU for an hour: what the run costs")
-    return parser
+    parsing.add_argument("--price", type=float, help="of one GPU for an hour: what the run costs")
+    return parsing
 
 
 def _run_fit(config: RunConfig, *, as_json: bool) -> int:

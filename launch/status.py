@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
@@ -24,12 +25,10 @@ from orchestrator.observe.units import duration_text, plural
 from orchestrator.observe.wording import event_line, goodput_words
 from orchestrator.runfolder import RunFolder
 
-_EXAMPLES = """examples:
-  phalanx status                       every run under runs/
-  phalanx status quickstart-1a2b3c4d   one run: attempts, last events, checkpoint, W&B
+_EXAMPLES = """  phalanx status                        every run under runs/
+  phalanx status quickstart-1a2b3c4d    one run: attempts, last events, checkpoint, W&B
   phalanx status quickstart-sweep-1a2b  one sweep: its trials and the best of them
-  phalanx status --json                the same for programs
-"""
+  phalanx status --json                 the same for programs"""
 _LAST_EVENTS = 8
 T = TypeVar("T")
 
@@ -90,16 +89,11 @@ def _told(problem: SlurmError | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="phalanx status",
-        description="What runs there are and how they are.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", nargs="?", help="a run's or a sweep's id or folder; without it, a table of all")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    return parser
+    parsing = parser("status", "What runs there are and how they are.", _EXAMPLES)
+    parsing.add_argument("run", nargs="?", help="a run's or a sweep's id or folder; without it, a table of all")
+    parsing.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    parsing.add_argument("--json", action="store_true", help="for programs")
+    return parsing
 
 
 def as_json(value: Any) -> str:

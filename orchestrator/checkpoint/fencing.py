@@ -56,7 +56,13 @@ def take(store: Store, claim: Claim) -> bool:
 
 def newest_attempt(store: Store) -> int:
     """The newest attempt claimed in the store, 0 where there is none."""
-    return max((int(match.group(1)) for name in store.list(FOLDER) if (match := _NAME.fullmatch(name))), default=0)
+    # A long run has thousands, and they are asked for at every commit: of the longest names the last is the newest.
+    names = list(reversed(store.list(FOLDER)))
+    names.sort(key=len, reverse=True)
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            return int(match.group(1))
+    return 0
 
 
 def refuse_if_fenced(store: Store, attempt: int, claim: Claim | None = None) -> None:

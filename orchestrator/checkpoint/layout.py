@@ -74,9 +74,8 @@ class Piece(NamedTuple):
     count: int  # type: ignore[assignment]  # it hides a method of tuples that nobody needs here
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where a logical tensor lies: for each kind its pieces, by rising start."""
+class TensorEntry(NamedTuple):
+    """Where a logical tensor lies: for each kind its pieces, by rising start. A named tuple as pieces are."""
 
     shape: tuple[int, ...]
     kinds: dict[str, tuple[Piece, ...]]
@@ -96,8 +95,7 @@ class SmallEntry:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadFile:
+class PayloadFile(NamedTuple):
     """What one rank wrote, as it confirms it to whoever commits. Plain values: picklable, JSON at heart."""
 
     file: str
@@ -124,17 +122,13 @@ class PayloadFile:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
-        file = raw["file"]
-        tensors = {
-            name: TensorEntry(
-                checked_shape(entry["shape"]),
-                {
-                    kind: tuple(Piece(file, offset, start, count) for offset, start, count in pieces)
-                    for kind, pieces in entry["kinds"].items()
-                },
-            )
-            for name, entry in raw["tensors"].items()
-        }
+        file, tensors = raw["file"], {}
+        for name, entry in raw["tensors"].items():
+            kinds = {
+                kind: tuple([Piece(file, offset, start, count) for offset, start, count in pieces])
+                for kind, pieces in entry["kinds"].items()
+            }
+            tensors[name] = TensorEntry(checked_shape(entry["shape"]), kinds)
         return cls(file, raw["bytes"], raw["xxh3_128"], tensors, small_entries(raw["small"]), raw.get("key_check"))
 
 
@@ -173,6 +167,9 @@ def checked_shape(raw: Sequence[Any]) -> tuple[int, ...]:
 
 def checked_counts(raw: Sequence[Any], length: int) -> list[int]:
     found = list(raw)
-    if len(found) != length or {*map(type, found)} - {int} or (found and min(found) < 0):
+    is_good = len(found) == length
+    for number in found:  # few at a time, but of every rank at every commit: a set would cost more
+        is_good = is_good and type(number) is int and number >= 0
+    if not is_good:
         raise ValueError(f"expected {length} whole numbers of 0 or more, found {raw!r}")
     return found

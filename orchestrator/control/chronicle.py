@@ -11,7 +11,8 @@ from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.gpus import GpuWatch
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
-from orchestrator.observe.tracking import Tracker, summary_values
+from orchestrator.observe.tracking import Tracker
+from orchestrator.observe.wandb_values import summary_values
 from orchestrator.observe.wording import event_line
 from orchestrator.runfolder import RunFolder
 
@@ -91,7 +92,8 @@ class Chronicle:
     def ranks(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Every rank's report of a step, in rank order; its row follows."""
         faults = self._gpus.hear(reports)
-        self._eyes.ranks([{**report, "gpu": self._gpus.newest(rank)} for rank, report in enumerate(reports)])
+        if self._eyes.are_open:
+            self._eyes.ranks([{**report, "gpu": self._gpus.newest(rank)} for rank, report in enumerate(reports)])
         for fault in faults:
             self.event("gpu_fault", reports[0]["attempt"], reports[0]["step"], **fault)
 

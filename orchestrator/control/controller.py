@@ -285,7 +285,8 @@ class Controller:
             case "step":
                 if self.reports.hear_step(attempt, message):
                     self._on_first_step(attempt)
-                telling.tell_stragglers(self._chronicle, attempt, self._fleet.host_of_rank)
+                if attempt.stragglers:
+                    telling.tell_stragglers(self._chronicle, attempt, self._fleet.host_of_rank)
             case "done":
                 attempt.dones[message["rank"]] = message
                 self._conclude_if_done()
@@ -382,7 +383,7 @@ class Controller:
         if not agents or self.state.is_end:
             return
         for agent in agents:
-            ranks = self._fleet.lose(agent)
+            ranks = self._fleet.lose(agent, is_left=why is not None)
             telling.tell_lost(self._chronicle, self._attempt, agent.host, self._clock.time(), ranks=ranks, why=why)
         hosts = ", ".join(agent.host for agent in agents)
         self._interrupt(lifecycle.NodeLost(f"attempt {self._number}: node {hosts}"))

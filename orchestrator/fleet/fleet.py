@@ -87,8 +87,10 @@ class Fleet:
         cluster, present = self._run.config.cluster, {agent.node for agent in self.agents}
         is_enough = bool(present) and may_go_on(cluster, remaining(self._whole, present))
         wait_s = cluster.replace_timeout_s if is_enough else cluster.start_timeout_s
+        if is_enough and not self._has_lost:
+            wait_s = 0.0
         if self._missing:
-            replaced = self._cluster.replace_agents(self._whole, self._missing, wait_s if self._has_lost else 0.0)
+            replaced = self._cluster.replace_agents(self._whole, self._missing, wait_s)
             self._has_lost = False
             for agent in replaced.agents:
                 if agent.node not in present:
@@ -140,7 +142,8 @@ class Fleet:
         if self._disks is not None:
             self._disks.open(self.agents, self._secret, is_private=self._run.config.checkpoint.encrypt)
         if self._run.plan.device == "cuda" and self._run.config.worker.start is WorkerStart.fork:
-            for problem in cuda_fork_problems(self._cluster, [a for a in self.agents if a in self._untried]):
+            untried = {agent.node for agent in self._untried}
+            for problem in cuda_fork_problems(self._cluster, [a for a in self.agents if a.node in untried]):
                 self._chronicle.console.warn(problem)
         self._untried = []
 
@@ -153,10 +156,12 @@ class Fleet:
                 self._standbys.hear(event)
         return [event for event in events if event["kind"] not in STANDBY_KINDS], dead
 
-    def lose(self, agent: AgentHandle) -> list[int]:
-        """The ranks that end with this agent. Until `replace_lost` it is missing."""
+    def lose(self, agent: AgentHandle, *, is_left: bool = False) -> list[int]:
+        """The ranks that end with this agent. Until `replace_lost` it is missing. `is_left`: it lives, and is left on
+        purpose: another node is waited for only if there is one."""
+        assert self._whole is not None
         self.agents.remove(agent)
-        self._has_lost = True
+        self._has_lost = self._has_lost or not is_left or self._cluster.has_room(self._whole, [agent.node])
         self._standbys = None
         return [place.rank for place in self.placement.ranks if place.node == agent.node]
 

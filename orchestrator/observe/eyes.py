@@ -31,14 +31,18 @@ class Eyes:
         self._eyes = dict(eyes or {})
         self._notices = list(notices)
 
+    @property
+    def are_open(self) -> bool:
+        """Whether any of them looks."""
+        return bool(self._eyes)
+
     def row(self, row: StepRow) -> None:
         self._each(lambda eye: eye.row(row))
 
     def ranks(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Every rank's report of a step, in rank order."""
-        if self._eyes:
-            health = [rank_health(report) for report in reports]
-            self._each(lambda eye: eye.ranks(health))
+        health = [rank_health(report) for report in reports]
+        self._each(lambda eye: eye.ranks(health))
 
     def event(self, record: Mapping[str, Any]) -> None:
         self._each(lambda eye: eye.event(record))

@@ -202,7 +202,7 @@ class Loop:
 
     def _pause(self, done: int, report: Message) -> None:
         """Leave with a snapshot in memory, from which another attempt goes on."""
-        self._progress.enter(Phase.saving)
+        self._progress.enter(Phase.storing)
         self._snapshots.secure(done, self._facts(report))
         self._progress.enter(Phase.done)
         self._channel.send({"kind": "done", "step": done, "is_drained": False, "is_paused": True})

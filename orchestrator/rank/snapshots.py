@@ -188,16 +188,25 @@ class Snapshots:
                 self._inbox.wait()
 
     def secure(self, step: int, facts: Message) -> None:
-        """Return once `step` is whole in memory, whether a snapshot of it was due or not."""
+        """Return once `step` is whole in memory, and in a peer's where there are peers, whether a snapshot or a copy
+        of it was due or not: this node may be one that is left now."""
         snapshotter = self._snapshotter or self._open()
         snapshotter.wait()
-        if snapshotter.sealed_step == step:
-            return
-        parts, small = self._engine.state_parts, {**self._small(is_stored=False), **facts}
-        how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
-        while not snapshotter.take(step, parts, small, **how):
+        if snapshotter.sealed_step != step:
+            parts, small = self._engine.state_parts, {**self._small(is_stored=False), **facts}
+            how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
+            while not snapshotter.take(step, parts, small, **how):
+                self._inbox.wait()
+            snapshotter.wait()
+        if self._spec.has_peer:
+            self._wait_for_copy(snapshotter)
+            if snapshotter.replicated_step != step:
+                snapshotter.replicate(step)
+                self._wait_for_copy(snapshotter)
+
+    def _wait_for_copy(self, snapshotter: Snapshotter) -> None:
+        while snapshotter.is_replicating:
             self._inbox.wait()
-        snapshotter.wait()
 
     @property
     def _max_backlog(self) -> int:

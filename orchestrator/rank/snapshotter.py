@@ -151,10 +151,23 @@ class Snapshotter:
 
     def slot_of(self, step: int) -> Slot | None:
         """The slot that holds `step` whole."""
-        for slot, header in zip(self._slots, self._headers, strict=True):
+        index = self._index_of(step)
+        return None if index is None else self._slots[index]
+
+    def _index_of(self, step: int) -> int | None:
+        for index, header in enumerate(self._headers):
             if header.state is SlotState.sealed and header.step == step:
-                return slot
+                return index
         return None
+
+    def replicate(self, step: int) -> None:
+        """Begin to copy the slot of `step`, which is sealed, to the peer; the copy before it must have arrived."""
+        index = self._index_of(step)
+        if index is None:
+            raise RuntimeError(f"no slot holds step {step}")
+        self._held[index] += 1
+        self._replicating_step = step
+        self._channel.send({"kind": "replicate", "step": step, "slot": index})
 
     @property
     def is_replicating(self) -> bool:

@@ -1,6 +1,7 @@
 """The agents' side of a checkpoint: payloads as real ranks write them, but small, into the store in memory."""
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +33,19 @@ class Payloads:
         self._world_size = world_size
         self._templates: dict[int, tuple[bytes, dict[str, Any]]] = {}
 
-    def write(self, files: MemoryFiles, rank: int, attempt: int, state: Trained) -> dict[str, Any]:
-        """Put the rank's payload and return what it confirms. The bytes are those of the real writer."""
-        if rank not in self._templates:
-            self._templates[rank] = self._template(rank)
-        header, described = self._templates[rank]
-        data = header + struct.pack("<qq", *state)
-        name = payload_name(rank, attempt)
-        files.put(f"{step_folder(state.step)}/{name}", data)
-        return {**described, "file": name, "xxh3_128": xxhash.xxh3_128(data).hexdigest()}
+    def write(
+        self, files: MemoryFiles, ranks: Iterable[int], attempt: int, state: Trained
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Put the ranks' payloads; each rank and what it confirms. The bytes are those of the real writer."""
+        folder, packed = step_folder(state.step), struct.pack("<qq", *state)
+        for rank in ranks:
+            template = self._templates.get(rank)
+            if template is None:
+                template = self._templates[rank] = self._template(rank)
+            header, described = template
+            data, name = header + packed, payload_name(rank, attempt)
+            files.put(f"{folder}/{name}", data)
+            yield rank, {**described, "file": name, "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
 
     def read(self, files: MemoryFiles, step: int, name: str) -> Trained:
         data = files.read(f"{step_folder(step)}/{name}")
@@ -105,10 +110,9 @@ class Saves:
         self, cluster: FakeCluster, writers: list[tuple[Node, list[int]]], saved: Message, state: Trained
     ) -> None:
         saved = {**saved, "counters": COUNTERS}
-        for node, ranks in writers:
-            for rank in ranks if node.is_alive else ():
-                payload = self.payloads.write(self.files, rank, saved["attempt"], state)
-                cluster.emit({**saved, "rank": rank, "node": node.index, "payload": payload})
+        nodes = {rank: node.index for node, ranks in writers if node.is_alive for rank in ranks}
+        for rank, payload in self.payloads.write(self.files, nodes, saved["attempt"], state):
+            cluster.emit({**saved, "rank": rank, "node": nodes[rank], "payload": payload})
 
     def _leave(self, cluster: FakeCluster, training: Training, step: int) -> None:
         if cluster.training is training and not training.is_halted:

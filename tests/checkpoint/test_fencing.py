@@ -35,6 +35,14 @@ def test_a_claim_says_who_it_is(tmp_path):
     assert committed_steps(store) == []
 
 
+def test_the_newest_of_many_claims_is_that_of_the_highest_number(tmp_path):
+    store = Store(tmp_path)
+    for attempt in (99_998, 7, 100_000, 99_999):
+        claimed(store, attempt)
+    store.write_atomic("attempts/attempt_00100001.json.superseded", [b""])
+    assert newest_attempt(store) == 100_000
+
+
 def test_an_older_attempt_commits_no_step_any_more(tmp_path):
     store = Store(tmp_path)
     older = claimed(store, 1)

@@ -20,6 +20,7 @@ from slowing import slowed
 from typed import PHALANX, Run, SharedRay, Typist, wait_for
 from typists import clean_environment, joined_typist
 
+from orchestrator.control import growth
 from orchestrator.control.badnodes import read_bad_nodes
 from orchestrator.errors import EXIT_PREEMPTED
 
@@ -215,6 +216,75 @@ def test_the_node_of_a_slow_rank_is_left_for_a_spare_one(typist_on_nodes: Typist
     assert f"left alone while others have room: {left['node']}" in again.output + again.error_output
     again.process.terminate()
     assert again.wait() == EXIT_PREEMPTED
+
+
+def test_without_a_spare_node_the_run_goes_on_without_the_slow_one(
+    typist_on_nodes: Typist, fake_nodes: FakeNodes, run: Run
+) -> None:
+    """At once, as it knows that there is no other, without a step lost even where copies are rare, and without
+    growing onto the node that it has left."""
+    words = ["checkpoint.every_steps=0", "train.eval_every_steps=0", "fault.evict_straggler_after_steps=2"]
+    words += ["train.global_batch_size=18", "cluster.num_workers=3", "cluster.min_workers=2"]
+    words += ["train.steps=100000", "optim.schedule_steps=60", "cluster.grow_interval_s=0.1"]
+    words += ["cluster.replace_timeout_s=100000", "snapshot.replicate_every_steps=100000"]
+    driver = typist_on_nodes.train(run, *words)
+    driver.wait_for_step(run, 3)
+    pid = run.rank_pid(1, 1)
+    assert pid is not None
+    with slowed(pid):
+        driver.wait_for("two ranks that train", lambda: run.newest_attempt() == 2)
+    resumed_step = run.events("attempt_started")[1]["resume_step"]
+    began_s = driver.wait_for_step(run, resumed_step + 1).time
+    driver.wait_for("some looks for other nodes", lambda: seconds_trained(run, began_s) > 1.5 * growth.LOOK_S)
+    assert run.newest_attempt() == 2
+    fake_nodes.add_one()
+    driver.wait_for("three ranks that train", lambda: run.newest_attempt() == 3)
+    driver.wait_for_step(run, run.events("attempt_started")[2]["resume_step"] + 5)
+    driver.process.terminate()
+    assert driver.wait() == EXIT_PREEMPTED
+
+    (left,), (bad,) = run.events("node_lost"), read_bad_nodes(run.folder)
+    assert (bad.node, bad.reason) == (left["node"], left["why"])
+    assert "rank 1 takes" in bad.reason
+    assert [(event["from"], event["to"]) for event in run.events("resized")] == [(3, 2), (2, 3)]
+    attempts = run.events("attempt_started")
+    assert [(event["world_size"], event["source"]) for event in attempts] == [
+        (3, "start"),
+        (2, "peer"),
+        (3, "memory"),
+    ]
+    assert [event["steps_lost"] for event in run.events("recovered")] == [0, 0]
+    assert run.events("rank_died", "run_failed") == []
+
+
+def seconds_trained(run: Run, began_s: float | None) -> float:
+    row = run.newest_row()
+    assert row is not None
+    assert row.time is not None
+    assert began_s is not None
+    return row.time - began_s
+
+
+def test_a_node_that_is_lost_again_and_again_is_left_alone(typist_on_nodes: Typist, run: Run) -> None:
+    """Where only the agent has died its node is taken again first, but not for ever."""
+    words = ["checkpoint.every_steps=0", "train.eval_every_steps=0", "fault.avoid_after_losses=2"]
+    driver = typist_on_nodes.train(run, *words, "train.steps=100000", "optim.schedule_steps=60")
+    driver.wait_for_step(run, 3)
+    for attempt in (1, 2, 3):
+        pid = run.rank_pid(attempt, 1)
+        assert pid is not None
+        assert not run.folder.bad_nodes.exists() or attempt == 3
+        agent_of(pid).kill()
+        driver.wait_for("the next attempt", lambda number=attempt + 1: run.newest_attempt() == number)
+        driver.wait_for_step(run, run.events("attempt_started")[-1]["resume_step"] + 3)
+    driver.process.terminate()
+    assert driver.wait() == EXIT_PREEMPTED
+
+    first, again, other = [event["node"] for event in run.events("node_lost")]
+    assert first == again != other
+    assert [(bad.node, bad.reason) for bad in read_bad_nodes(run.folder)] == [(first, "lost 2 times")]
+    assert {event["world_size"] for event in run.events("attempt_started")} == {2}
+    assert [event["source"] for event in run.events("recovered")] == ["peer"] * 3
 
 
 def test_the_node_of_a_rank_that_holds_other_bits_is_left(

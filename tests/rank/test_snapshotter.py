@@ -284,3 +284,19 @@ def test_a_copy_that_has_arrived_is_kept_here_until_all_have(a_rank, num_slots):
         rank.snapshotter.common_step = step
         assert 9 in rank.sealed()
     assert 1 not in rank.sealed()
+
+
+def test_a_sealed_slot_can_be_copied_later(a_rank):
+    rank = a_rank(3)
+    rank.train_to(1)
+    rank.snapshotter.replicate(1)
+    slot = rank.slot_of(1)
+    assert rank.agent.receive() == {"kind": "replicate", "step": 1, "slot": slot}
+    assert rank.snapshotter.is_replicating
+    for step in (2, 3, 4):
+        rank.train_to(step)
+    assert 1 in rank.sealed()
+    rank.snapshotter.replicated(slot, 1)
+    assert (rank.snapshotter.is_replicating, rank.snapshotter.replicated_step) == (False, 1)
+    with pytest.raises(RuntimeError, match="no slot holds step 2"):
+        rank.snapshotter.replicate(2)
