@@ -28,6 +28,7 @@ from orchestrator.control.pruning import metric_of, retention_of
 from orchestrator.control.rollback import lineage_in
 from orchestrator.errors import EXIT_FAILED, CheckpointError, ConfigError, PhalanxError, StoreError
 from orchestrator.observe.aligned import aligned
+from orchestrator.observe.units import bytes_text, duration_text
 from orchestrator.runfolder import RunFolder
 
 EXAMPLES = """  phalanx ckpt ls quickstart-1a2b3c4d
@@ -184,22 +185,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return (str(row["step"]), *["-"] * (len(_COLUMNS) - 2), state)
     loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
     counts = [str(row[key]) for key in ("files", "world_size", "zero_stage", "attempt")]
-    return (str(row["step"]), _age(row["age_s"]), _size(row["bytes"]), *counts, loss, state)
-
-
-def _age(seconds: float) -> str:
-    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
+    return (str(row["step"]), duration_text(max(0.0, row["age_s"])), bytes_text(row["bytes"]), *counts, loss, state)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -235,7 +221,7 @@ def _print_verified(store: Store, step: int, problems: list[str], is_rejected: b
         print("\n".join(f"  {problem}" for problem in problems), flush=True)
         return
     marker = read_marker(store, step)
-    size = _size(marker.total_bytes)
+    size = bytes_text(marker.total_bytes)
     print(f"{store.where(step_folder(step))}{note}: {len(marker.files)} files, {size}, good", flush=True)
 
 

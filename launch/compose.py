@@ -5,7 +5,6 @@ composed config's ranges and combinations are added. Hydra's own exceptions are 
 """
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +101,6 @@ def from_yaml(text: str) -> RunConfig:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"the text is not a config that this version wrote ({first})") from error
-
-
-def override_snippet(overrides: Sequence[str]) -> str:
-    """Overrides as one would type them again in a shell: `data.path='my data' train.steps=20`."""
-    return shlex.join(overrides)
 
 
 def sweep_dimension(word: str, names: Sequence[str] = ()) -> Dimension | None:

@@ -24,7 +24,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.fit import fits
 from orchestrator.memory import held_bytes
 from orchestrator.observe.wording import batch_words
-from orchestrator.placement import place, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
 from orchestrator.spec import Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
@@ -51,13 +51,7 @@ def run(argv: list[str]) -> int:
         plan = plan_run(config, None, device=device, probe=recorded_probe())
     else:  # the run may have been started before: then its schedule is fixed, and the batch may be uneven
         plan = plan_for(config, manifest, find_folder(config, manifest), device)
-    placement = place(
-        num_workers=plan.batch.world_size,
-        workers_per_node=config.cluster.workers_per_node,
-        cpus_per_worker=config.cluster.cpus_per_worker,
-        gpus_per_worker=1 if device == "cuda" else 0,
-        nodes=planned_nodes(config.cluster, device=device),
-    )
+    placement = planned_placement(config.cluster, device)
     refusal = memory_refusal(config, plan)
     snapshots = fitting_snapshots(config, plan, placement, config.cluster.memory_bytes_per_node)
     if refusal is None and not snapshots.is_enough:

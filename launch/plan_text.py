@@ -56,14 +56,6 @@ def plan_sections(
     ]
 
 
-def render_plan(plan: RunPlan, placement: Placement, config: RunConfig) -> str:
-    """The sections as plain text: titles, then lines indented by two."""
-    return "\n\n".join(
-        "\n".join([section.title, *(f"  {line}" for line in section.lines)])
-        for section in plan_sections(plan, placement, config)
-    )
-
-
 def _batch_lines(plan: RunPlan) -> list[str]:
     schedule = "" if plan.schedule_steps == plan.steps else f", schedule of {plan.schedule_steps:,} steps"
     return [

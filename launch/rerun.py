@@ -13,7 +13,8 @@ from launch.compose import compose, from_yaml, recipe_yaml, resolved_yaml
 from launch.runs import find_run
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
-from orchestrator.control.driver import Typed, drive
+from orchestrator.control.driver import drive
+from orchestrator.control.session import Typed
 from orchestrator.errors import ConfigError
 from orchestrator.report.record import differences, flattened
 from orchestrator.runfolder import RunFolder

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from launch.cli_help import parser
 from launch.compose import compose
+from launch.job.ending import slowest_save_s
 from launch.kuberay import submitting as kuberay
 from launch.plan import manifest_if_any, planned_device
 from launch.slurm import commands
-from launch.slurm.ending import slowest_save_s
 from launch.slurm.jobspec import JobSpec, job_spec
 from launch.slurm.partitions import request_problems
 from launch.slurm.record import Submission, append_submission, newest_submission

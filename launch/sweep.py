@@ -12,7 +12,7 @@ from launch.cli_help import parser
 from launch.sweep_plan import preview_json, preview_lines, trial_costs
 from launch.sweep_words import SweepWords, read_words
 from orchestrator.config import RunConfig, Scheduler
-from orchestrator.control.driver import Notices
+from orchestrator.control.notices import Notices
 from orchestrator.control.opening import read_data
 from orchestrator.data.files import join, write_atomically
 from orchestrator.errors import EXIT_PREEMPTED, ConfigError

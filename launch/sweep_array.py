@@ -147,7 +147,7 @@ def _script(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], device
         ),
         setup=cluster.slurm.setup,
         environment=cluster.slurm.environment,
-        command=[python, "-P", "-m", "launch.slurm.arraytask", str(folder.path.absolute())],
+        command=[python, "-P", "-m", "launch.job.arraytask", str(folder.path.absolute())],
     )
 
 

@@ -9,11 +9,13 @@ from launch.compose import from_yaml
 from launch.runs import find_run
 from orchestrator.codec import encode
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
+from orchestrator.observe.artifacts import wandb_safe
 from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import stream_rows
 from orchestrator.observe.state import RunState, is_held, state_of
-from orchestrator.observe.tracking import start_tracking, summary_values, wandb_safe
+from orchestrator.observe.tracking import start_tracking
+from orchestrator.observe.wandb_values import summary_values
 from orchestrator.runfolder import RunFolder
 
 EXAMPLES = """  phalanx sync first                  after an end without W&B: sends the steps that it lacks, in order

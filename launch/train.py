@@ -6,7 +6,8 @@ import sys
 
 from launch.compose import compose, recipe_yaml, resolved_yaml
 from launch.slurm.jobspec import SUBMITTED_AS
-from orchestrator.control.driver import Typed, drive
+from orchestrator.control.driver import drive
+from orchestrator.control.session import Typed
 
 HELP = """usage: phalanx train [--config-dir DIR] [--cfg] [KEY=VALUE ...]
 

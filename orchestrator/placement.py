@@ -100,6 +100,11 @@ def planned_nodes(cluster: ClusterConfig, *, device: str) -> list[NodeFacts]:
     ]
 
 
+def planned_placement(cluster: ClusterConfig, device: str) -> Placement:
+    """On `planned_nodes`: where the workers would be, before there is a cluster."""
+    return place_workers(cluster, device, planned_nodes(cluster, device=device))
+
+
 def _room(node: NodeFacts, workers_per_node: int | None, cpus_per_worker: int, gpus_per_worker: int) -> int:
     room = node.cpus // cpus_per_worker
     if gpus_per_worker:

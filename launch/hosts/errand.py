@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from launch.hosts.marks import processes_of
-from launch.slurm.node import MAIN_PROCESSES
+from launch.job.node import MAIN_PROCESSES
 from orchestrator.fleet.surroundings import TEMP_PREFIX
 from orchestrator.processes import find_process
 

@@ -13,9 +13,9 @@ import signal
 import sys
 
 from launch.hosts.marks import MARK
-from launch.slurm.lines import LineReader, Message
-from launch.slurm.node import Node, become_subreaper, own_address
-from launch.slurm.waking import Wakeup
+from launch.job.lines import LineReader, Message
+from launch.job.node import Node, become_subreaper, own_address
+from launch.job.waking import Wakeup
 from orchestrator.fleet.surroundings import here
 from orchestrator.processes import birth_s
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from launch.hosts.record import ClusterRecord, Host, Started
 from launch.hosts.ssh import Connection
-from launch.slurm.gathering import Gathering
-from launch.slurm.lines import Message
+from launch.job.gathering import Gathering
+from launch.job.lines import Message
 from orchestrator.errors import PhalanxError
 
 NODE, ERRAND = "launch.hosts.node", "launch.hosts.errand"

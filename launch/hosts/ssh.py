@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-from launch.slurm.lines import LineReader, Message, line
+from launch.job.lines import LineReader, Message, line
 
 LAST_LINES = 3
 CONNECT_TIMEOUT_S = 15

@@ -14,7 +14,7 @@ from orchestrator.config import RunConfig
 from orchestrator.control.snapshotmemory import snapshot_memory
 from orchestrator.errors import ConfigError
 from orchestrator.fleet.surroundings import RAY_SETTINGS
-from orchestrator.placement import place, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import plan_run
 
 
@@ -49,13 +49,7 @@ def manifest_text(config: RunConfig, overrides: list[str], device: str) -> str:
         raise ConfigError(*problems)
     manifest, _ = manifest_if_any(config)
     plan = plan_run(config, manifest, device=device)
-    placement = place(
-        num_workers=plan.batch.world_size,
-        workers_per_node=config.cluster.workers_per_node,
-        cpus_per_worker=config.cluster.cpus_per_worker,
-        gpus_per_worker=1 if device == "cuda" else 0,
-        nodes=planned_nodes(config.cluster, device=device),
-    )
+    placement = planned_placement(config.cluster, device)
     shm_bytes = snapshot_memory(config, plan, placement).snapshot_bytes + SHM_BESIDE_SNAPSHOTS_BYTES
     if problem := shortage(config.cluster, shm_bytes):
         raise ConfigError(problem)

@@ -1,6 +1,6 @@
 """SLURM's commands: the only file that calls sbatch, squeue, scontrol, sinfo, scancel and sacct.
 
-srun is a stream of its own, for as long as what it starts: job.py's and allocation.py's.
+srun is a stream of its own, for as long as what it starts: the job's (launch/job/) and allocation.py's.
 """
 
 import re

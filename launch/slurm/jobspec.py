@@ -53,7 +53,7 @@ class JobSpec:
     @property
     def command(self) -> list[str]:
         """What the batch script becomes."""
-        return [self.host_python, "-P", "-m", "launch.slurm.job", self.run_folder]
+        return [self.host_python, "-P", "-m", "launch.job.batch", self.run_folder]
 
     @property
     def submitted_as(self) -> str:
@@ -100,12 +100,12 @@ def node_words(spec: JobSpec, hosts: Sequence[str] | None = None) -> list[str]:
     """`srun ...` that starts the node program once on each node, at the job's full size; on `hosts` alone where some
     are unfit."""
     interface = [spec.network_interface] if spec.network_interface else []
-    return _on_nodes(spec, ["launch.slurm.node", *interface], hosts)
+    return _on_nodes(spec, ["launch.job.node", *interface], hosts)
 
 
 def check_words(spec: JobSpec) -> list[str]:
     """`srun ...` that checks each node, before anything is started there."""
-    return _on_nodes(spec, ["launch.slurm.checknode", json.dumps(encode(spec.check))], None)
+    return _on_nodes(spec, ["launch.job.checknode", json.dumps(encode(spec.check))], None)
 
 
 def _on_nodes(spec: JobSpec, module: list[str], hosts: Sequence[str] | None) -> list[str]:
@@ -127,7 +127,7 @@ def driver_words(spec: JobSpec, hosts: Sequence[str], batch_host: str) -> list[s
     """
     pyxis = _pyxis(spec.container)
     is_step = bool(pyxis) or hosts[0] != batch_host
-    program = ["launch.slurm.driver"] if is_step else ["launch.cli", "train"]
+    program = ["launch.job.driver"] if is_step else ["launch.cli", "train"]
     train = [spec.python, "-P", "-m", *program, *spec.overrides]
     if len(hosts) < spec.request.nodes:
         train.append(f"cluster.num_workers={len(hosts) * spec.request.workers_per_node}")

@@ -144,11 +144,6 @@ class LocalFiles:
         return os.open(path, flags, self._mode)
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a file's name is that of a write under way, or of one that was cut off."""
-    return name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX)
-
-
 def _write_durably(descriptor: int, chunks: Iterable[Buffer]) -> None:
     for chunk in chunks:
         rest = memoryview(chunk).cast("B")

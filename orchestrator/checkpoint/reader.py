@@ -116,9 +116,6 @@ class CheckpointReader:
             self._fill(name, pieces, max(0, bisect_right(starts, start) - 1), start, target)
         return target
 
-    def small_keys(self) -> tuple[str, ...]:
-        return tuple(sorted(self._small))
-
     def small(self, key: str) -> np.ndarray:
         """A small tensor, whole. Raises CheckpointError where it is not held."""
         if key not in self._small:

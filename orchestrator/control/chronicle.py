@@ -11,7 +11,8 @@ from orchestrator.observe.goodput import goodput_ledger
 from orchestrator.observe.gpus import GpuWatch
 from orchestrator.observe.ledger import Ledger, read_events
 from orchestrator.observe.metrics import MetricsLog, StepRow, read_rows
-from orchestrator.observe.tracking import Tracker, summary_values
+from orchestrator.observe.tracking import Tracker
+from orchestrator.observe.wandb_values import summary_values
 from orchestrator.observe.wording import event_line
 from orchestrator.runfolder import RunFolder
 

@@ -1,11 +1,16 @@
 """What keeps the run from training, and what that has cost."""
 
+import time
 from dataclasses import dataclass
 
 from orchestrator.control.attempt import Attempt
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.clock import Clock
+from orchestrator.observe.metrics import read_last_rows
+from orchestrator.runfolder import RunFolder
 from orchestrator.spec import ResumePoint
+
+ORDERLY_ENDS = frozenset({"run_finished", "run_failed", "preemption_notice"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,25 @@ class Interruption:
     def steps_lost(self, resume: ResumePoint) -> int:
         """Steps that are done again by an attempt that starts there."""
         return max(0, self.at_step - resume.step)
+
+
+def interruption(folder: RunFolder, events: list[dict[str, object]]) -> Interruption | None:
+    """What the death of an earlier driver cost so far; None where the run had not begun, or had ended in order."""
+    last_attempt: list[dict[str, object]] = []
+    for event in events:
+        if event["event"] == "attempt_started":
+            last_attempt = []
+        last_attempt.append(event)
+    has_begun = any(event["event"] == "attempt_started" for event in last_attempt)
+    if not has_begun or any(event["event"] in ORDERLY_ENDS for event in last_attempt):
+        return None
+    rows = read_last_rows(folder.metrics, 1)
+    seen_s = max(float(str(event["t"])) for event in last_attempt)
+    if folder.metrics.exists():
+        seen_s = max(seen_s, folder.metrics.stat().st_mtime)
+    return Interruption(
+        since_s=time.monotonic() - max(0.0, time.time() - seen_s), at_step=rows[0].step if rows else 0
+    )
 
 
 class Downtime:

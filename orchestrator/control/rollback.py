@@ -36,7 +36,6 @@ class Rollbacks:
         self._clock = clock
         self._branches = read_branches(path)
         self._pending: _Pending | None = None
-        self.last_anomaly: Anomaly | None = None
 
     @property
     def lineage(self) -> Lineage:
@@ -54,7 +53,6 @@ class Rollbacks:
 
     def begin(self, anomaly: Anomaly, attempt: int, skipped_windows: tuple[int, ...]) -> None:
         """Until `branch_off`: the next attempt starts before the anomaly."""
-        self.last_anomaly = anomaly
         self._pending = _Pending(anomaly, attempt, skipped_windows)
 
     def branch_off(self, resume: ResumePoint) -> Branch | None:

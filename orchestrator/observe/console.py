@@ -55,7 +55,6 @@ class Console:
     """
 
     def __init__(self, stream: TextIO, is_terminal: bool, *, every_steps: int = 10) -> None:
-        self._is_terminal = is_terminal
         self._every_steps = max(1, every_steps)
         self._stream = stream
         # Lines are never folded: a line is what grep finds.

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -25,29 +24,20 @@ from typing import IO, Any
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator.config import WandbConfig, WandbMode
-from orchestrator.observe.artifacts import checkpoint_artifact, wandb_safe, without_user
-from orchestrator.observe.goodput import Goodput, in_order
+from orchestrator.observe.artifacts import checkpoint_artifact
+from orchestrator.observe.goodput import in_order
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
-from orchestrator.observe.names import row_values
+from orchestrator.observe.wandb_values import (
+    init_arguments,
+    rewind_point,
+    wandb_item,
+    without_secrets,
+)
 from orchestrator.runfolder import RunFolder
 
 QUEUE_ITEMS = 10_000
 """Rows and events kept while W&B can't take them (about 10 MB); beyond that the oldest go."""
-
-# Each argument of wandb.init and the variable by which a person sets it: what they exported wins.
-_EXPORTED = {
-    "project": "WANDB_PROJECT",
-    "entity": "WANDB_ENTITY",
-    "group": "WANDB_RUN_GROUP",
-    "name": "WANDB_NAME",
-    "notes": "WANDB_NOTES",
-    "job_type": "WANDB_JOB_TYPE",
-    "tags": "WANDB_TAGS",
-    "resume": "WANDB_RESUME",
-    "dir": "WANDB_DIR",
-}
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|secret_key|password|passwd|credentials|token)$", re.I)
 
 
 class NullTracker:
@@ -113,14 +103,14 @@ class WandbTracker:
         return self.where
 
     def log(self, row: StepRow) -> None:
-        self._put(_item(row))
+        self._put(wandb_item(row))
 
     def event(self, record: Mapping[str, Any]) -> None:
         """`record` as the ledger returned it: its name is counted, its numbers are drawn over the steps.
 
         A rollback takes back what W&B has of the branch that was left.
         """
-        self._put(_item(record))
+        self._put(wandb_item(record))
         if record["event"] == "checkpoint_committed":
             self._made = [
                 checkpoint_artifact(self.wandb_run_id, str(record.get("path")), record["step"], record.get("bytes"))
@@ -208,7 +198,8 @@ class WandbTracker:
         if was_full or self._start["newest_step"] > newest_step:
             last = math.inf if was_full else self._start["newest_step"]  # later ones are in the queue
             rows = [row for step, row in surviving_rows(self._folder.metrics).items() if newest_step < step <= last]
-            yield from map(_item, in_order((event for event in events if (event["step"] or 0) > newest_step), rows))
+            later = (event for event in events if (event["step"] or 0) > newest_step)
+            yield from map(wandb_item, in_order(later, rows))
 
     def _read(self) -> None:
         """What the client says, until it ends; an end that it did not announce is one more thing to tell."""
@@ -288,70 +279,6 @@ def start_tracking(
         return NullTracker(f"W&B is off: its client could not be started ({error}); metrics.jsonl has every row")
 
 
-def init_arguments(
-    config: WandbConfig, run_id: str, run_folder: RunFolder, environment: Mapping[str, str]
-) -> dict[str, Any]:
-    """Arguments of wandb.init that the environment does not set; the run id is always there."""
-    chosen = {
-        "project": config.project,
-        "entity": config.entity,
-        "group": config.group,
-        "name": run_id,
-        "notes": config.notes,
-        "job_type": config.job_type,
-        "tags": list(config.tags),
-        "resume": "allow",
-        "dir": str(run_folder.path.resolve()),
-    }
-    arguments = {key: value for key, value in chosen.items() if value and not environment.get(_EXPORTED[key])}
-    return arguments | {"id": environment.get("WANDB_RUN_ID") or wandb_safe(run_id)}
-
-
-def without_secrets(value: Any, key: str = "") -> Any:
-    """A copy in which values under secret-looking keys and users in URLs are `***`."""
-    if isinstance(value, Mapping):
-        return {name: without_secrets(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(inner, key) for inner in value]
-    if isinstance(value, str):
-        return "***" if value and _SECRET_KEY.search(key) else without_user(value)
-    return value
-
-
-def _item(record: StepRow | Mapping[str, Any]) -> dict[str, Any]:
-    """A row, or an event as the ledger has it, for the client."""
-    if isinstance(record, StepRow):
-        return {"log": row_values(record), "step": record.step}
-    return {"event": event_values(record), "name": record["event"]}
-
-
-def rewind_point(rollbacks: Sequence[Mapping[str, Any]], *, newest_step: int, newest_attempt: int) -> int | None:
-    """The step after which W&B has rows of branches that the run has left since; None where it has none of them.
-
-    Rows of an attempt that a rollback ended were written before it; those of later attempts know of it.
-    """
-    left = [event["to_step"] for event in rollbacks if event["attempt"] >= newest_attempt]
-    return min(left) if left and min(left) < newest_step else None
-
-
 def _send(pipe: IO[bytes], items: Sequence[Mapping[str, Any]]) -> None:
     pipe.write("".join(json.dumps(item, default=str) + "\n" for item in items).encode())
     pipe.flush()
-
-
-def summary_values(goodput: Goodput) -> dict[str, Any]:
-    """Where the run's time went, for W&B's summary."""
-    parts = {f"goodput/{part}(s)": seconds for part, seconds in goodput.seconds().items()}
-    whole = {} if goodput.ratio is None else {"goodput(%)": 100 * goodput.ratio}
-    return whole | parts | {"goodput/wall(s)": goodput.wall_s}
-
-
-def event_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of an event, as `events/NAME/FIELD`, and the step that they belong to."""
-    name = record["event"]
-    numbers = {
-        f"events/{name}/{field}": value
-        for field, value in record.items()
-        if field not in ("t", "attempt", "step") and isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return numbers if record.get("step") is None else numbers | {"train/step": record["step"]}

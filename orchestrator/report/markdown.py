@@ -6,6 +6,7 @@ from orchestrator.report import sections
 from orchestrator.report.incidents import incidents
 from orchestrator.report.record import RunRecord
 from orchestrator.report.reduce import Curve
+from orchestrator.report.saved import saved_checkpoints
 from orchestrator.report.sections import Table
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -19,7 +20,7 @@ def markdown(record: RunRecord) -> str:
         tuple(tile.label for tile in sections.tiles(record)),
         (tuple(f"{tile.value} ({tile.more})" if tile.more else tile.value for tile in sections.tiles(record)),),
     )
-    saved = sections.saved_checkpoints(record)
+    saved = saved_checkpoints(record)
     digest = sections.end_digest(record)
     commands = "\n".join(f"# {what}\n{line}" for what, line in sections.commands(record))
     parts = [

@@ -9,6 +9,7 @@ from orchestrator.report import sections
 from orchestrator.report.charts import Mark, Plot, Series, line_plot, share_bar
 from orchestrator.report.incidents import Incident, costliest, incidents
 from orchestrator.report.record import RunRecord
+from orchestrator.report.saved import best_of, saved_checkpoints
 from orchestrator.report.sections import Table
 from orchestrator.report.style import STYLE
 
@@ -145,8 +146,8 @@ def _failures(record: RunRecord, found: list[Incident]) -> str:
 
 
 def _checkpoints(record: RunRecord) -> str:
-    saved = sections.saved_checkpoints(record)
-    best = sections.best_of(saved)
+    saved = saved_checkpoints(record)
+    best = best_of(saved)
     words = ""
     if best is not None:
         value = best.eval_loss if best.eval_loss is not None else best.loss

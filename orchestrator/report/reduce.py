@@ -26,9 +26,6 @@ class Curve:
         return Curve(self.x[is_finite], self.y[is_finite])
 
 
-EMPTY = Curve(np.empty(0), np.empty(0))
-
-
 def reduced(curve: Curve, buckets: int) -> list[Curve]:
     """The curve as unbroken pieces, of at most about 4 points in each of `buckets` equal parts of its x range."""
     pieces = [piece for piece in _unbroken(curve) if piece.x.size]

@@ -129,10 +129,6 @@ class FakeCluster:
         dead, self._dead = self._dead, []
         return messages, dead
 
-    @property
-    def has_news(self) -> bool:
-        return bool(self._messages or self._dead)
-
     # ---- what agents do
 
     def _on_set_peer(self, node: Node, secret: str, peer: tuple[str, int] | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from orchestrator.config import RunConfig
 from orchestrator.data.manifest import Manifest, Split, TokenizerFacts
 from orchestrator.errors import ConfigError
-from orchestrator.placement import place, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import plan_run
 from orchestrator.simulate.costs import Costs, costs_of
 from orchestrator.spec import Placement, RunPlan
@@ -74,19 +74,8 @@ def setting_of(
         config=replace(full, cluster=cluster),
         plan=replace(plan, batch=replace(plan.batch, world_size=ranks), peak_flops_per_worker=None),
         manifest=manifest,
-        placement=_placement(replace(full, cluster=cluster), device),
-        costs=costs_of(plan, _placement(full, device), step_s=step_s),
-    )
-
-
-def _placement(config: RunConfig, device: str) -> Placement:
-    cluster = config.cluster
-    return place(
-        num_workers=cluster.num_workers,
-        workers_per_node=cluster.workers_per_node,
-        cpus_per_worker=cluster.cpus_per_worker,
-        gpus_per_worker=int(device == "cuda"),
-        nodes=planned_nodes(cluster, device=device),
+        placement=planned_placement(cluster, device),
+        costs=costs_of(plan, planned_placement(full.cluster, device), step_s=step_s),
     )
 
 

@@ -3,32 +3,15 @@
 Colours come from the page (`currentColor` and CSS variables), so that light and dark both work.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
+from orchestrator.report.axis import Axis
 from orchestrator.sweep.space import Choices, Dimension, Space, as_number, extremes
 from orchestrator.sweep.study import Trial, TrialState
 
 WIDTH, HEIGHT = 720, 280
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 16, 36
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """Maps values to places between `start` and `end`, in pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool = False
-
-    def place(self, value: float) -> float:
-        low, high, at = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
-        share = (at - low) / (high - low) if high > low else 0.5
-        return self.start + share * (self.end - self.start)
 
 
 def history(trials: Sequence[Trial], *, maximise: bool) -> str:

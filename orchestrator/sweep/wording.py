@@ -12,7 +12,6 @@ from orchestrator.sweep.space import parameter_words
 from orchestrator.sweep.study import Study, Trial, TrialState
 
 HEADER = ("TRIAL", "STATE", "STEP", "METRIC", "LEFT", "PARAMETERS")
-SECOND_BEST = 5
 
 
 def value_text(value: float | None, metric: Metric) -> str:

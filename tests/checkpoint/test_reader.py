@@ -64,7 +64,6 @@ def test_resharding_reads_each_byte_once(tmp_path):
 
 def test_small_tensors(tmp_path):
     reader = CheckpointReader(Store(tmp_path), save(Store(tmp_path), 1, random_state({"w": (3,)}), world_size=2))
-    assert reader.small_keys() == ("rng/0", "rng/1")
     np.testing.assert_array_equal(reader.small("rng/1"), np.arange(5, dtype=np.uint8))
     with pytest.raises(CheckpointError, match="no small tensor 'rng/2'"):
         reader.small("rng/2")

@@ -20,7 +20,7 @@ from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.retry import ANY, Patience, retried
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify
-from orchestrator.control.driver import degraded
+from orchestrator.control.session import degraded
 from orchestrator.errors import StoreError, StoreFault
 from orchestrator.runfolder import RunFolder
 

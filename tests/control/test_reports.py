@@ -41,8 +41,7 @@ def test_a_last_checkpoint_that_is_faster_than_the_one_before_it_stays_the_newes
         attempt = Attempt(claim.attempt, ResumePoint(), len(ranks), 0.0, StragglerWatch(0))
         payloads = Payloads(len(ranks))
         for step in (STEPS, 10):
-            for rank in range(len(ranks)):
-                payload = payloads.write(files, rank, claim.attempt, Trained(step, 0))
+            for rank, payload in payloads.write(files, range(len(ranks)), claim.attempt, Trained(step, 0)):
                 said = {"kind": "saved", "step": step, "rank": rank, "payload": payload, "counters": COUNTERS}
                 reports.hear(attempt, {**said, "seconds": 1.0, "is_last": step == STEPS})
         reports.settle()

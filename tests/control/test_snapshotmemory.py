@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from launch.compose import compose
-from launch.plan_text import render_plan
+from launch.plan_text import plan_sections
 from orchestrator.control.snapshotmemory import (
     SnapshotCounts,
     disk_words,
@@ -14,7 +14,7 @@ from orchestrator.control.snapshotmemory import (
     snapshot_words,
 )
 from orchestrator.memory import gigabytes
-from orchestrator.placement import place_workers, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import plan_run
 
 NODES = ("cluster.num_workers=4", "cluster.workers_per_node=2")
@@ -23,7 +23,7 @@ NODES = ("cluster.num_workers=4", "cluster.workers_per_node=2")
 def planned(*words):
     config = compose(["experiment=tiny_test", "cluster.device=cpu", *words]).config
     plan = plan_run(config, None, device="cpu")
-    return config, plan, place_workers(config.cluster, "cpu", planned_nodes(config.cluster, device="cpu"))
+    return config, plan, planned_placement(config.cluster, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_the_nodes_disks_take():
     node_bytes = 3 * 2 * -(-plan.parameters * 12 // 4)
     expected = f"on each node's disk /scratch every 5 steps, the newest 2: at most {gigabytes(node_bytes)}"
     assert disk_words(config, memory) == expected
-    assert expected in render_plan(plan, placement, config)
+    assert any(expected in section.lines for section in plan_sections(plan, placement, config))
 
 
 def test_memory_in_words():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.compose import compose, from_yaml, override_snippet, resolved_yaml
+from launch.compose import compose, from_yaml, resolved_yaml
 from orchestrator.config import Offload, Precision
 from orchestrator.errors import ConfigError
 
@@ -234,7 +234,3 @@ def test_the_resolved_config_reads_back_equal() -> None:
 def test_a_text_that_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         from_yaml(text)
-
-
-def test_the_snippet_can_be_pasted_into_a_shell() -> None:
-    assert override_snippet(["data.path=my data", "train.steps=2"]) == "'data.path=my data' train.steps=2"

@@ -9,10 +9,8 @@ from golden_texts import check_golden
 from tiny_plan import GPT3, TINY, config_of, manifest_of
 
 from launch.plan import EXAMPLES, run
-from launch.plan_text import render_plan
 from orchestrator.codec import encode
 from orchestrator.errors import EXIT_USAGE, ConfigError
-from orchestrator.placement import place, planned_nodes
 from orchestrator.plan import plan_run
 
 
@@ -26,21 +24,6 @@ def test_gpt3_on_1024_gpus_plans_anywhere(capsys):
 def test_quickstart_golden(capsys):
     assert run(["experiment=quickstart", "data.path=null"]) == 0
     check_golden("plan_quickstart.txt", capsys.readouterr().out)
-
-
-def test_render_plan_is_what_the_verb_prints(capsys):
-    run(["experiment=quickstart", "data.path=null"])
-    printed = capsys.readouterr().out
-    config = config_of("experiment=quickstart", "data.path=null")
-    plan = plan_run(config, None, device="cpu")
-    placement = place(
-        num_workers=2,
-        workers_per_node=None,
-        cpus_per_worker=1,
-        gpus_per_worker=0,
-        nodes=planned_nodes(config.cluster, device="cpu"),
-    )
-    assert printed.startswith(render_plan(plan, placement, config) + "\n")
 
 
 def test_json_is_one_object_with_everything(capsys):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.ending import (
+from launch.job.ending import (
     Conclusion,
     Ended,
     Step,

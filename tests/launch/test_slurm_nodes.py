@@ -10,12 +10,12 @@ import sys
 import psutil
 import pytest
 
-from launch.slurm.gathering import Gathering
+from launch.job.gathering import Gathering
+from launch.job.lines import LineReader, line
+from launch.job.node import free_block, own_address
+from launch.job.raystart import FIRST_PORT, LAST_PORT, PORTS_PER_BLOCK, allocated, port_blocks, ray_words
+from launch.job.waking import Wakeup
 from launch.slurm.jobstate import SlurmError
-from launch.slurm.lines import LineReader, line
-from launch.slurm.node import free_block, own_address
-from launch.slurm.raystart import FIRST_PORT, LAST_PORT, PORTS_PER_BLOCK, allocated, port_blocks, ray_words
-from launch.slurm.waking import Wakeup
 
 
 def test_blocks_of_ports_don_t_overlap_and_neighbours_begin_apart() -> None:
@@ -136,7 +136,7 @@ def test_signals_wake_and_no_longer_kill() -> None:
 
 FAMILY = """
 import ctypes, signal, subprocess, sys
-from launch.slurm.node import BLOCKED, end_descendants
+from launch.job.node import BLOCKED, end_descendants
 signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 words = "['sleep', '1000'], start_new_session=True, stdout=subprocess.DEVNULL"

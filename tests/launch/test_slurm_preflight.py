@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.checking import PATIENCE_S, STEP_TIMEOUT_S, Checking
-from launch.slurm.ending import moves
+from launch.job.checking import PATIENCE_S, STEP_TIMEOUT_S, Checking
+from launch.job.ending import moves
 from orchestrator.control.badnodes import add_bad_nodes, excluded, read_bad_nodes
 from orchestrator.doctor.finding import Level
 from orchestrator.doctor.verdict import unfit

@@ -84,7 +84,7 @@ def test_bash_reads_values_as_text(tmp_path: Path) -> None:
     words = subprocess.run(
         ["bash", "-c", last.replace("exec ", 'printf "%s|" ')], capture_output=True, text=True, check=True
     )
-    assert words.stdout == "/env/bin/python|-P|-m|launch.slurm.job|/shared/my runs/r1|"
+    assert words.stdout == "/env/bin/python|-P|-m|launch.job.batch|/shared/my runs/r1|"
 
 
 def test_the_template_has_no_logic() -> None:
@@ -115,7 +115,7 @@ def test_a_driver_on_another_node_is_a_step_and_fewer_nodes_have_fewer_workers()
     words = driver_words(spec, ["n8"], "n7")
     assert words[0] == "srun"
     assert "--nodelist=n8" in words
-    assert "launch.slurm.driver" in words
+    assert "launch.job.driver" in words
     assert words[-1] == "cluster.num_workers=8"
     assert "--nodelist=n8" in node_words(spec, ["n8"])
 

@@ -15,16 +15,10 @@ import pytest
 from step_rows import row
 
 from orchestrator.config import WandbConfig, WandbMode
+from orchestrator.observe.artifacts import wandb_safe
 from orchestrator.observe.names import row_values
-from orchestrator.observe.tracking import (
-    QUEUE_ITEMS,
-    NullTracker,
-    event_values,
-    init_arguments,
-    start_tracking,
-    wandb_safe,
-    without_secrets,
-)
+from orchestrator.observe.tracking import QUEUE_ITEMS, NullTracker, start_tracking
+from orchestrator.observe.wandb_values import event_values, init_arguments, without_secrets
 from orchestrator.runfolder import RunFolder
 
 FAKE_KEY = "a" * 40

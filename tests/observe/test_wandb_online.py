@@ -17,7 +17,8 @@ from launch.compose import compose, resolved_yaml
 from orchestrator.config import WandbConfig, WandbMode
 from orchestrator.observe.ledger import Ledger
 from orchestrator.observe.metrics import MetricsLog
-from orchestrator.observe.tracking import WandbTracker, rewind_point, start_tracking
+from orchestrator.observe.tracking import WandbTracker, start_tracking
+from orchestrator.observe.wandb_values import rewind_point
 from orchestrator.runfolder import RunFolder
 
 pytestmark = pytest.mark.real

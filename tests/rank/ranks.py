@@ -29,7 +29,7 @@ from orchestrator.control.specs import hang_limits, worker_specs
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.prepare import map_in_process, prepare_data
 from orchestrator.observe.metrics import StepRow
-from orchestrator.placement import place, planned_nodes
+from orchestrator.placement import planned_placement
 from orchestrator.plan import plan_run, recorded
 from orchestrator.rank.shares import WantedShares
 from orchestrator.runfolder import RunFolder
@@ -199,14 +199,7 @@ class Ranks:
 
     def specs(self, run: OpenRun, resume: ResumePoint) -> list[WorkerSpec]:
         """A new attempt's."""
-        cluster = run.config.cluster
-        placement = place(
-            num_workers=cluster.num_workers,
-            workers_per_node=cluster.workers_per_node,
-            cpus_per_worker=cluster.cpus_per_worker,
-            gpus_per_worker=0,
-            nodes=planned_nodes(cluster, device="cpu"),
-        )
+        placement = planned_placement(run.config.cluster, "cpu")
         return worker_specs(
             run.config,
             run.plan,

@@ -6,7 +6,7 @@ import pytest
 from rank.ranks import Heard, Ranks, open_run
 
 from orchestrator.control.snapshotmemory import process_bytes, snapshot_memory
-from orchestrator.placement import place_workers, planned_nodes
+from orchestrator.placement import planned_placement
 
 pytestmark = pytest.mark.real
 
@@ -39,8 +39,7 @@ def larger(ranks, tmp_path_factory):
 
 
 def planned(heard: Heard):
-    cluster = heard.run.config.cluster
-    placement = place_workers(cluster, "cpu", planned_nodes(cluster, device="cpu"))
+    placement = planned_placement(heard.run.config.cluster, "cpu")
     return snapshot_memory(heard.run.config, heard.run.plan, placement)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simulated import assert_clean, setting
 
-from launch.slurm.ending import lost_a_node
+from launch.job.ending import lost_a_node
 from orchestrator.control.opening import OpenRun
 from orchestrator.errors import StoreFault
 from orchestrator.observe.ledger import read_events

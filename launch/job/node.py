@@ -1,6 +1,6 @@
 """One node of a job: starts Ray with what SLURM gave this node, ends exactly that, and leaves nothing.
 
-`srun` runs it once per node as `python -m launch.slurm.node [INTERFACE]`. It hears lines on stdin and answers on
+`srun` runs it once per node as `python -m launch.job.node [INTERFACE]`. It hears lines on stdin and answers on
 stdout, both through srun:
     start {"token", "job", "slurm_id"}
                              make a private folder; the head (SLURM_NODEID 0) starts its Ray
@@ -30,11 +30,11 @@ from typing import IO
 
 import psutil
 
+from launch.job.lines import LineReader, Message, line
+from launch.job.raystart import PORTS_PER_BLOCK, allocated, port_blocks, ray_words
+from launch.job.waking import Wakeup
 from launch.slurm import commands
 from launch.slurm.jobstate import JobState
-from launch.slurm.lines import LineReader, Message, line
-from launch.slurm.raystart import PORTS_PER_BLOCK, allocated, port_blocks, ray_words
-from launch.slurm.waking import Wakeup
 from orchestrator.errors import PhalanxError
 from orchestrator.fleet.surroundings import RAY_SETTINGS, locked_temp_dir, remove_stale_temp_dirs
 

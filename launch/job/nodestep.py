@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from launch.slurm.lines import LineReader, Message, line
+from launch.job.lines import LineReader, Message, line
 
 END_TIMEOUT_S = 20.0
 

@@ -1,6 +1,6 @@
 """One node's part in a job's preflight: how it is, how fast it computes, how fast it sums with another node.
 
-`srun` runs it once per node, as `python -m launch.slurm.checknode '{"device": ..., ...}'`. Lines of JSON on stdout:
+`srun` runs it once per node, as `python -m launch.job.checknode '{"device": ..., ...}'`. Lines of JSON on stdout:
     row {"row", "level", "found", "cure"}           each finding
     checked {"address", "port", "flops_per_s", "gpus"}      after the last of them
     failed {"text"}                                 instead, where a device or the network fails at work; it ends
@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.job.lines import Message, line
+from launch.job.node import own_address
 from launch.slurm.jobspec import CheckSettings
-from launch.slurm.lines import Message, line
-from launch.slurm.node import own_address
 from orchestrator.codec import decode, encode
 from orchestrator.doctor import gpus, rates
 from orchestrator.doctor.finding import Finding, Level

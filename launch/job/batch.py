@@ -1,6 +1,6 @@
 """A job from its first line to its last: Ray on every node, the driver, SLURM's signals, the end.
 
-The batch script becomes this process (`exec python -m launch.slurm.job RUN_FOLDER`), so SLURM's signals arrive in
+The batch script becomes this process (`exec python -m launch.job.batch RUN_FOLDER`), so SLURM's signals arrive in
 Python and not in a shell that may lose them. It decides nothing by itself: see ending.py.
 """
 
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.slurm import commands
-from launch.slurm.ending import (
+from launch.job.ending import (
     Conclusion,
     Ended,
     Step,
@@ -30,13 +29,14 @@ from launch.slurm.ending import (
     saved_after,
     slowest_save_s,
 )
-from launch.slurm.gathering import Gathering
+from launch.job.gathering import Gathering
+from launch.job.nodestep import NodeStep, job_environment
+from launch.job.preflight import unfit_nodes
+from launch.job.waking import Wakeup
+from launch.slurm import commands
 from launch.slurm.jobspec import SUBMITTED_AS, JobSpec, driver_words, node_words
 from launch.slurm.jobstate import JobView, SlurmError
-from launch.slurm.nodestep import NodeStep, job_environment
-from launch.slurm.preflight import unfit_nodes
 from launch.slurm.record import Submission, append_submission
-from launch.slurm.waking import Wakeup
 from orchestrator.codec import decode
 from orchestrator.control.badnodes import add_bad_nodes, excluded, read_bad_nodes
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PhalanxError

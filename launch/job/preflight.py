@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.slurm.checking import Checking
+from launch.job.checking import Checking
+from launch.job.nodestep import NodeStep, job_environment
 from launch.slurm.jobspec import JobSpec, check_words
-from launch.slurm.nodestep import NodeStep, job_environment
 from orchestrator.doctor.verdict import rate_words, unfit, warnings
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}

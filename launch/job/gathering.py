@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from launch.job.lines import Message
 from launch.slurm.jobstate import SlurmError
-from launch.slurm.lines import Message
 
 
 class Gathering:

@@ -1,6 +1,6 @@
 """One task of a sweep's job array: its trial as a job, then a line in the study.
 
-The batch script becomes this process (`exec python -m launch.slurm.arraytask SWEEP_FOLDER`).
+The batch script becomes this process (`exec python -m launch.job.arraytask SWEEP_FOLDER`).
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from launch.slurm.job import run_job, say
+from launch.job.batch import run_job, say
 from orchestrator.errors import EXIT_FAILED, PhalanxError
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.studylog import locked

@@ -1,4 +1,4 @@
-"""`phalanx train` as a SLURM step of its own: `python -m launch.slurm.driver [KEY=VALUE ...]`.
+"""`phalanx train` as a SLURM step of its own: `python -m launch.job.driver [KEY=VALUE ...]`.
 
 SLURM sends SIGTERM to every process of a step as soon as a job is cancelled or preempted, and the job passes its
 notice on besides: the second of two notices ends a driver at once, before anything is saved. So SIGTERM is blocked
