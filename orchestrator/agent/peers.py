@@ -44,6 +44,7 @@ CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 4 << 20
 """Most that is asked for at once where a slot is read by ranges."""
 DIGEST_BYTES = 8
+ACCEPT_RETRY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +70,7 @@ class PeerCopies:
         """Copies of earlier ones are not taken."""
         self._incoming: dict[Share, _Incoming] = {}
         self._lock = threading.Lock()
+        self._is_closing = threading.Event()
         self._server = socket.create_server((address, 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._serve, name="peer-copies", daemon=True).start()
@@ -122,6 +124,7 @@ class PeerCopies:
             return sum(os.fstat(descriptor).st_size for held in self._copies.values() for descriptor in held)
 
     def close(self) -> None:
+        self._is_closing.set()
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -135,8 +138,10 @@ class PeerCopies:
         while True:
             try:
                 connection, _ = self._server.accept()
-            except OSError:
-                return
+            except OSError:  # closed, or no descriptor is free just now
+                if self._is_closing.wait(ACCEPT_RETRY_S):
+                    return
+                continue
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:

@@ -60,10 +60,14 @@ class RayCluster:
         self._avoided: Callable[[], frozenset[str]] = frozenset
         self._gang: Gang | None = None
         self.is_ours = not is_joining(config)
-        if self.is_ours:
-            self._start_here(min_cpus, start_zygote)
-        else:
-            self._join(config.address or os.environ["RAY_ADDRESS"])
+        try:
+            if self.is_ours:
+                self._start_here(min_cpus, start_zygote)
+            else:
+                self._join(config.address or os.environ["RAY_ADDRESS"])
+        except BaseException:  # Ctrl-C, too: a folder with a token must not stay
+            self.close()
+            raise
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -88,7 +92,6 @@ class RayCluster:
             except Exception as error:  # Ray gives its own processes 30 s, which a loaded machine may need longer
                 import_ray().shutdown()
                 if not tries_left:
-                    self.close()
                     raise PlacementError(
                         f"Ray could not be started here in {START_TRIES} tries ({first_line(error)}); try again when"
                         " the machine is less busy, or join a cluster with cluster.address=HOST:PORT"
