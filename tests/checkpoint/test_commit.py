@@ -81,7 +81,7 @@ def test_a_marker_is_not_written_while_a_file_is_missing_or_short(store):
 
 def test_a_marker_with_gaps_is_not_written(store):
     marker = write(store, 10, STATE)
-    tensors = {name: dataclasses.replace(entry, shape=(99,)) for name, entry in marker.tensors.items()}
+    tensors = {name: entry._replace(shape=(99,)) for name, entry in marker.tensors.items()}
     with pytest.raises(CheckpointError, match=r"b \(master\): elements 4 to 98 are missing"):
         commit(store, dataclasses.replace(marker, tensors=tensors))
     assert committed_steps(store) == []

@@ -86,7 +86,7 @@ def test_a_header_that_contradicts_the_marker_is_found(tmp_path):
     piece = tensors["b"].kinds["master"][0]
     moved = Piece(piece.file, piece.offset - 4, piece.start, piece.count)
     kinds = tensors["b"].kinds | {"master": (moved, *tensors["b"].kinds["master"][1:])}
-    tensors["b"] = dataclasses.replace(tensors["b"], kinds=kinds)
+    tensors["b"] = tensors["b"]._replace(kinds=kinds)
     store.write_atomic(f"step_00000001/{MARKER}", [dataclasses.replace(marker, tensors=tensors).to_json().encode()])
     (problem,) = verify(store, 1)
     assert "the header says" in problem
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_safetensors_is_found(tmp_path):
 def test_gaps_are_found_though_every_byte_is_sound(tmp_path):
     store, marker = saved(tmp_path, world_size=1)
     tensors = dict(marker.tensors)
-    tensors["a"] = dataclasses.replace(tensors["a"], shape=(3, 5))
+    tensors["a"] = tensors["a"]._replace(shape=(3, 5))
     store.write_atomic(f"step_00000001/{MARKER}", [dataclasses.replace(marker, tensors=tensors).to_json().encode()])
     assert "a (master): elements 10 to 14 are missing" in verify(store, 1)
 
