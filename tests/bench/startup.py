@@ -114,9 +114,9 @@ def phases(kind: str, runs: list[Run], folders: list[RunFolder]) -> list[Figure]
     ]
 
 
-CAUSE = """Joined to a Ray that runs, the goal is met. With a Ray of its own both cores are busy from the first
-second to the last: Ray's processes take three CPU seconds to start and the driver 1.6, beside the 2.5 of the zygote's
-imports, which begin at once; and Ray looks only once a second whether its node is there."""
+CAUSE = """Both goals are met. With a Ray of its own both cores are busy from the first second to the last: Ray's
+processes take two to three CPU seconds to start and the driver 1.6, beside the 2.5 of the zygote's imports, which
+begin at once; and Ray looks only once a second whether its node is there."""
 
 BENCH = Bench(
     name="startup",
