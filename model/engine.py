@@ -201,6 +201,7 @@ class Engine:
         a whole model.
         """
         self._create_moments()
+        self._count_updates(0)
         if self.settings.zero_stage < 3:
             model = Transformer(self.settings.model, activation_checkpointing=self.settings.activation_checkpointing)
             dtype = next(self._engine.module.parameters()).dtype
@@ -356,7 +357,6 @@ class Engine:
             for kind in self.settings.optimizer.moments:
                 if partition.MOMENTS[kind] not in state:
                     state[partition.MOMENTS[kind]] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
-        self._count_updates(0)
 
     def _count_updates(self, updates: int) -> None:
         """Torch keeps them as a 0-dim float32 beside each leaf's moments."""

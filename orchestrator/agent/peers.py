@@ -263,7 +263,7 @@ def store_copy(
     secret: str,
     descriptor: int,
     share: Share,
-    around: Around = lambda connection: contextlib.nullcontext(),
+    around: Around = contextlib.nullcontext,
 ) -> None:
     """Send a sealed slot to a peer; returns once it holds a sound copy. `around` as of `asked`. Raises
     CheckpointError."""

@@ -31,7 +31,7 @@ def asked(
     peer: tuple[str, int],
     secret: str,
     request: dict[str, Any],
-    around: Around = lambda connection: contextlib.nullcontext(),
+    around: Around = contextlib.nullcontext,
 ) -> Iterator[socket.socket]:
     """A connection on which `request` was sent; `around` is entered with it while it is open. Network errors become
     CheckpointError."""
