@@ -2,7 +2,6 @@
 starts. Starting a run whose folder exists resumes it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from orchestrator import holding
 from orchestrator.checkpoint.commit import check_newest_is_ours, step_standings
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode, encode
@@ -152,15 +152,12 @@ def locked(folder: RunFolder) -> Iterator[None]:
     descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            holding.lock(descriptor)
+        except holding.HeldError as holder:
             raise ConfigError(
-                f"run {folder.run_id} is already running ({holder or 'by another process'}); "
-                f"watch it with: phalanx status {folder.path}"
+                f"run {folder.run_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        holding.sign(descriptor)
         try:
             yield
         finally:

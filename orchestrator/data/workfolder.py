@@ -4,16 +4,15 @@ prepare.json (what is prepared from what), tokenizer.json, the shards, and a rec
 units/. manifest.json comes last; then prepare.json and units/ go. prepare.lock is there while somebody works.
 """
 
-import fcntl
 import json
 import os
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator import holding
 from orchestrator.data import files
 from orchestrator.data.manifest import FILE_NAME, Manifest
 from orchestrator.data.shards import check_shards, read_manifest
@@ -76,19 +75,16 @@ def _locked(path: Path, target: str) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            holding.lock(descriptor)
+        except holding.HeldError as holder:
             os.close(descriptor)
             raise DataError(
-                f"data.path={target} is being prepared already ({holder or 'by another process'}); wait for it, or "
-                "choose another data.path"
+                f"data.path={target} is being prepared already ({holder}); wait for it, or choose another data.path"
             ) from None
         except OSError:
             return descriptor  # a file system without locks
         if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            holding.sign(descriptor)
             return descriptor
         os.close(descriptor)  # its last holder has taken it away meanwhile
 

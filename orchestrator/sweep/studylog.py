@@ -1,13 +1,12 @@
 """The study and its file: each record is on disk before it counts."""
 
 import contextlib
-import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator import holding
 from orchestrator.codec import encode
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import JsonLines, read_records
@@ -56,26 +55,24 @@ def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[None]:
     folder.path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        while not _took(descriptor):
-            if time.monotonic() >= until_s:
-                raise BlockingIOError
-            time.sleep(POLL_S)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _wait_for(descriptor, until_s)
+        holding.sign(descriptor)
         yield
-    except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    except holding.HeldError as holder:
         raise ConfigError(
-            f"sweep {folder.sweep_id} is already running ({holder or 'by another process'}); "
-            f"watch it with: phalanx status {folder.path}"
+            f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
         ) from None
     finally:
         os.close(descriptor)
 
 
-def _took(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _wait_for(descriptor: int, until_s: float) -> None:
+    """`until_s` is monotonic."""
+    while True:
+        try:
+            holding.lock(descriptor)
+            return
+        except holding.HeldError:
+            if time.monotonic() >= until_s:
+                raise
+        time.sleep(POLL_S)

@@ -28,6 +28,17 @@ def is_reached(cluster: VirtualCluster, node: str, *, by: str) -> bool:
     return cluster.run(by, sys.executable, "-c", knock, node, check=False).returncode == 0
 
 
+def bring_up_and_be_killed(name: str, *, owner: str) -> None:
+    """By a process of its own, which SIGKILL ends; `owner`: the owner's process id, as that process writes it."""
+    script = (
+        "import os, signal; from launch.virtual.cluster import *; from launch.virtual.owning import owner_of; "
+        f"VirtualCluster.up(VirtualSpec(name={name!r}, nodes=1, owner=owner_of({owner}))); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+
 class TestHosts:
     def test_a_job_runs_on_every_node_with_gpus_of_its_own(self, slurm: VirtualCluster) -> None:
         job = sbatch(
@@ -149,14 +160,8 @@ class TestEnds:
         self, can_be_virtual: None, unused_name: Callable[[], str]
     ) -> None:
         name = unused_name()
-        script = (
-            "import os, signal; from launch.virtual.cluster import *; from launch.virtual.owning import owner_of; "
-            f"VirtualCluster.up(VirtualSpec(name={name!r}, nodes=1, owner=owner_of({os.getpid()}))); "
-            "os.kill(os.getpid(), signal.SIGKILL)"
-        )
         try:
-            killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
-            assert killed.returncode == -signal.SIGKILL
+            bring_up_and_be_killed(name, owner=str(os.getpid()))
             assert VirtualCluster.find(name).run(f"{name}0", "srun", "hostname").stdout == f"{name}1\n"
             (Path("/var/tmp/phalanx-virtual") / name / "spec.json").unlink()
         finally:
@@ -168,14 +173,8 @@ class TestEnds:
     ) -> None:
         """As a test session that is killed leaves it."""
         name, ours = unused_name(), new_cluster(nodes=1)
-        script = (
-            "import os, signal; from launch.virtual.cluster import *; from launch.virtual.owning import owner_of; "
-            f"VirtualCluster.up(VirtualSpec(name={name!r}, nodes=1, owner=owner_of(os.getpid()))); "
-            "os.kill(os.getpid(), signal.SIGKILL)"
-        )
         try:
-            killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
-            assert killed.returncode == -signal.SIGKILL
+            bring_up_and_be_killed(name, owner="os.getpid()")
             assert ours.name not in end_orphans()
             assert leftovers(name) == []
             ours.run(ours.head, "srun", "true")
