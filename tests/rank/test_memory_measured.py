@@ -12,11 +12,9 @@ pytestmark = pytest.mark.real
 
 WORLD = 2
 LARGER = ("model.hidden_size=192", "model.num_layers=4", "model.ffn_hidden_size=768", "train.steps=6")
-"""1.9 M parameters: a slot of 11 MB, well above what else moves a process's peak."""
+"""2.3 M parameters: a slot of 27 MB with one rank, 14 MB with two."""
 TOLERANCE = 0.02
 """Of what is planned: ZeRO pads its partitions, and an index is as long as the names are."""
-NOISE_BYTES = 8 * 2**20
-"""By which two equal runs' peaks differ."""
 PROCESS_TOLERANCE = 0.1
 
 
@@ -86,12 +84,14 @@ def test_a_rank_takes_what_is_planned_in_other_shapes_too(ranks, tmp_path, words
 
 
 def test_a_snapshot_every_step_costs_its_slots_and_no_second_copy(ranks, tmp_path):
-    """The ranks' peaks, shared slots among them, with a snapshot every step against none at all."""
+    """The rank's peaks, shared slots among them, with a snapshot every step against none at all. One rank: its slot
+    holds the whole state, three times the parameters, and it has none of gloo's copies of them, of which two equal
+    runs hold one or two more or fewer at their peaks.
+    """
     peaks = {}
     for every in (0, 1):
-        heard = trained(ranks, tmp_path / str(every), "parallel.zero_stage=2", f"snapshot.every_steps={every}")
-        peaks[every] = max(row.memory_bytes for step, row in heard.rows.items() if step < 6)
+        words = ("cluster.num_workers=1", "parallel.zero_stage=2", f"snapshot.every_steps={every}")
+        heard = trained(ranks, tmp_path / str(every), *words)
+        peaks[every] = max(row.memory_bytes for row in heard.rows.values())
     memory = planned(heard)
-    extra = peaks[1] - peaks[0]
-    assert extra <= memory.slots * memory.slot_bytes + NOISE_BYTES
-    assert memory.slot_bytes > NOISE_BYTES, "a second copy would show"
+    assert peaks[1] - peaks[0] <= (memory.slots + 0.5) * memory.slot_bytes
