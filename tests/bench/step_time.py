@@ -17,6 +17,13 @@ WORKERS = 2
 
 WITHOUT_SAFETY = ("snapshot.every_steps=0", "worker.standby=false")
 """What torchrun does not do either."""
+ALONE = ("cluster.num_workers=1",)
+PEERS = {
+    "phalanx": "torchrun",
+    "phalanx_bare": "torchrun",
+    "phalanx_wandb": "torchrun",
+    "phalanx_alone": "torchrun_alone",
+}
 
 ABOUT = f"""Time from the end of each optimizer step to the end of the next, on {WORKERS} CPU workers (gloo, ZeRO-2,
 one thread each): `phalanx train` (Ray, zygote, agreement of the ranks, reports, metrics) against a script of thirty
@@ -49,9 +56,11 @@ def measure(options: argparse.Namespace) -> Measured:
             phalanx=lambda: phalanx([*words, jsonl], root, f"run_{next(numbers)}"),
             phalanx_bare=lambda: phalanx([*words, jsonl, *WITHOUT_SAFETY], root, f"run_{next(numbers)}"),
             phalanx_wandb=lambda: phalanx([*words, offline], root, f"run_{next(numbers)}"),
+            torchrun_alone=lambda: torchrun([*words, *ALONE, jsonl], manifest, root, f"bare_{next(numbers)}"),
+            phalanx_alone=lambda: phalanx([*words, *ALONE, jsonl], root, f"run_{next(numbers)}"),
         )
-    for side in ("phalanx", "phalanx_bare", "phalanx_wandb"):
-        for ours, peer in zip(runs[side], runs["torchrun"], strict=True):
+    for side, its_peer in PEERS.items():
+        for ours, peer in zip(runs[side], runs[its_peer], strict=True):
             check_same_work(ours, peer)
     settings = {**model, "steps": options.steps, "pairs": options.pairs}
     return Measured(
@@ -60,6 +69,7 @@ def measure(options: argparse.Namespace) -> Measured:
             _steps("step", runs["phalanx"], runs["torchrun"]),
             _steps("step, without snapshots", runs["phalanx_bare"], runs["torchrun"]),
             _steps("step, with W&B offline", runs["phalanx_wandb"], runs["torchrun"]),
+            _steps("step, one worker, a core left free", runs["phalanx_alone"], runs["torchrun_alone"]),
             _cpu("CPU of a whole run", runs["phalanx"], runs["torchrun"]),
             _cpu("CPU of a whole run, with W&B offline", runs["phalanx_wandb"], runs["torchrun"]),
         ],
