@@ -114,9 +114,9 @@ def phases(kind: str, runs: list[Run], folders: list[RunFolder]) -> list[Figure]
     ]
 
 
-CAUSE = """Both goals are met. With a Ray of its own both cores are busy from the first second to the last: Ray's
-processes take two to three CPU seconds to start and the driver 1.6, beside the 2.5 of the zygote's imports, which
-begin at once; and Ray looks only once a second whether its node is there."""
+CAUSE = """Both goals are met. A Ray of its own starts without the dashboard's server, which took 1.8 s from the zygote's
+imports (1.08 of torchrun with it). Both cores are busy from the first second to the last; Ray looks only once a second
+whether its node is there, which is the second by which some starts are later."""
 
 BENCH = Bench(
     name="startup",

@@ -92,11 +92,12 @@ def _cpu(name: str, ours: list[Run], peer: list[Run]) -> Comparison:
     )
 
 
-CAUSE = """The workers leave no core free, and go in step: what one core loses the other waits for, so it adds up. By
-/proc, in ms of a core each second: Ray's own processes 15, an actor that only exists 5, what the agent does beside 9,
-the driver 9, ranks that stand by 5 (gloo's loops), copying and hashing the state each step 6: together the 5 % of the
-step. Without snapshots and standbys 2.4 % are left. The work itself is the same: a whole run takes as much CPU as
-torchrun's. Where a node has a core beside its GPUs' own, none of this is on the step's way."""
+CAUSE = """The workers leave no core free, and go in step: what one core loses the other waits for. By /proc, in ms of a
+core each second: Ray's own processes 7 (15 with its usual timers, statistics and dashboard server), an actor that only
+exists 5 (Ray has its main thread look for signals a hundred times a second), what the agent does beside 4 to 9, the
+driver 10, ranks that stand by 5 (gloo's loops), and of the ranks themselves the copy and the checksum of the state
+after each step. A whole run takes less CPU than torchrun's. With a core left free, as beside GPUs, the pairs lie around
+the goal by as much as torchrun's own runs differ."""
 
 BENCH = Bench(
     name="step_time",
