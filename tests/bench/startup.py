@@ -114,9 +114,9 @@ def phases(kind: str, runs: list[Run], folders: list[RunFolder]) -> list[Figure]
     ]
 
 
-CAUSE = """Both goals are met. A Ray of its own starts without the dashboard's server, which took 1.8 s from the zygote's
-imports (1.08 of torchrun with it). Both cores are busy from the first second to the last; Ray looks only once a second
-whether its node is there, which is the second by which some starts are later."""
+CAUSE = """Both goals are met. A Ray of its own starts without the dashboard's server, which took 1.8 s from the
+zygote's imports (1.08 of torchrun with it). Both cores are busy from the first second to the last; Ray looks only
+once a second whether its node is there, which is the second by which some starts are later."""
 
 BENCH = Bench(
     name="startup",
