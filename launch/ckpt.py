@@ -132,11 +132,17 @@ def _target(options: argparse.Namespace) -> _Target:
     if step is not None:
         return _Target(Store(parent or ("/" if name.startswith("/") else ".")), step, None)
     path = Path(name)
-    holds_steps = path.is_dir() and any(step_of(child.name) is not None for child in path.iterdir())
-    if "://" in name or (holds_steps and not is_run(path)):
+    if "://" in name or (_holds_steps(path) and not is_run(path)):
         return _Target(Store(name), None, None)
     found = find_run(name, options.root)
     return _Target(checkpoint_store(found), None, found)
+
+
+def _holds_steps(path: Path) -> bool:
+    try:
+        return path.is_dir() and any(step_of(child.name) is not None for child in path.iterdir())
+    except OSError:
+        return False
 
 
 def _ls(options: argparse.Namespace) -> int:

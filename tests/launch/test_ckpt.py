@@ -156,6 +156,9 @@ def test_prune_deletes_nothing_where_nothing_good_would_stay(root, capsys):
 def test_bad_arguments_exit_2(root, capsys):
     assert run(["ls", "tiny-2", "--root", str(root)]) == 2
     assert "did you mean tiny-1" in capsys.readouterr().err
+    for name in ("x" * 5000, "tiny-1/config.yaml"):
+        assert run(["ls", name, "--root", str(root)]) == 2
+        assert "is not known" in capsys.readouterr().err
     assert run(["prune", str(root / "tiny-1/checkpoints/step_00000010")]) == 2
     for arguments in ([], ["nosuch"], ["prune", "tiny-1", "--keep", "0"]):
         with pytest.raises(SystemExit) as caught:
