@@ -149,7 +149,7 @@ def details(
 ) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
-    restarts = f", {duration_text(status.downtime_s)} lost" if status.restarts else ""
+    lost = f", {duration_text(status.downtime_s)} lost" if status.downtime_s else ""
     rows = {
         "run": status.run_id,
         "state": str(status.state),
@@ -160,7 +160,7 @@ def details(
         "workers": status.workers,
         "left alone": f"{', '.join(avoided_nodes)}; bad_nodes.txt says why" if avoided_nodes else None,
         "time left": None if status.eta_s is None else duration_text(status.eta_s),
-        "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{restarts})",
+        "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{lost})",
         "goodput": goodput_words(goodput) if goodput.wall_us else None,
         "checkpoint": status.checkpoint or "none",
         "W&B": wandb,
@@ -209,12 +209,12 @@ def next_lines(status: RunStatus, events: Sequence[dict[str, Any]], command: str
 
 
 def wandb_words(folder: RunFolder) -> str | None:
-    """Where W&B's files are and how to upload them; None where there are none."""
-    segments = sorted(path.name for path in folder.wandb.glob("*run-*") if path.is_dir())
-    offline = [name for name in segments if name.startswith("offline-run-")]
+    """Whether W&B has the run, and how to send what it lacks; None where W&B never had a part in it."""
+    segments = [path for path in folder.wandb.glob("*run-*") if path.is_dir()]
+    offline = [path for path in segments if path.name.startswith("offline-run-") and not any(path.glob("*.synced"))]
     if not segments:
         return None
     if not offline:
         return f"online, {plural(len(segments), 'segment')}"
-    sync = f"wandb sync {shlex.quote(str(folder.wandb))}/offline-run-*"
+    sync = f"phalanx sync {shlex.quote(str(folder.path))}"
     return f"offline, {plural(len(offline), 'segment')}; to upload: {sync}"

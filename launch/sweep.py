@@ -20,17 +20,19 @@ from orchestrator.fleet.surroundings import here, is_joining
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.measure import EVALUATED
 from orchestrator.sweep.packing import gang_of
 from orchestrator.sweep.pbt import Child, children
+from orchestrator.sweep.pruning import Rungs, rung_problem, rungs_of
 from orchestrator.sweep.recipe import Recipe
 from orchestrator.sweep.report import write_report
 from orchestrator.sweep.sampler import suggest
-from orchestrator.sweep.settings import Algorithm, Metric, is_maximised
+from orchestrator.sweep.settings import Algorithm, Metric, Pruner, is_maximised
 from orchestrator.sweep.space import parameter_words
 from orchestrator.sweep.study import Trial, trial_id
 from orchestrator.sweep.studylog import locked
 from orchestrator.sweep.table import SweepTable
-from orchestrator.sweep.wording import end_lines
+from orchestrator.sweep.wording import end_lines, pruning_text
 
 EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 optim.warmup_steps=10,20
   phalanx sweep experiment=quickstart sweep=asha 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.trials=24
@@ -53,14 +55,15 @@ def run(argv: list[str]) -> int:
     read = read_words(words)
     base = read.compose(read.trials()[0])
     folder = SweepFolder(Path(base.run.root) / (read.settings.id or default_id(base, read.algorithm, read.space)))
+    metric = metric_of(read, base)
+    rungs = rungs_for(read, base, metric)
     if options.preview:
         ids = {trial_id(folder.sweep_id, parameters): parameters for parameters in read.trials()}
         costs = trial_costs(read, ids)
         made = preview_json(read, costs, folder.sweep_id) if options.json else None
-        print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id)))
+        print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id, rungs)))
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    metric = metric_of(read, base)
     if is_array(base):
         sweep_array.check(read)
     else:
@@ -100,6 +103,22 @@ def metric_of(read: SweepWords, base: RunConfig) -> Metric:
             "use train.eval_every_steps=50, or sweep.metric=loss"
         )
     return metric
+
+
+def rungs_for(read: SweepWords, base: RunConfig, metric: Metric) -> Rungs:
+    """Where trials are judged: only where they have the metric. Raises ConfigError where that is nowhere."""
+    is_evaluated = metric in EVALUATED
+    rungs = rungs_of(read.settings, base.train.steps, base.train.eval_every_steps if is_evaluated else 1)
+    problem = rung_problem(rungs, (read.compose(parameters).train.steps for parameters in read.trials()))
+    differ = any(dimension.key in ("train", "train.eval_every_steps") for dimension in read.space)
+    if problem is None and is_evaluated and differ and rungs.pruner is not Pruner.none:
+        problem = (
+            f"sweep.pruner={rungs.pruner} compares trials at the same evaluations, and train.eval_every_steps "
+            "differs between them; give it one value, or use sweep.metric=loss"
+        )
+    if problem is not None:
+        raise ConfigError(problem)
+    return rungs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,10 +164,12 @@ def _describe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Me
 
 
 def _search(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, notices: Notices) -> int:
-    print(f"sweep {folder.sweep_id} in {folder.path}: {read.algorithm} by {metric}, pruning: {read.settings.pruner}")
+    recipe = _recipe(folder, read, base, metric)
+    pruning = pruning_text(recipe.rungs, base.train.steps)
+    print(f"sweep {folder.sweep_id} in {folder.path}: {read.algorithm} by {metric}, {pruning}")
     table = SweepTable(sys.stdout, sys.stdout.isatty(), metric)
     try:
-        driver = SweepDriver(folder, _recipe(folder, read, base, metric), table, notices)
+        driver = SweepDriver(folder, recipe, table, notices)
         code = driver.run()
     finally:
         table.close()
@@ -167,6 +188,7 @@ def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metr
     return Recipe(
         settings=read.settings,
         metric=metric,
+        rungs=rungs_for(read, base, metric),
         base=base,
         min_cpus=_min_cpus(list(map(read.compose, trials))),
         listed=trials if is_grid else [],

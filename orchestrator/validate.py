@@ -14,7 +14,7 @@ from model.config import Positions
 from model.hardware import hardware_problem
 from model.zero import ds_config_problems
 from orchestrator.config import BestMetric, Device, Offload, OptimizerName, Precision, RunConfig
-from orchestrator.places import place_problems
+from orchestrator.places import place_problems, variable_problems
 
 MIN_TOKENIZER_VOCABULARY = 257
 """Byte-level BPE: 256 bytes and the end-of-text token."""
@@ -143,6 +143,7 @@ def problems(config: RunConfig) -> list[str]:
         *_checkpoint(config),
         *_fault(config),
         *place_problems(config),
+        *variable_problems(config),
     ]
 
 
