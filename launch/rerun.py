@@ -25,7 +25,7 @@ EXAMPLES = """  phalanx rerun first                       the same config and da
   phalanx rerun first --print               only print the command
 
 The recorded config counts: values of a recipe that has changed since are taken as they were. The new run has a folder
-of its own; where it stops early, the command that it prints goes on with it. What was submitted is submitted again."""
+of its own; where it stops early, the command that it prints goes on with it. A submitted run is submitted again."""
 OWN = frozenset({"run.id", "checkpoint.url"})
 """What no two runs share."""
 PLACE = frozenset({"run.root"})
