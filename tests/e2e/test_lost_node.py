@@ -144,9 +144,7 @@ def test_a_sweep_outlives_a_node_and_waits_for_another(
     driver = typist_on_nodes.start("sweep", *typist_on_nodes.words, *words, *places)
     first = sweep.run(sweep.trial_within(driver, 5, 70))
     lose_a_node(first, 1, 3)
-    driver.wait_for(
-        "the end of the first trial", lambda: " waits for nodes: of 3 there is room on 2" in driver.output
-    )
+    driver.wait_for("the first one's end", lambda: " waits for nodes: 2 of 3 nodes are left" in driver.output)
     fake_nodes.add_one()
     driver.finish()
 
