@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from launch import sweep_array
 from launch.cli_help import parser
 from launch.sweep_plan import preview_json, preview_lines, trial_costs
 from launch.sweep_words import SweepWords, read_words
-from orchestrator.config import RunConfig, Scheduler
+from orchestrator.config import RunConfig, Scheduler, WandbMode
 from orchestrator.control.notices import Notices
 from orchestrator.control.opening import read_data
 from orchestrator.data.files import join, write_atomically
@@ -64,6 +65,7 @@ def run(argv: list[str]) -> int:
         print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id, rungs)))
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    _check_tracking(base)
     if is_array(base):
         sweep_array.check(read)
     else:
@@ -131,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-changes", action="store_true", help="go on with a sweep although its base recipe has changed"
     )
     return made
+
+
+def _check_tracking(base: RunConfig) -> None:
+    """What is exported for W&B wins over the config, in every trial."""
+    wandb_id = os.environ.get("WANDB_RUN_ID")
+    if wandb_id and base.tracking.wandb.mode is not WandbMode.disabled:
+        raise ConfigError(
+            f"WANDB_RUN_ID={wandb_id} would make one W&B run of all trials; unset it: each has an id of its own"
+        )
 
 
 def _check_fit(read: SweepWords) -> None:

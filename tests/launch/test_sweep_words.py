@@ -133,6 +133,18 @@ def test_a_wrong_sweep_is_refused_in_one_sentence(words: list[str], sentence: st
     assert found.startswith(sentence)
 
 
+def test_a_mistyped_interval_is_named() -> None:
+    found = refused("optim.lr=interval(1e-4,1e-2")
+    assert found[0].startswith("the sweep has nothing to search")
+    assert found[1].startswith("optim.lr=interval(1e-4,1e-2 can't be read (")
+
+
+@pytest.mark.parametrize("name", ["../x", "my sweep", "s" * 81])
+def test_a_sweeps_id_must_make_ids_of_runs(name: str) -> None:
+    [found] = refused("optim.lr=1e-3,3e-3", f"sweep.id='{name}'")
+    assert found.startswith(("sweep.id='", f"sweep.id={name} has 81 characters; use 80 or fewer"))
+
+
 def test_all_wrong_values_are_named_with_a_trial_that_has_them() -> None:
     found = refused("optim.lr=1e-3,-1", "train.steps=5,0")
     assert len(found) == 2
@@ -182,6 +194,13 @@ def test_a_pruner_that_could_not_compare_is_refused(words: list[str], sentence: 
 def test_a_trial_that_can_never_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"cluster\.num_workers=9999 needs 9,999 CPUs"):
         run([*BASE, "cluster.num_workers=1,9999", "train.global_batch_size=19998", f"run.root={tmp_path}/runs"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_w_and_b_run_for_all_trials_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    with pytest.raises(ConfigError, match="WANDB_RUN_ID=mine would make one W&B run of all trials"):
+        run(["experiment=quickstart", "optim.lr=1e-3,3e-3", f"run.root={tmp_path}/runs"])
     assert not (tmp_path / "runs").exists()
 
 
