@@ -14,7 +14,7 @@ from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
-from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
+from launch.sweep_status import Jobs, find_sweep, sweep_folders, sweep_jobs, sweep_json, sweep_line, sweep_lines
 from orchestrator.control.badnodes import avoided
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.goodput import Goodput, goodput_ledger
@@ -24,6 +24,7 @@ from orchestrator.observe.state import RunState, RunStatus, run_folders, run_sta
 from orchestrator.observe.units import duration_text, plural
 from orchestrator.observe.wording import event_line, goodput_words
 from orchestrator.runfolder import RunFolder
+from orchestrator.sweep.folder import SweepFolder
 
 _EXAMPLES = """  phalanx status                        every run under runs/
   phalanx status quickstart-1a2b3c4d    one run: attempts, last events, checkpoint, W&B
@@ -50,14 +51,15 @@ def run(argv: Sequence[str]) -> int:
             jobs, problem = _asked(lambda: live_jobs(folders))
             print(table(statuses, now_s, jobs))
         sweeps = sweep_folders(arguments.root)
-        if sweeps and not arguments.json:
-            print("\n".join(map(sweep_line, sweeps)))
+        for sweep in sweeps if not arguments.json else ():
+            sweep_problem = _tell_sweep(sweep, lambda sweep, jobs: [sweep_line(sweep, jobs)])
+            problem = problem or sweep_problem
         if not (statuses or sweeps or arguments.json):
             print(f"no runs under {arguments.root}/; start one: phalanx train experiment=quickstart")
         return _told(problem)
     if (sweep := find_sweep(arguments.run, arguments.root)) is not None:
-        print(as_json(sweep_json(sweep)) if arguments.json else "\n".join(sweep_lines(sweep)))
-        return 0
+        tell = (lambda sweep, jobs: [as_json(sweep_json(sweep, jobs))]) if arguments.json else sweep_lines
+        return _told(_tell_sweep(sweep, tell))
     folder = find_run(arguments.run, arguments.root)
     status, events = run_state(folder), read_events(folder.events)
     goodput = goodput_of(folder, events, now_s if status.state is RunState.running else None)
@@ -79,6 +81,13 @@ def _asked(ask: Callable[[], T]) -> tuple[T | None, SlurmError | None]:
         return ask(), None
     except SlurmError as error:
         return None, error
+
+
+def _tell_sweep(sweep: SweepFolder, tell: Callable[[SweepFolder, Jobs | None], list[str]]) -> SlurmError | None:
+    """Print it; why SLURM does not say how its tasks are, or None."""
+    jobs, problem = _asked(lambda: sweep_jobs(sweep))
+    print("\n".join(tell(sweep, jobs)))
+    return problem
 
 
 def _told(problem: SlurmError | None) -> int:
