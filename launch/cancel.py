@@ -43,7 +43,9 @@ def run(argv: list[str]) -> int:
 
 
 def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
-    """Its driver, which lets every trial save and leave; of a job array each task."""
+    """Its job or its driver, which lets every trial save and leave; of a job array each task."""
+    if (words := _cancel_job(RunFolder(sweep.path), is_now)) is not None:
+        return words
     if is_held(sweep.lock) or not sweep.array.exists():
         return _cancel_driver(f"sweep {sweep.sweep_id}", sweep.lock, is_now)
     trials = read_study(read_records(sweep.study)).trials
@@ -61,10 +63,10 @@ def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
         return None
     if view.state.is_waiting or is_now:
         commands.cancel(newest.slurm_id)
-        return f"job {newest.slurm_id} of run {folder.run_id} is cancelled (it was {view.state})"
+        return f"job {newest.slurm_id} of {folder.run_id} is cancelled (it was {view.state})"
     commands.ask_to_leave(newest.slurm_id)
     return (
-        f"job {newest.slurm_id} of run {folder.run_id} was told to save at the next step boundary and to leave; "
+        f"job {newest.slurm_id} of {folder.run_id} was told to save at the next step boundary and to leave; "
         f"follow it with phalanx status {folder.path}"
     )
 

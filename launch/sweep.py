@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from launch import sweep_array
+from launch import sweep_array, sweep_job
 from launch.cli_help import parser
 from launch.sweep_plan import preview_json, preview_lines, trial_costs
 from launch.sweep_words import SweepWords, read_words
@@ -41,6 +41,8 @@ EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 opti
   phalanx sweep experiment=quickstart sweep=lr --preview
   phalanx sweep experiment=quickstart 'model=glob(gpt_1*)' cluster.address=auto
   phalanx sweep experiment=quickstart cluster=slurm data.path=/shared/stdlib run.root=/shared/runs optim.lr=1e-3,2e-3
+  phalanx sweep --one-job cluster=slurm experiment=quickstart data.path=/shared/stdlib run.root=/shared/runs \\
+      sweep=asha 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.max_concurrent=4
   phalanx train -m experiment=quickstart optim.lr=1e-3,2e-3       the same as a grid
 
 Values are in Hydra's grammar: 1,2  choice(...)  range(...)  interval(...)  glob(...)  tag(log, ...).
@@ -66,13 +68,18 @@ def run(argv: list[str]) -> int:
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _check_tracking(base)
-    if is_array(base):
+    if options.one_job:
+        _check_one_job(base)
+        sweep_job.check(read, base)
+    elif is_array(base):
         sweep_array.check(read)
     else:
         _check_fit(read)
     _check_data(read)
     with locked(folder), Notices() as notices:
         _describe(folder, read, base, metric, is_accepted=options.accept_changes)
+        if options.one_job:
+            return sweep_job.submit(folder, read, base, words)
         if is_array(base):
             return sweep_array.submit(folder, _recipe(folder, read, base, metric), read, words)
         return _search(folder, read, base, metric, notices)
@@ -128,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", "Many trials of one recipe on one cluster.", EXAMPLES, "[options] KEY=VALUES ... [KEY=VALUE ...]"
     )
     made.add_argument("--preview", action="store_true", help="list the trials and their cost; start nothing")
+    made.add_argument(
+        "--one-job", action="store_true", help="on SLURM: one job whose nodes the trials share, instead of an array"
+    )
     made.add_argument("--json", action="store_true", help="with --preview: one JSON object")
     made.add_argument(
         "--accept-changes", action="store_true", help="go on with a sweep although its base recipe has changed"
@@ -141,6 +151,14 @@ def _check_tracking(base: RunConfig) -> None:
     if wandb_id and base.tracking.wandb.mode is not WandbMode.disabled:
         raise ConfigError(
             f"WANDB_RUN_ID={wandb_id} would make one W&B run of all trials; unset it: each has an id of its own"
+        )
+
+
+def _check_one_job(base: RunConfig) -> None:
+    if not is_array(base):
+        raise ConfigError(
+            "--one-job is for a SLURM cluster: cluster=slurm, and no cluster.address; elsewhere trials share one Ray "
+            "anyway"
         )
 
 

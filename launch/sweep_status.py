@@ -14,6 +14,7 @@ from orchestrator.observe.aligned import aligned
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
+from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.settings import Metric, is_maximised
 from orchestrator.sweep.space import parameter_words
@@ -33,15 +34,16 @@ def sweep_folders(root: Path) -> list[SweepFolder]:
 
 
 Jobs = Mapping[str, tuple[str, JobState]]
-"""Path of a trial's run folder -> its job that waits or runs."""
+"""Path of a trial's run folder, or of the sweep's where all are one job -> the job that waits or runs."""
 
 
 def sweep_jobs(folder: SweepFolder) -> Jobs | None:
-    """None for a sweep that is no job array, or where SLURM can't be asked. Raises SlurmError."""
-    if not folder.array.exists() or not commands.is_there():
+    """None for a sweep that was not submitted, or where SLURM can't be asked. Raises SlurmError."""
+    whole = RunFolder(folder.path)
+    if not (folder.array.exists() or whole.jobs.exists()) or not commands.is_there():
         return None
     going = read_study(read_records(folder.study)).in_state(TrialState.running)
-    return live_jobs([folder.trial(trial.id) for trial in going])
+    return live_jobs([whole, *(folder.trial(trial.id) for trial in going)])
 
 
 def sweep_line(folder: SweepFolder, jobs: Jobs | None) -> str:
@@ -63,12 +65,14 @@ def sweep_lines(folder: SweepFolder, jobs: Jobs | None) -> list[str]:
             f"{best.id}: {metric} {value_text(best.value, metric)} with {' '.join(parameter_words(best.parameters))}"
         )
     state = _state(folder, study, jobs)
+    job = (jobs or {}).get(str(folder.path))
     next_line = f"open {folder.report}" if folder.report.exists() else f"phalanx logs {folder.trials}/TRIAL"
     if state == "stopped":
         next_line = "the command that started it goes on"
     return [
         f"sweep       {folder.sweep_id}",
         f"state       {state}",
+        *([f"SLURM       job {job[0]} {job[1]}"] if job is not None else []),
         f"trials      {counts_text(study)}",
         f"best        {words}",
         f"folder      {folder.path}",

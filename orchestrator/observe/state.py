@@ -122,9 +122,14 @@ def run_folders(root: Path) -> list[RunFolder]:
     """The runs under `root`, newest first: every folder in it that has a plan, a ledger or a job."""
     if not root.is_dir():
         return []
-    folders = [RunFolder(path) for path in root.iterdir() if path.is_dir()]
+    folders = [RunFolder(path) for path in root.iterdir() if path.is_dir() and not _is_sweep(path)]
     runs = [folder for folder in folders if folder.plan.exists() or folder.events.exists() or folder.jobs.exists()]
     return sorted(runs, key=lambda folder: (_first_written_s(folder), folder.run_id), reverse=True)
+
+
+def _is_sweep(path: Path) -> bool:
+    """A sweep's folder has jobs and their requeues, too, where it is one job."""
+    return (path / "sweep.json").exists()
 
 
 def _first_written_s(folder: RunFolder) -> float:

@@ -12,7 +12,7 @@ from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.record import newest_submission
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
-from launch.submit import write_and_submit
+from launch.submit import spec_of, write_and_submit
 from orchestrator.runfolder import RunFolder
 from orchestrator.slurm_config import SlurmConfig
 
@@ -167,7 +167,7 @@ def test_a_job_that_slurm_has_taken_is_written_down_whatever_comes_amid_it(
     folder = RunFolder(tmp_path / "runs/first")
     config = compose(["experiment=tiny_test", "cluster=slurm"]).config
     with pytest.raises(KeyboardInterrupt):
-        write_and_submit(config, ["experiment=tiny_test"], "cpu", folder)
+        write_and_submit(config, spec_of(config, ["experiment=tiny_test"], "cpu", folder), "cpu", folder)
     newest = newest_submission(folder)
     assert newest is not None
     assert newest.job_id == 12
