@@ -27,8 +27,8 @@ LEASE_S = 6
 ABOUT = f"""A job of two workers on two of three virtual hosts (SLURM's real daemons, network namespaces, two cores in
 all), the third one spare; `fault.lease_timeout_s={LEASE_S}`. A node that does not have the driver is switched off, or
 its frames vanish: time until the run calls it lost, and until the first step on the spare node has been done. And its
-cable is made slow: {DELAY_MS:g} ms and {LOSS:.0%} loss each way, step by step against the {STEPS} steps before. Nothing
-is lost then; a preflight (`cluster.slurm.preflight`) finds such a node by its all-reduce before the job starts."""
+cable is made slow: {DELAY_MS:g} ms and {LOSS:.0%} loss each way, step by step against the {STEPS} steps before.
+Nothing is lost then; a preflight (`cluster.slurm.preflight`) finds such a node by its all-reduce before the start."""
 
 
 @contextmanager
