@@ -172,9 +172,10 @@ class WandbTracker:
         with contextlib.suppress(OSError), pipe:
             _send(pipe, [{"start": self._start}])
             self._known.wait()  # what is dropped from the queue meanwhile is in metrics.jsonl, which is read now
-            dropped, self._dropped = self._dropped, 0
-            for item in self._lacking(self._has or self._start["written"], was_full=bool(dropped)):
-                _send(pipe, [item])
+            if self.where is not None:
+                dropped, self._dropped = self._dropped, 0
+                for item in self._lacking(self._has or self._start["written"], was_full=bool(dropped)):
+                    _send(pipe, [item])
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._queue)
