@@ -157,6 +157,8 @@ class Gang:
         excluded = self._excluded() if nodes else frozenset[str]()
         for node in nodes:
             reserved = self._reserved.get(node)
+            if reserved is not None and reserved.is_removed():
+                reserved = None
             ray_node = reserved.ray_node() if reserved is not None else None
             if reserved is not None and (ray_node in excluded if ray_node else reserved.excluded != excluded):
                 reserved.give_up()

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.fleet.surroundings import LEAN_RAY_SETTINGS, RAY_DEFAULTS
+
 
 def import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_enable_worker_prestart", "0")
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else ranks inherit 15 and lose to everything else
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in RAY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     import ray
     import ray.exceptions
     import ray.util
@@ -75,15 +74,28 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def for_one_run() -> Iterator[None]:
-    """`ray.init` in here starts a node without log monitor and autoscaler, which nobody asks anything and whose end
-    takes a second; and with an agent on any free port: for its usual one it waits four seconds where another Ray has
-    that. Ray has words for this on its command line only."""
+    """`ray.init` in here starts a node without what nobody asks anything there: log monitor and autoscaler, whose
+    ends take a second; the dashboard's server, which else starts even where no dashboard is wanted; and statistics.
+    Its agent listens on any free port: for its usual one it waits four seconds where another Ray has that. Ray has
+    words for some of this on its command line, for the rest none.
+    """
     from ray._private import parameter
+    from ray._private.node import Node
 
-    as_it_was = parameter.RayParams
     lean = {"dashboard_agent_listen_port": 0, "include_log_monitor": False, "no_monitor": True}
-    parameter.RayParams = functools.partial(as_it_was, **lean)  # type: ignore[misc, assignment]
+    as_they_were = parameter.RayParams, Node.start_api_server
+    for name, value in LEAN_RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    parameter.RayParams = functools.partial(parameter.RayParams, **lean)  # type: ignore[misc, assignment]
+    Node.start_api_server = _start_no_server  # type: ignore[method-assign]
     try:
         yield
     finally:
-        parameter.RayParams = as_it_was  # type: ignore[misc]
+        parameter.RayParams, Node.start_api_server = as_they_were  # type: ignore[misc, method-assign]
+
+
+def _start_no_server(node: Any, **_: object) -> None:
+    """The node's agent asks every second where the server is, until it is told."""
+    from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
+
+    node.get_gcs_client().internal_kv_put(DASHBOARD_ADDRESS.encode(), b"127.0.0.1:0", True, KV_NAMESPACE_DASHBOARD)

@@ -34,9 +34,18 @@ class Reservation:
         row = import_ray().util.placement_group_table(self.group)
         return next(iter(row["bundles_to_node_id"].values()), None) if row["state"] == "CREATED" else None
 
+    def is_removed(self) -> bool:
+        """Whether somebody gave it up: an agent whom no driver's word reached takes its run's reservations along."""
+        return bool(import_ray().util.placement_group_table(self.group)["state"] == "REMOVED")
+
     def wait(self, timeout_s: float) -> bool:
         """Whether it is granted within so long."""
-        return bool(self.group.wait(timeout_seconds=max(0.01, timeout_s)))
+        try:
+            return bool(self.group.wait(timeout_seconds=max(0.01, timeout_s)))
+        except Exception:  # Ray's word for one that was removed
+            if self.is_removed():
+                return False
+            raise
 
     def give_up(self) -> None:
         with contextlib.suppress(Exception):

@@ -15,12 +15,28 @@ WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
 TEMP_PREFIX = "phx-ray-"
 TOKEN_FILE = Path("~/.ray/auth_token")
-RAY_SETTINGS = {
+RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # else ranks inherit 15 and lose to everything else
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Environment of a driver and of any Ray that is started by us."""
+LEAN_RAY_SETTINGS = {
+    "RAY_event_stats": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_local_fs_monitor_interval_ms": "10000",
+    "RAY_kill_idle_workers_interval_ms": "2000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_object_manager_timer_freq_ms": "1000",
+}
+"""Environment of a Ray that has one run and one node: with these its idle processes, which take their time from ranks
+that may leave no core free, need half of the CPU."""
+RAY_SETTINGS = {
+    **RAY_DEFAULTS,
     # A scheduler limits memory by itself; Ray would look at the whole machine, and at other people's jobs on it.
     "RAY_memory_monitor_refresh_ms": "0",
     # A silent node is given up after about 15 s; Ray's own settings take a minute.

@@ -35,7 +35,8 @@ NOTICE_S = 900.0
 """Beside the time for its last checkpoint, what a driver may take to leave: it may be amid a recovery."""
 RETYPE_S = 120.0
 """Until a person, or the scheduler, starts the run again."""
-MAX_STARTS = 60
+MAX_STARTS_IN_VAIN = 60
+"""In a row, none of which brings the run any further: it would never end."""
 MAX_ROWS_CHECKED = 20
 
 
@@ -83,6 +84,9 @@ class Schedule:
             is_store_failing=lambda: self.files.fault is not None,
         )
         self._saves: dict[int, Saves] = {}
+        self._furthest_step = 0
+        """When a driver was started last."""
+        self._starts_in_vain = 0
         self._is_finished = False
         self._last_fault = ""
         horizon = [injection.at_s for injection in self._injections]
@@ -170,8 +174,11 @@ class Schedule:
     def _type_command(self) -> None:
         """A new driver: the first, one after another's end, or one too many."""
         self.course.drivers += 1
-        if self.course.drivers > MAX_STARTS:
-            self.invariants.violations.append(f"the run has not ended after {MAX_STARTS} starts")
+        furthest_step = self.invariants.furthest_step
+        self._starts_in_vain = 0 if furthest_step > self._furthest_step else self._starts_in_vain + 1
+        self._furthest_step = furthest_step
+        if self._starts_in_vain > MAX_STARTS_IN_VAIN:
+            self.invariants.violations.append(f"{self._starts_in_vain} starts have brought the run no further")
             return
         name = f"driver{self.course.drivers}"
         cluster = FakeCluster(self.world, self.costs, name, self._start_training)

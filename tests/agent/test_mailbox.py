@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from orchestrator.agent.mailbox import KEPT_EVENTS, Event, Mailbox
 
 
@@ -17,13 +19,15 @@ def test_everything_comes_once_and_in_order() -> None:
     assert mailbox.take(0.0) == []
 
 
-def test_an_urgent_event_wakes_the_listener() -> None:
-    mailbox, heard = Mailbox(), []
-    listener = threading.Thread(target=lambda: heard.extend(mailbox.take(60.0)))
+@pytest.mark.parametrize("urgent", [{"kind": "exited"}, {"kind": "step", "step": 1, "phases_s": {}}])
+def test_an_urgent_event_wakes_the_listener(urgent: Event) -> None:
+    mailbox, heard = Mailbox(batch_s=600.0), []
+    listener = threading.Thread(target=lambda: heard.extend(mailbox.take(600.0)))
     listener.start()
-    mailbox.put({"kind": "exited"})
+    mailbox.put(step(0))
+    mailbox.put(urgent)
     listener.join()
-    assert heard == [{"kind": "exited"}]
+    assert heard == [step(0), urgent]
 
 
 def test_a_new_listener_sends_the_old_one_away_with_nothing() -> None:

@@ -26,6 +26,7 @@ def assert_ray_is_for_one_run(driver_pid: int) -> None:
     assert "raylet" in words
     assert "log_monitor" not in words
     assert "autoscaler" not in words
+    assert "dashboard/dashboard.py" not in words
     ports = listening_ports(child.pid for child in children)
     assert ports
     assert RAYS_AGENT_PORT not in ports

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -112,11 +113,22 @@ def test_without_a_next_driver_nothing_is_left(typist: Typist, run: Run) -> None
 
 def left_in_ray(typist: Typist, name: str) -> dict[str, int]:
     """How many agents and reservations Ray has of the run whose agents are called so."""
-    script = str(Path(__file__).with_name("left_in_ray.py"))
+    return dict(said_by(typist, "left_in_ray.py", name))
+
+
+def said_by(typist: Typist, script: str, *words: str) -> Any:
+    """What a script of these tests prints, once it has joined the typist's Ray."""
+    path = str(Path(__file__).with_name(script))
     done = subprocess.run(
-        [sys.executable, script, name], env=typist.environment, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, path, *words], env=typist.environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    return dict(json.loads(done.stdout))
+    return json.loads(done.stdout)
+
+
+def test_a_reservation_that_an_ending_agent_took_along_is_known_to_be_gone(typist: Typist) -> None:
+    """So that the driver who waits for it asks anew."""
+    here, gone = {"granted": True, "removed": False}, {"granted": False, "removed": True}
+    assert said_by(typist, "removed_reservation.py") == [here, gone]
 
 
 def test_a_driver_that_was_only_stopped_starts_its_ranks_again(typist: Typist, run: Run, reference: Run) -> None:
