@@ -33,8 +33,6 @@ from model.transformer import Transformer, document_ids
 
 Fetch = Callable[[str, str, int, int], np.ndarray]
 """(logical tensor, kind, start, count) -> float32 [count]."""
-FETCH_ELEMENTS = 4 << 20
-"""Most that is asked for at once: a restore takes no more memory than this rank's share and 16 MiB."""
 
 
 def prewarm() -> None:
@@ -328,19 +326,16 @@ class Engine:
     def restore(self, fetch: Fetch, step: int, counters: dict[str, Any]) -> None:
         """Write a checkpoint's state, saved by any world at any stage, into this rank's partitions.
 
-        Each rank fetches its own ranges only, FETCH_ELEMENTS at a time; the weights are then gathered as after a step
-        (collective).
+        Each rank fetches its own ranges only; the weights are then gathered as after a step (collective).
         """
         optimizer = self._optimizer
         self._create_moments()
-        for fragment in partition.fragments(self._engine):
+        for fragment in partition.cut(partition.fragments(self._engine)):
             for kind in ("master", *self.settings.optimizer.moments):
                 target = fragment.master if kind == "master" else fragment.moment(optimizer, kind)
                 assert target is not None
-                for first in range(0, fragment.count, FETCH_ELEMENTS):
-                    count = min(FETCH_ELEMENTS, fragment.count - first)
-                    values = fetch(fragment.name, kind, fragment.start + first, count)
-                    target.narrow(0, first, count).copy_(torch.from_numpy(values))
+                values = fetch(fragment.name, kind, fragment.start, fragment.count)
+                target.copy_(torch.from_numpy(values))
         partition.refresh_model_parameters(self._engine)
         self._restore_counters(counters, step)
 

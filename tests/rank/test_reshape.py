@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rank.ranks import Heard, Ranks, open_run
 
-from model.engine import FETCH_ELEMENTS
+from model.partition import FETCH_ELEMENTS
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.store import Store
