@@ -14,7 +14,7 @@ from hooks.sitecustomize import LEAVE_SIGNAL, RAISE_SIGNAL
 from left_behind import is_alive
 from moments import IN_STEP, LiveRank, hold, hold_in, let_go
 from schedules import AT_STARTS, STEPS, Fault, How, Schedule, Victim
-from typed import GIVE_UP_S, POLL_S, Driver, Run, Typist, wait_for
+from typed import POLL_S, Driver, Run, Typist, wait_for
 
 from launch.prove_digest import final_digest
 
@@ -79,7 +79,7 @@ class Striker:
                 break
             self.outcome.struck.append(struck)
         self._next_rank(0)  # so that the last attempt's processes are known
-        code = self._driver.process.wait(timeout=GIVE_UP_S)
+        code = self._driver.wait()
         if code:
             self.outcome.problems.append(f"exit code {code}: {self._driver.output}{self._driver.error_output}")
         self.outcome.seconds = time.monotonic() - begun

@@ -114,7 +114,17 @@ class Driver:
         return self.errors.read_text()
 
     def wait(self) -> int:
-        return self.process.wait(timeout=GIVE_UP_S)
+        """Its exit code; given up once it has said nothing for long: some runs of the soak take their time."""
+        while True:
+            said_bytes = self.said_bytes()
+            try:
+                return self.process.wait(timeout=GIVE_UP_S)
+            except subprocess.TimeoutExpired:
+                if self.said_bytes() == said_bytes:
+                    raise
+
+    def said_bytes(self) -> int:
+        return self.log.stat().st_size + self.errors.stat().st_size
 
     def finish(self) -> None:
         """Wait for an end in order."""
