@@ -47,9 +47,10 @@ class WantedShares:
 
 
 class Source(Protocol):
-    """One share's snapshot. Reading its data raises SnapshotDamagedError where it is not what was sealed."""
+    """One share's snapshot."""
 
-    def extents(self) -> tuple[PlacedExtent, ...]: ...
+    def extents(self) -> tuple[PlacedExtent, ...]:
+        """Asked first. Raises SnapshotDamagedError where the snapshot is not what was sealed."""
 
     def small(self) -> dict[str, Any]: ...
 
@@ -66,19 +67,15 @@ class SlotHere:
         self._slot = Slot(descriptor)
 
     def extents(self) -> tuple[PlacedExtent, ...]:
+        if not self._slot.is_sound():
+            raise SnapshotDamagedError("a snapshot of the former world does not match its checksum")
         return self._slot.extents()
 
     def small(self) -> dict[str, Any]:
         return self._slot.small()
 
     def read_into(self, first: int, out: np.ndarray) -> None:
-        out[:] = self._data[first : first + len(out)]
-
-    @functools.cached_property
-    def _data(self) -> np.ndarray:
-        if not self._slot.is_sound():
-            raise SnapshotDamagedError("a snapshot of the former world does not match its checksum")
-        return self._slot.data()
+        out[:] = self._slot.data()[first : first + len(out)]
 
     def close(self) -> None:
         os.close(self._slot.descriptor)
@@ -93,7 +90,6 @@ class SlotElsewhere:
         self._secret = secret
         self._request = {"op": "read", "share": share, "step": step}
         self._open = contextlib.ExitStack()
-        self._is_checked = False
 
     @functools.cached_property
     def _connection(self) -> socket.socket:
@@ -108,6 +104,7 @@ class SlotElsewhere:
         return parse_header(self._read(0, Slot.HEADER_BYTES))
 
     def extents(self) -> tuple[PlacedExtent, ...]:
+        self._check()
         return parse_index(self._read(PAGE_BYTES, self._header.index_bytes))
 
     def small(self) -> dict[str, Any]:
@@ -117,18 +114,15 @@ class SlotElsewhere:
         return small
 
     def read_into(self, first: int, out: np.ndarray) -> None:
-        if not self._is_checked:
-            self._check()
         start = data_start(self._header.index_bytes) + first * BYTES_PER_ELEMENT
         out[:] = np.frombuffer(self._read(start, out.nbytes), "<f4")
 
     def _check(self) -> None:
-        """Once: its agent compares the whole slot with its checksum."""
+        """Its agent compares the whole slot with its checksum."""
         with self._translated():
             send_frame(self._connection, {"is_sound": None})
             if not receive_frame(self._connection)["is_sound"]:
                 raise SnapshotDamagedError(f"peer {self._peer[0]}: a snapshot does not match its checksum")
-        self._is_checked = True
 
     def _read(self, offset: int, count: int) -> bytes:
         parts = []

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from orchestrator.agent.peers import RANGE_BYTES, PeerCopies
 from orchestrator.checkpoint.layout import Extent
 from orchestrator.checkpoint.slots import (
+    PAGE_BYTES,
     PlacedExtent,
     Share,
     Slot,
     SlotShape,
     SnapshotDamagedError,
     create_slot,
+    data_start,
 )
 from orchestrator.errors import CheckpointError
 from orchestrator.rank.shares import SharesReader, SlotElsewhere, SlotHere, Source, likely_first
@@ -145,11 +147,17 @@ def test_large_ranges_come_in_parts() -> None:
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_what_is_damaged_is_not_read(node: Node, is_here: bool) -> None:
+@pytest.mark.parametrize("part", ["index", "small state", "data"])
+def test_what_is_damaged_is_not_read(node: Node, part: str, is_here: bool) -> None:
+    """Neither the tensors nor the counters beside them, which are wanted first."""
     sources = node.sources(1, is_here=is_here)
-    Slot(node.held[Share(1, 0)]).data()[5] += 1
+    descriptor = node.held[Share(1, 0)]
+    index_bytes = Slot(descriptor).header().index_bytes
+    offset = PAGE_BYTES + {"index": 0, "small state": index_bytes, "data": data_start(index_bytes) - PAGE_BYTES}[part]
+    (byte,) = os.pread(descriptor, 1, offset)
+    os.pwrite(descriptor, bytes([byte ^ 1]), offset)
     with SharesReader(sources) as reader, pytest.raises(SnapshotDamagedError, match="checksum"):
-        reader.read("a", "master", 0, 4)
+        reader.small()
 
 
 def test_a_range_that_nobody_holds_is_named(node: Node) -> None:
