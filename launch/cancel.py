@@ -10,26 +10,49 @@ from launch.cli_help import parser
 from launch.runs import DEFAULT_ROOT, find_run
 from launch.slurm import commands
 from launch.slurm.record import newest_submission
+from launch.sweep_status import find_sweep
 from orchestrator.errors import ConfigError
+from orchestrator.observe.jsonlines import read_records
 from orchestrator.observe.state import is_held
 from orchestrator.runfolder import RunFolder
+from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.study import read_study
 
 EXAMPLES = """  phalanx cancel quickstart-1a2b3c4d          save at the next step boundary, then leave
   phalanx cancel runs/quickstart-1a2b3c4d --now
+  phalanx cancel quickstart-sweep-1a2b3c4d    every trial of a sweep saves and leaves
 
-What was saved stays: the same train or submit command goes on with the run."""
+What was saved stays: the same train, submit or sweep command goes on."""
 
 
 def run(argv: list[str]) -> int:
     """The verb. Exit code 0 where the run was told to end; ConfigError where nothing runs."""
-    reading = parser("cancel", "End a run: its SLURM job, or its driver.", EXAMPLES, "RUN [--now] [--root DIR]")
-    reading.add_argument("run", help="a run's id or folder")
+    reading = parser(
+        "cancel", "End a run or a sweep: its SLURM jobs, or its driver.", EXAMPLES, "RUN [--now] [--root DIR]"
+    )
+    reading.add_argument("run", help="a run's or a sweep's id or folder")
     reading.add_argument("--now", action="store_true", help="don't wait for a checkpoint")
     reading.add_argument("--root", default=DEFAULT_ROOT, help="where the runs are (default: runs)")
     options = reading.parse_args(argv)
+    if (sweep := find_sweep(options.run, Path(options.root))) is not None:
+        print(_cancel_sweep(sweep, options.now))
+        return 0
     folder = find_run(options.run, options.root)
-    print(_cancel_job(folder, options.now) or _cancel_driver(folder, options.now))
+    print(_cancel_job(folder, options.now) or _cancel_driver(f"run {folder.run_id}", folder.lock, options.now))
     return 0
+
+
+def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
+    """Its job or its driver, which lets every trial save and leave; of a job array each task."""
+    if (words := _cancel_job(RunFolder(sweep.path), is_now)) is not None:
+        return words
+    if is_held(sweep.lock) or not sweep.array.exists():
+        return _cancel_driver(f"sweep {sweep.sweep_id}", sweep.lock, is_now)
+    trials = read_study(read_records(sweep.study)).trials
+    told = [words for trial in trials if (words := _cancel_job(sweep.trial(trial), is_now)) is not None]
+    if not told:
+        raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.path}")
+    return "\n".join(told)
 
 
 def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
@@ -40,29 +63,30 @@ def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
         return None
     if view.state.is_waiting or is_now:
         commands.cancel(newest.slurm_id)
-        return f"job {newest.slurm_id} of run {folder.run_id} is cancelled (it was {view.state})"
+        return f"job {newest.slurm_id} of {folder.run_id} is cancelled (it was {view.state})"
     commands.ask_to_leave(newest.slurm_id)
     return (
-        f"job {newest.slurm_id} of run {folder.run_id} was told to save at the next step boundary and to leave; "
+        f"job {newest.slurm_id} of {folder.run_id} was told to save at the next step boundary and to leave; "
         f"follow it with phalanx status {folder.path}"
     )
 
 
-def _cancel_driver(folder: RunFolder, is_now: bool) -> str:
-    holder = _holder(folder.lock)
+def _cancel_driver(what: str, lock: Path, is_now: bool) -> str:
+    """`what`: `run first`, or `sweep NAME`."""
+    holder = _holder(lock)
     if holder is None:
-        raise ConfigError(f"run {folder.run_id} is not running; see phalanx status {folder.path}")
+        raise ConfigError(f"{what} is not running; see phalanx status {lock.parent}")
     pid, host = holder
     if host != socket.gethostname():
-        raise ConfigError(f"run {folder.run_id} runs on {host}; type this there: phalanx cancel {folder.path}")
+        raise ConfigError(f"{what} runs on {host}; type this there: phalanx cancel {lock.parent}")
     try:
         os.kill(pid, signal.SIGTERM)
         if is_now:
             os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
-        raise ConfigError(f"run {folder.run_id} has just ended") from None
+        raise ConfigError(f"{what} has just ended") from None
     how = "to end at once" if is_now else "to save at the next step boundary and to leave"
-    return f"the driver of run {folder.run_id} (pid {pid}) was told {how}"
+    return f"the driver of {what} (pid {pid}) was told {how}"
 
 
 def _holder(lock: Path) -> tuple[int, str] | None:

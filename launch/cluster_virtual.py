@@ -20,6 +20,7 @@ _EXAMPLES = """  sudo phalanx cluster virtual up 3 --gpus 2
   sudo phalanx cluster virtual exec v0 squeue
   sudo phalanx cluster virtual crash v2
   sudo phalanx cluster virtual boot v2
+  sudo phalanx cluster virtual slow v2 --delay-ms 20 --loss 0.01
   sudo phalanx cluster virtual status
   sudo phalanx cluster virtual down
 
@@ -36,7 +37,7 @@ _ON_A_NODE = {
     "crash": _Fault(VirtualCluster.crash, "power loss: all processes of a node are gone"),
     "boot": _Fault(VirtualCluster.boot, "power on after a crash"),
     "isolate": _Fault(VirtualCluster.isolate, "cut a node off the network"),
-    "heal": _Fault(VirtualCluster.heal, "connect it again"),
+    "heal": _Fault(VirtualCluster.heal, "connect it again, at full speed"),
     "freeze": _Fault(VirtualCluster.freeze, "a node hangs"),
     "thaw": _Fault(VirtualCluster.thaw, "it goes on"),
 }
@@ -52,7 +53,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    verbs = ["up", "down", "status", "exec", *_ON_A_NODE]
+    verbs = ["up", "down", "status", "exec", *_ON_A_NODE, "slow"]
     parsing = parser(
         "cluster virtual",
         "A SLURM cluster of several hosts on this machine: real daemons, each node in namespaces of its own.",
@@ -85,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         on_node = verb.add_parser(name, help=fault.summary)
         on_node.add_argument("node")
         on_node.set_defaults(act=_fault, fault=fault)
+    slow = verb.add_parser("slow", help="a slow, lossy cable to a node, until `heal`")
+    slow.add_argument("node")
+    slow.add_argument("--delay-ms", type=float, default=50.0, help="of each frame, each way (default: %(default)s)")
+    slow.add_argument("--loss", type=float, default=0.0, help="share of frames, 0 to 1 (default: %(default)s)")
+    slow.set_defaults(act=_slow)
     return parsing
 
 
@@ -162,6 +168,15 @@ def _exec(options: argparse.Namespace) -> int:
 
 def _fault(options: argparse.Namespace) -> int:
     options.fault.act(_cluster_of(options.node), options.node)
+    return 0
+
+
+def _slow(options: argparse.Namespace) -> int:
+    if options.delay_ms < 0 or not 0 <= options.loss <= 1:
+        raise ConfigError(
+            f"--delay-ms={options.delay_ms:g} --loss={options.loss:g} make no cable; use 0 or more, and 0 to 1"
+        )
+    _cluster_of(options.node).slow(options.node, delay_ms=options.delay_ms, loss=options.loss)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Where an export comes from: prepared data -> checkpoint -> export, in its `lineage.json` and in W&B."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -60,6 +61,8 @@ def _tell_wandb(run: RunFolder, run_id: str, checkpoint: dict, made: dict) -> No
         used=[checkpoint],
         made=[made],
         job_type="export",
+        # `phalanx sync` sends the rows of a run; what an export has to say is whole in W&B's own segments.
+        sync_command=f"wandb sync {shlex.quote(str(exports.wandb))}/*run-*-{shlex.quote(run_id)}",
     )
     where = tracker.wait_until_known(config.tracking.wandb.start_timeout_s)
     tracker.close(0)

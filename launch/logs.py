@@ -1,6 +1,7 @@
 """`phalanx logs`: what a rank printed. Reads files only."""
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -13,7 +14,9 @@ from typing import Any, BinaryIO
 
 from launch.cli_help import parser
 from launch.runs import find_run
-from launch.slurm.record import newest_submission
+from launch.slurm import commands
+from launch.slurm.jobstate import SlurmError
+from launch.slurm.record import newest_submission, submissions
 from orchestrator.errors import ConfigError
 from orchestrator.observe.failure import rank_ranges
 from orchestrator.observe.ledger import EventName, read_events
@@ -25,6 +28,8 @@ _EXAMPLES = """  phalanx logs quickstart-1a2b3c4d           the newest attempt's
   phalanx logs RUN --rank 3 --attempt 1 --tail 50
   phalanx logs RUN --job -f                  what its SLURM job prints"""
 _POLL_S = 0.2
+_ASK_S = 2.0
+"""How often SLURM is asked how a job is."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
         with path.open("rb") as log:
             _print_all(log, sys.stdout.buffer, arguments.tail)
             if arguments.follow:
-                _follow(folder, log, path, choose, sys.stdout.buffer)
+                is_going = _job_watch(folder) if arguments.job else lambda: _is_running(folder)
+                _follow(log, path, choose, is_going, sys.stdout.buffer)
     except KeyboardInterrupt:
         pass  # Ctrl-C and `| head` are how a person ends this
     except BrokenPipeError:
@@ -84,16 +90,14 @@ def chosen_log(folder: RunFolder, *, rank: int | None, attempt: int | None) -> P
 
 
 def job_log(folder: RunFolder) -> Path:
-    """The output of the run's newest SLURM job. Errors: ConfigError where there is none yet."""
-    newest = newest_submission(folder)
-    if newest is None:
+    """The output of the newest of the run's SLURM jobs that has begun. Errors: ConfigError where there is none."""
+    jobs = [submission.slurm_id for submission in submissions(folder)]
+    if not jobs:
         raise ConfigError(f"run {folder.run_id} was never submitted as a SLURM job; leave --job out")
-    path = folder.job_output(newest.slurm_id)
-    if not path.exists():
-        raise ConfigError(
-            f"job {newest.slurm_id} of run {folder.run_id} has not started; see phalanx status {folder.path}"
-        )
-    return path
+    begun = [path for job in jobs if (path := folder.job_output(job)).exists()]
+    if not begun:
+        raise ConfigError(f"job {jobs[-1]} of run {folder.run_id} has not started; see phalanx status {folder.path}")
+    return begun[-1]
 
 
 def first_failing_rank(events: Sequence[dict[str, Any]], attempt: int) -> int | None:
@@ -119,12 +123,35 @@ def _print_all(log: BinaryIO, out: BinaryIO, tail: int | None) -> None:
     out.flush()
 
 
-def _follow(folder: RunFolder, log: BinaryIO, path: Path, choose: Callable[[], Path], out: BinaryIO) -> None:
+def _is_running(folder: RunFolder) -> bool:
+    return run_state(folder).state is RunState.running
+
+
+def _job_watch(folder: RunFolder) -> Callable[[], bool]:
+    """Whether the run or its newest job goes on: a job also prints before its driver starts, and waits in between."""
+    asked_s, is_live = float("-inf"), commands.is_there()
+
+    def is_going() -> bool:
+        nonlocal asked_s, is_live
+        if is_live and time.monotonic() - asked_s > _ASK_S:
+            asked_s = time.monotonic()
+            newest = newest_submission(folder)
+            with contextlib.suppress(SlurmError):  # asked again next time
+                view = commands.job(newest.slurm_id) if newest else None
+                is_live = view is not None and not view.state.is_end
+        return is_live or _is_running(folder)
+
+    return is_going
+
+
+def _follow(
+    log: BinaryIO, path: Path, choose: Callable[[], Path], is_going: Callable[[], bool], out: BinaryIO
+) -> None:
     """Prints what is added until the run ends; a newer attempt's log is taken up when it appears."""
     with ExitStack() as opened:
         while True:
             # Asked before reading: what was written before the end is then still printed.
-            is_running = run_state(folder).state is RunState.running
+            is_running = is_going()
             newest = choose()
             out.write(log.read())
             if newest != path:

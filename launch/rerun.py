@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
+from launch import submit
 from launch.cli_help import parser
 from launch.compose import compose, from_yaml, recipe_yaml, resolved_yaml
 from launch.runs import find_run
 from orchestrator.codec import encode
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, Scheduler
 from orchestrator.control.driver import drive
 from orchestrator.control.session import Typed
 from orchestrator.errors import ConfigError
@@ -24,7 +25,7 @@ EXAMPLES = """  phalanx rerun first                       the same config and da
   phalanx rerun first --print               only print the command
 
 The recorded config counts: values of a recipe that has changed since are taken as they were. The new run has a folder
-of its own; where it stops early, the command that it prints goes on with it."""
+of its own; where it stops early, the command that it prints goes on with it. A submitted run is submitted again."""
 OWN = frozenset({"run.id", "checkpoint.url"})
 """What no two runs share."""
 PLACE = frozenset({"run.root"})
@@ -40,10 +41,13 @@ def run(argv: list[str]) -> int:
     options, changes = reader.parse_known_args(argv)
     folder = find_run(options.run, options.root)
     config, words = again(folder, changes)
-    command = "phalanx train " + shlex.join(words)
+    is_job = folder.jobs.exists() or config.cluster.scheduler is Scheduler.kuberay
+    command = f"phalanx {'submit' if is_job else 'train'} {shlex.join(words)}"
     if options.only_print:
         print(command)
         return 0
+    if is_job:
+        return submit.run(words)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     return drive(
         config,
@@ -70,7 +74,7 @@ def again(folder: RunFolder, changes: list[str]) -> tuple[RunConfig, list[str]]:
     drift = _drift(recorded, now)
     if not changes:
         recorded.run.id = own[0].removeprefix("run.id=")
-        return recorded, words
+        return recorded, [*words, *(f"{key}={json.dumps(before)}" for key, _, before in drift)]
     if any(key not in given for key, _, _ in drift):
         raise ConfigError(*(_drift_words(folder, *changed) for changed in drift if changed[0] not in given))
     return compose(words).config, words

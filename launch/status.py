@@ -14,7 +14,7 @@ from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
-from launch.sweep_status import find_sweep, sweep_folders, sweep_json, sweep_line, sweep_lines
+from launch.sweep_status import Jobs, find_sweep, sweep_folders, sweep_jobs, sweep_json, sweep_line, sweep_lines
 from orchestrator.control.badnodes import avoided
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.goodput import Goodput, goodput_ledger
@@ -24,6 +24,7 @@ from orchestrator.observe.state import RunState, RunStatus, run_folders, run_sta
 from orchestrator.observe.units import duration_text, plural
 from orchestrator.observe.wording import event_line, goodput_words
 from orchestrator.runfolder import RunFolder
+from orchestrator.sweep.folder import SweepFolder
 
 _EXAMPLES = """  phalanx status                        every run under runs/
   phalanx status quickstart-1a2b3c4d    one run: attempts, last events, checkpoint, W&B
@@ -50,14 +51,15 @@ def run(argv: Sequence[str]) -> int:
             jobs, problem = _asked(lambda: live_jobs(folders))
             print(table(statuses, now_s, jobs))
         sweeps = sweep_folders(arguments.root)
-        if sweeps and not arguments.json:
-            print("\n".join(map(sweep_line, sweeps)))
+        for sweep in sweeps if not arguments.json else ():
+            sweep_problem = _tell_sweep(sweep, lambda sweep, jobs: [sweep_line(sweep, jobs)])
+            problem = problem or sweep_problem
         if not (statuses or sweeps or arguments.json):
             print(f"no runs under {arguments.root}/; start one: phalanx train experiment=quickstart")
         return _told(problem)
     if (sweep := find_sweep(arguments.run, arguments.root)) is not None:
-        print(as_json(sweep_json(sweep)) if arguments.json else "\n".join(sweep_lines(sweep)))
-        return 0
+        tell = (lambda sweep, jobs: [as_json(sweep_json(sweep, jobs))]) if arguments.json else sweep_lines
+        return _told(_tell_sweep(sweep, tell))
     folder = find_run(arguments.run, arguments.root)
     status, events = run_state(folder), read_events(folder.events)
     goodput = goodput_of(folder, events, now_s if status.state is RunState.running else None)
@@ -79,6 +81,13 @@ def _asked(ask: Callable[[], T]) -> tuple[T | None, SlurmError | None]:
         return ask(), None
     except SlurmError as error:
         return None, error
+
+
+def _tell_sweep(sweep: SweepFolder, tell: Callable[[SweepFolder, Jobs | None], list[str]]) -> SlurmError | None:
+    """Print it; why SLURM does not say how its tasks are, or None."""
+    jobs, problem = _asked(lambda: sweep_jobs(sweep))
+    print("\n".join(tell(sweep, jobs)))
+    return problem
 
 
 def _told(problem: SlurmError | None) -> int:
@@ -149,7 +158,7 @@ def details(
 ) -> list[str]:
     """One run: a line for each thing worth knowing, its last events, and what to do next."""
     of = "" if status.steps is None else f" of {status.steps}"
-    restarts = f", {duration_text(status.downtime_s)} lost" if status.restarts else ""
+    lost = f", {duration_text(status.downtime_s)} lost" if status.downtime_s else ""
     rows = {
         "run": status.run_id,
         "state": str(status.state),
@@ -160,7 +169,7 @@ def details(
         "workers": status.workers,
         "left alone": f"{', '.join(avoided_nodes)}; bad_nodes.txt says why" if avoided_nodes else None,
         "time left": None if status.eta_s is None else duration_text(status.eta_s),
-        "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{restarts})",
+        "attempts": f"{status.attempts} ({plural(status.restarts, 'restart')}{lost})",
         "goodput": goodput_words(goodput) if goodput.wall_us else None,
         "checkpoint": status.checkpoint or "none",
         "W&B": wandb,
@@ -209,12 +218,12 @@ def next_lines(status: RunStatus, events: Sequence[dict[str, Any]], command: str
 
 
 def wandb_words(folder: RunFolder) -> str | None:
-    """Where W&B's files are and how to upload them; None where there are none."""
-    segments = sorted(path.name for path in folder.wandb.glob("*run-*") if path.is_dir())
-    offline = [name for name in segments if name.startswith("offline-run-")]
+    """Whether W&B has the run, and how to send what it lacks; None where W&B never had a part in it."""
+    segments = [path for path in folder.wandb.glob("*run-*") if path.is_dir()]
+    offline = [path for path in segments if path.name.startswith("offline-run-") and not any(path.glob("*.synced"))]
     if not segments:
         return None
     if not offline:
         return f"online, {plural(len(segments), 'segment')}"
-    sync = f"wandb sync {shlex.quote(str(folder.wandb))}/offline-run-*"
+    sync = f"phalanx sync {shlex.quote(str(folder.path))}"
     return f"offline, {plural(len(offline), 'segment')}; to upload: {sync}"

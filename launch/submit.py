@@ -93,15 +93,15 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
         return 0
     check_store(config, plan, folder)
     check_site(config, device, folder)
-    _check_not_queued(folder)
+    check_not_queued(folder)
     is_new = not folder.path.exists()
     try:
-        job_id, expected = _write_and_submit(config, overrides, device, folder)
+        spec = spec_of(config, overrides, device, folder)
+        job_id, expected = write_and_submit(config, spec, device, folder)
     except BaseException:
-        if is_new:
+        if is_new and not folder.jobs.exists():
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    print(f"Submitted batch job {job_id}")  # as sbatch says it: scripts look for that
     shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
     bad = ", ".join(dict.fromkeys(entry.node for entry in read_bad_nodes(folder)))
     without = [("without", f"{bad}, found bad before; to use them again, edit {folder.bad_nodes}")] if bad else []
@@ -143,15 +143,16 @@ def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> 
     )
 
 
-def _write_and_submit(config: RunConfig, overrides: list[str], device: str, folder: RunFolder) -> tuple[int, str]:
-    """The job's id and what SLURM expected of it."""
-    spec = spec_of(config, overrides, device, folder)
+def write_and_submit(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> tuple[int, str]:
+    """The job's id, which is printed, and what SLURM expected of it."""
     folder.slurm.mkdir(parents=True, exist_ok=True)
     folder.job_script.write_text(render(config, spec, device, folder))
     folder.job_spec.write_text(json.dumps(encode(spec), indent=2) + "\n")
     expected = commands.test_only(folder.job_script)
-    job_id = commands.submit(folder.job_script)
-    append_submission(folder, Submission(job_id=job_id, time_s=time.time()))
+    with commands.uninterrupted():
+        job_id = commands.submit(folder.job_script)
+        append_submission(folder, Submission(job_id=job_id, time_s=time.time()))
+        print(f"Submitted batch job {job_id}", flush=True)  # as sbatch says it: scripts look for that
     return job_id, expected
 
 
@@ -171,11 +172,12 @@ def check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
         raise ConfigError(*problems)
 
 
-def _check_not_queued(folder: RunFolder) -> None:
+def check_not_queued(folder: RunFolder) -> None:
+    """`folder` of a run, or of a sweep that is one job."""
     newest = newest_submission(folder)
     view = commands.job(newest.slurm_id) if newest else None
     if view is not None and not view.state.is_end:
         raise ConfigError(
-            f"run {folder.run_id} is already job {view.job_id}, which is {view.state}; follow it with phalanx status "
+            f"{folder.run_id} is already job {view.job_id}, which is {view.state}; follow it with phalanx status "
             f"{folder.path}, or end it with phalanx cancel {folder.path}"
         )

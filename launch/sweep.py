@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from launch import sweep_array
+from launch import sweep_array, sweep_job
 from launch.cli_help import parser
 from launch.sweep_plan import preview_json, preview_lines, trial_costs
 from launch.sweep_words import SweepWords, read_words
-from orchestrator.config import RunConfig, Scheduler
+from orchestrator.config import RunConfig, Scheduler, WandbMode
 from orchestrator.control.notices import Notices
 from orchestrator.control.opening import read_data
 from orchestrator.data.files import join, write_atomically
@@ -20,17 +21,19 @@ from orchestrator.fleet.surroundings import here, is_joining
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.measure import EVALUATED
 from orchestrator.sweep.packing import gang_of
 from orchestrator.sweep.pbt import Child, children
+from orchestrator.sweep.pruning import Rungs, rung_problem, rungs_of
 from orchestrator.sweep.recipe import Recipe
 from orchestrator.sweep.report import write_report
 from orchestrator.sweep.sampler import suggest
-from orchestrator.sweep.settings import Algorithm, Metric, is_maximised
+from orchestrator.sweep.settings import Algorithm, Metric, Pruner, is_maximised
 from orchestrator.sweep.space import parameter_words
 from orchestrator.sweep.study import Trial, trial_id
 from orchestrator.sweep.studylog import locked
 from orchestrator.sweep.table import SweepTable
-from orchestrator.sweep.wording import end_lines
+from orchestrator.sweep.wording import end_lines, pruning_text
 
 EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 optim.warmup_steps=10,20
   phalanx sweep experiment=quickstart sweep=asha 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.trials=24
@@ -38,6 +41,8 @@ EXAMPLES = """  phalanx sweep experiment=quickstart optim.lr=1e-3,2e-3,4e-3 opti
   phalanx sweep experiment=quickstart sweep=lr --preview
   phalanx sweep experiment=quickstart 'model=glob(gpt_1*)' cluster.address=auto
   phalanx sweep experiment=quickstart cluster=slurm data.path=/shared/stdlib run.root=/shared/runs optim.lr=1e-3,2e-3
+  phalanx sweep --one-job cluster=slurm experiment=quickstart data.path=/shared/stdlib run.root=/shared/runs \\
+      sweep=asha 'optim.lr=tag(log,interval(1e-4,1e-2))' sweep.max_concurrent=4
   phalanx train -m experiment=quickstart optim.lr=1e-3,2e-3       the same as a grid
 
 Values are in Hydra's grammar: 1,2  choice(...)  range(...)  interval(...)  glob(...)  tag(log, ...).
@@ -53,21 +58,28 @@ def run(argv: list[str]) -> int:
     read = read_words(words)
     base = read.compose(read.trials()[0])
     folder = SweepFolder(Path(base.run.root) / (read.settings.id or default_id(base, read.algorithm, read.space)))
+    metric = metric_of(read, base)
+    rungs = rungs_for(read, base, metric)
     if options.preview:
         ids = {trial_id(folder.sweep_id, parameters): parameters for parameters in read.trials()}
         costs = trial_costs(read, ids)
         made = preview_json(read, costs, folder.sweep_id) if options.json else None
-        print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id)))
+        print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id, rungs)))
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    metric = metric_of(read, base)
-    if is_array(base):
+    _check_tracking(base)
+    if options.one_job:
+        _check_one_job(base)
+        sweep_job.check(read, base)
+    elif is_array(base):
         sweep_array.check(read)
     else:
         _check_fit(read)
     _check_data(read)
     with locked(folder), Notices() as notices:
         _describe(folder, read, base, metric, is_accepted=options.accept_changes)
+        if options.one_job:
+            return sweep_job.submit(folder, read, base, words)
         if is_array(base):
             return sweep_array.submit(folder, _recipe(folder, read, base, metric), read, words)
         return _search(folder, read, base, metric, notices)
@@ -102,16 +114,52 @@ def metric_of(read: SweepWords, base: RunConfig) -> Metric:
     return metric
 
 
+def rungs_for(read: SweepWords, base: RunConfig, metric: Metric) -> Rungs:
+    """Where trials are judged: only where they have the metric. Raises ConfigError where that is nowhere."""
+    is_evaluated = metric in EVALUATED
+    rungs = rungs_of(read.settings, base.train.steps, base.train.eval_every_steps if is_evaluated else 1)
+    problem = rung_problem(rungs, (read.compose(parameters).train.steps for parameters in read.trials()))
+    differ = any(dimension.key in ("train", "train.eval_every_steps") for dimension in read.space)
+    if problem is None and is_evaluated and differ and rungs.pruner is not Pruner.none:
+        problem = (
+            f"sweep.pruner={rungs.pruner} compares trials at the same evaluations, and train.eval_every_steps "
+            "differs between them; give it one value, or use sweep.metric=loss"
+        )
+    if problem is not None:
+        raise ConfigError(problem)
+    return rungs
+
+
 def _parser() -> argparse.ArgumentParser:
     made = parser(
         "sweep", "Many trials of one recipe on one cluster.", EXAMPLES, "[options] KEY=VALUES ... [KEY=VALUE ...]"
     )
     made.add_argument("--preview", action="store_true", help="list the trials and their cost; start nothing")
+    made.add_argument(
+        "--one-job", action="store_true", help="on SLURM: one job whose nodes the trials share, instead of an array"
+    )
     made.add_argument("--json", action="store_true", help="with --preview: one JSON object")
     made.add_argument(
         "--accept-changes", action="store_true", help="go on with a sweep although its base recipe has changed"
     )
     return made
+
+
+def _check_tracking(base: RunConfig) -> None:
+    """What is exported for W&B wins over the config, in every trial."""
+    wandb_id = os.environ.get("WANDB_RUN_ID")
+    if wandb_id and base.tracking.wandb.mode is not WandbMode.disabled:
+        raise ConfigError(
+            f"WANDB_RUN_ID={wandb_id} would make one W&B run of all trials; unset it: each has an id of its own"
+        )
+
+
+def _check_one_job(base: RunConfig) -> None:
+    if not is_array(base):
+        raise ConfigError(
+            "--one-job is for a SLURM cluster: cluster=slurm, and no cluster.address; elsewhere trials share one Ray "
+            "anyway"
+        )
 
 
 def _check_fit(read: SweepWords) -> None:
@@ -145,10 +193,12 @@ def _describe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Me
 
 
 def _search(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, notices: Notices) -> int:
-    print(f"sweep {folder.sweep_id} in {folder.path}: {read.algorithm} by {metric}, pruning: {read.settings.pruner}")
+    recipe = _recipe(folder, read, base, metric)
+    pruning = pruning_text(recipe.rungs, base.train.steps)
+    print(f"sweep {folder.sweep_id} in {folder.path}: {read.algorithm} by {metric}, {pruning}")
     table = SweepTable(sys.stdout, sys.stdout.isatty(), metric)
     try:
-        driver = SweepDriver(folder, _recipe(folder, read, base, metric), table, notices)
+        driver = SweepDriver(folder, recipe, table, notices)
         code = driver.run()
     finally:
         table.close()
@@ -167,6 +217,7 @@ def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metr
     return Recipe(
         settings=read.settings,
         metric=metric,
+        rungs=rungs_for(read, base, metric),
         base=base,
         min_cpus=_min_cpus(list(map(read.compose, trials))),
         listed=trials if is_grid else [],

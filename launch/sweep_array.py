@@ -57,7 +57,7 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
             write_report(folder, log.study, read.space, recipe.metric)
             print(f"nothing to submit: {counts_text(log.study)}; see phalanx status {folder.path}")
             return EXIT_FAILED if log.study.in_state(TrialState.failed) else 0
-        job = _submit(folder, recipe, waiting, words)
+        job = _submit(folder, recipe, waiting, words)  # a Ctrl-C is only counted meanwhile: control/notices.py
         for trial in waiting:
             _note(folder, trial, job)
             log.record(Record.trial_started, trial, pid=0, born_s=0.0, host="", job=job)

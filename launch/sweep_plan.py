@@ -13,8 +13,10 @@ from orchestrator.observe.aligned import aligned
 from orchestrator.observe.units import count_text, flops_text
 from orchestrator.plan import memory_refusal, plan_run
 from orchestrator.sweep.pbt import interval_steps, num_rounds
+from orchestrator.sweep.pruning import Rungs
 from orchestrator.sweep.settings import Algorithm
 from orchestrator.sweep.space import Parameters, dimension_text, parameter_words
+from orchestrator.sweep.wording import pruning_text
 
 MAX_ROWS = 50
 """So many trials are listed, the rest is counted."""
@@ -52,11 +54,11 @@ def trial_costs(read: SweepWords, ids: Mapping[str, Parameters]) -> list[TrialCo
     return costs
 
 
-def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str) -> list[str]:
+def preview_lines(read: SweepWords, costs: Sequence[TrialCost], sweep_id: str, rungs: Rungs) -> list[str]:
     """The trials and what they cost together; of a space without a list, its ends."""
     settings = read.settings
     is_grid, is_population = read.algorithm is Algorithm.grid, read.algorithm is Algorithm.pbt
-    lines = [f"sweep {sweep_id}: {read.algorithm}, pruning: {settings.pruner}"]
+    lines = [f"sweep {sweep_id}: {read.algorithm}, {pruning_text(rungs, max(cost.steps for cost in costs))}"]
     lines += [f"  {dimension.key}={dimension_text(dimension)}" for dimension in read.space]
     how_many = f"{len(costs)} trials" if is_grid else f"{settings.trials} trials; the ends of the space:"
     if is_population:

@@ -1,15 +1,20 @@
 """How a sweep is, read from the files of its folder, for `phalanx status`."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launch.slurm import commands
+from launch.slurm.jobstate import JobState
 from launch.slurm.standing import live_jobs
 from orchestrator.codec import encode
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
+from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.settings import Metric, is_maximised
 from orchestrator.sweep.space import parameter_words
@@ -28,15 +33,28 @@ def sweep_folders(root: Path) -> list[SweepFolder]:
     return [SweepFolder(file.parent) for file in sorted(root.glob("*/sweep.json"))]
 
 
-def sweep_line(folder: SweepFolder) -> str:
+Jobs = Mapping[str, tuple[str, JobState]]
+"""Path of a trial's run folder, or of the sweep's where all are one job -> the job that waits or runs."""
+
+
+def sweep_jobs(folder: SweepFolder) -> Jobs | None:
+    """None for a sweep that was not submitted, or where SLURM can't be asked. Raises SlurmError."""
+    whole = RunFolder(folder.path)
+    if not (folder.array.exists() or whole.jobs.exists()) or not commands.is_there():
+        return None
+    going = read_study(read_records(folder.study)).in_state(TrialState.running)
+    return live_jobs([whole, *(folder.trial(trial.id) for trial in going)])
+
+
+def sweep_line(folder: SweepFolder, jobs: Jobs | None) -> str:
     """`sweep NAME  running  24 trials: 3 finished, ...`."""
-    study = read_study(read_records(folder.study))
-    return f"sweep {folder.sweep_id}  {_state(folder, study)}  {counts_text(study)}  {folder.path}"
+    study = _seen(folder, jobs)
+    return f"sweep {folder.sweep_id}  {_state(folder, study, jobs)}  {counts_text(study)}  {folder.path}"
 
 
-def sweep_lines(folder: SweepFolder) -> list[str]:
+def sweep_lines(folder: SweepFolder, jobs: Jobs | None) -> list[str]:
     """All trials, the best one, what to do next."""
-    study, metric = read_study(read_records(folder.study)), _metric(folder)
+    study, metric = _seen(folder, jobs), _metric(folder)
     rows = [
         table_row(trial, metric, _newest_row(folder, trial), _steps(folder, trial)) for trial in study.trials.values()
     ]
@@ -46,13 +64,15 @@ def sweep_lines(folder: SweepFolder) -> list[str]:
         words = (
             f"{best.id}: {metric} {value_text(best.value, metric)} with {' '.join(parameter_words(best.parameters))}"
         )
-    state = _state(folder, study)
+    state = _state(folder, study, jobs)
+    job = (jobs or {}).get(str(folder.path))
     next_line = f"open {folder.report}" if folder.report.exists() else f"phalanx logs {folder.trials}/TRIAL"
     if state == "stopped":
         next_line = "the command that started it goes on"
     return [
         f"sweep       {folder.sweep_id}",
         f"state       {state}",
+        *([f"SLURM       job {job[0]} {job[1]}"] if job is not None else []),
         f"trials      {counts_text(study)}",
         f"best        {words}",
         f"folder      {folder.path}",
@@ -63,30 +83,39 @@ def sweep_lines(folder: SweepFolder) -> list[str]:
     ]
 
 
-def sweep_json(folder: SweepFolder) -> dict[str, Any]:
-    study, metric = read_study(read_records(folder.study)), _metric(folder)
+def sweep_json(folder: SweepFolder, jobs: Jobs | None) -> dict[str, Any]:
+    study, metric = _seen(folder, jobs), _metric(folder)
     best = study.best(maximise=is_maximised(metric))
     return {
         "sweep": folder.sweep_id,
         "path": str(folder.path),
-        "state": _state(folder, study),
+        "state": _state(folder, study, jobs),
         "metric": str(metric),
         "best": None if best is None else best.id,
         "trials": [encode(trial) for trial in study.trials.values()],
     }
 
 
-def _state(folder: SweepFolder, study: Study) -> str:
-    if is_held(folder.lock):
+def _seen(folder: SweepFolder, jobs: Jobs | None) -> Study:
+    """The study, in which a trial runs only if somebody holds it: who would have written down its end may be gone."""
+    study = read_study(read_records(folder.study))
+    if is_held(folder.lock) or (jobs is None and folder.array.exists()):
+        return study
+    for trial in study.in_state(TrialState.running):
+        run = folder.trial(trial.id)
+        if not is_held(run.lock):
+            job = (jobs or {}).get(str(run.path))
+            state = TrialState.interrupted if job is None else TrialState.waiting
+            study.trials[trial.id] = replace(trial, state=state)
+    return study
+
+
+def _state(folder: SweepFolder, study: Study, jobs: Jobs | None) -> str:
+    if is_held(folder.lock) or study.in_state(TrialState.running):
         return "running"
-    going = study.in_state(TrialState.running, TrialState.waiting, TrialState.interrupted)
-    if going and folder.array.exists():
-        runs = [folder.trial(trial.id) for trial in going]
-        if any(is_held(run.lock) for run in runs):
-            return "running"
-        if live_jobs(runs):
-            return "queued"
-    return "stopped" if going else "ended"
+    if jobs:
+        return "queued"
+    return "stopped" if study.in_state(TrialState.waiting, TrialState.interrupted) else "ended"
 
 
 def _metric(folder: SweepFolder) -> Metric:

@@ -71,8 +71,10 @@ def read_words(words: Sequence[str]) -> SweepWords:
     space, base_words = _space([*file_words, *rest], folders)
     found += [f"{key} can't be set in a sweep: {why}" for key, why in OURS.items() if _names(key, space, base_words)]
     found += setting_problems(settings) + space_problems(space) + _integer_problems(space)
+    dir_words = [f"--config-dir={folder}" for folder in folders]
     if not space:
         found.append("the sweep has nothing to search; give several values, as in optim.lr=1e-3,3e-3")
+        found += _base_problems((*dir_words, *base_words))
     algorithm = settings.algorithm or (Algorithm.grid if is_listed(space) else Algorithm.tpe)
     if algorithm is Algorithm.grid:
         found += _grid_problems(space)
@@ -80,10 +82,18 @@ def read_words(words: Sequence[str]) -> SweepWords:
         found += _population_problems(space)
     if found:
         raise ConfigError(*dict.fromkeys(found))
-    dir_words = [f"--config-dir={folder}" for folder in folders]
     read = SweepWords(settings, algorithm, space, (*dir_words, *base_words))
     _check_trials(read)
     return read
+
+
+def _base_problems(words: tuple[str, ...]) -> list[str]:
+    """Of a sweep without values to search: one that was mistyped is among them."""
+    try:
+        _composed(words)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def _settings(words: Sequence[str], folders: Sequence[Path]) -> tuple[SweepConfig, list[str], list[str]]:

@@ -1,5 +1,6 @@
 """`phalanx sync`: sends W&B what it lacks of a run."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +9,24 @@ from launch.cli_help import parser
 from launch.compose import from_yaml
 from launch.runs import find_run
 from orchestrator.codec import encode
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
-from orchestrator.observe.artifacts import wandb_safe
+from orchestrator.config import RunConfig
+from orchestrator.data.shards import read_manifest
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, DataError
+from orchestrator.observe.artifacts import Artifact, committed_artifact, data_artifact, wandb_safe
 from orchestrator.observe.goodput import goodput_ledger
-from orchestrator.observe.ledger import read_events
+from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.metrics import stream_rows
 from orchestrator.observe.state import RunState, is_held, state_of
 from orchestrator.observe.tracking import start_tracking
-from orchestrator.observe.wandb_values import summary_values
+from orchestrator.observe.wandb_values import summary_values, wandb_id
 from orchestrator.runfolder import RunFolder
 
 EXAMPLES = """  phalanx sync first                  after an end without W&B: sends the steps that it lacks, in order
   WANDB_BASE_URL=https://wandb.example.org phalanx sync runs/first
 
 The steps are those of metrics.jsonl that count, so nothing is sent twice and branches that a rollback left are taken
-back. A run that goes on sends by itself what W&B lacks when it is next started.
+back. The data that the run used and its newest checkpoint are recorded as artifacts. A run that goes on sends by
+itself what W&B lacks when it is next started.
 Exit code 1: W&B could not be reached or did not take everything; the command can be repeated."""
 EXIT_CODES = {RunState.finished: 0, RunState.preempted: EXIT_PREEMPTED}
 
@@ -41,12 +45,15 @@ def run(argv: list[str]) -> int:
         )
     config = from_yaml(folder.config.read_text())
     events = read_events(folder.events)
+    committed = [event for event in events if event["event"] == EventName.checkpoint_committed]
     tracker = start_tracking(
         replace(config.tracking.wandb, close_timeout_s=options.timeout_s),
         run_id=folder.run_id,
         run_folder=folder,
         run_config=encode(config),
         resumed=True,
+        used=_data_used(config),
+        made=[committed_artifact(wandb_id(folder.run_id, os.environ), event) for event in committed[-1:]],
         must_be_online=True,
     )
     where = tracker.wait_until_known(options.timeout_s)
@@ -60,6 +67,14 @@ def run(argv: list[str]) -> int:
         return EXIT_FAILED
     _mark_synced(folder)
     return 0
+
+
+def _data_used(config: RunConfig) -> list[Artifact]:
+    """Empty where the prepared data is not to be seen from here."""
+    try:
+        return [data_artifact(str(config.data.path), read_manifest(str(config.data.path)))]
+    except DataError:
+        return []
 
 
 def _mark_synced(folder: RunFolder) -> None:

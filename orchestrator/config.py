@@ -331,7 +331,7 @@ class WandbConfig:
     start_timeout_s: float = 20.0
     """How long W&B may take to answer at the start, in the background; then the run is recorded offline."""
     close_timeout_s: float = 45.0
-    """How long the end of the run waits for W&B's uploads; what is missing then can be sent by `wandb sync`."""
+    """How long the end of the run waits for W&B's uploads; what is missing then is sent by `phalanx sync`."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from model.config import Positions
 from model.hardware import hardware_problem
 from model.zero import ds_config_problems
 from orchestrator.config import BestMetric, Device, Offload, OptimizerName, Precision, RunConfig
-from orchestrator.places import place_problems
+from orchestrator.places import place_problems, variable_problems
 
 MIN_TOKENIZER_VOCABULARY = 257
 """Byte-level BPE: 256 bytes and the end-of-text token."""
@@ -143,6 +143,7 @@ def problems(config: RunConfig) -> list[str]:
         *_checkpoint(config),
         *_fault(config),
         *place_problems(config),
+        *variable_problems(config),
     ]
 
 
@@ -191,19 +192,22 @@ def _ranges(config: RunConfig) -> Iterator[str]:
         yield f"parallel.zero_stage={config.parallel.zero_stage} is not a ZeRO stage; use 0, 1, 2 or 3"
 
 
+def name_problem(key: str, name: str, max_length: int) -> str | None:
+    if not _NAME.fullmatch(name):
+        return (
+            f"{key}={name!r} is not a name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+        )
+    if len(name) > max_length:
+        return f"{key}={name} has {len(name)} characters; use {max_length} or fewer"
+    return None
+
+
 def _names(config: RunConfig) -> Iterator[str]:
     """Run ids become folder names, W&B ids and Ray actor names: only what all of them take."""
     for key in ("run.id", "run.name", "model.name"):
         name = _value(config, key)
-        if name is None:
-            continue
-        if not _NAME.fullmatch(name):
-            yield (
-                f"{key}={name!r} is not a name; use letters, digits, '.', '_' and '-', "
-                "beginning with a letter or a digit"
-            )
-        elif len(name) > MAX_NAME_LENGTH:
-            yield f"{key}={name} has {len(name)} characters; use {MAX_NAME_LENGTH} or fewer"
+        if name is not None and (problem := name_problem(key, name, MAX_NAME_LENGTH)) is not None:
+            yield problem
     if not config.run.root:
         yield "run.root='' names no folder; use run.root=runs"
     project = config.tracking.wandb.project

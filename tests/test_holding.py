@@ -1,5 +1,6 @@
 """Who holds a lock file."""
 
+import fcntl
 import os
 import re
 import socket
@@ -34,3 +35,12 @@ def test_a_holder_that_has_not_signed_yet(two: tuple[int, int]) -> None:
     holding.lock(first)
     with pytest.raises(holding.HeldError, match=r"^by another process$"):
         holding.lock(second)
+
+
+def test_who_only_looks_is_no_holder(two: tuple[int, int]) -> None:
+    """`phalanx status`, and a sweep that watches its trials, take a shared lock for a moment (observe/state.py)."""
+    looker, driver = two
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    holding.lock(driver, pause=lambda: fcntl.flock(looker, fcntl.LOCK_UN))
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)

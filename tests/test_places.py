@@ -28,3 +28,31 @@ def test_a_password_in_a_place_is_refused_and_not_shown(word, shown):
 )
 def test_other_places_pass(word):
     compose(["experiment=tiny_test", word])
+
+
+@pytest.mark.parametrize(
+    ("word", "where"),
+    [
+        ("cluster.slurm.environment={WANDB_API_KEY: pa55}", "cluster.slurm.environment.WANDB_API_KEY looks like"),
+        ("cluster.slurm.environment={HTTPS_PROXY: 'http://me:pa55@proxy'}", "cluster.slurm.environment.HTTPS_PROXY "),
+        ("cluster.slurm.setup=['export HF_TOKEN=pa55']", "cluster.slurm.setup, which sets HF_TOKEN, looks like"),
+        ("cluster.kuberay.environment={HF_TOKEN: pa55}", "cluster.kuberay.environment.HF_TOKEN looks like"),
+    ],
+)
+def test_a_secret_among_a_jobs_variables_is_refused_and_not_shown(word, where):
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=tiny_test", word])
+    assert where in str(caught.value)
+    assert "pa55" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "cluster.slurm.environment={TOKENIZERS_PARALLELISM: 'false', AWS_ACCESS_KEY_ID: x, HTTPS_PROXY: 'http://proxy:8080'}",
+        "cluster.slurm.setup=['export HF_TOKEN=$(cat ~/.token)','export RAY_AUTH_TOKEN_PATH=/home/me/t']",
+        "cluster.kuberay.secrets={WANDB_API_KEY: wandb/key}",
+    ],
+)
+def test_other_variables_pass(word):
+    compose(["experiment=tiny_test", word])

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.job import sweeping
 from launch.job.ending import (
     Conclusion,
     Ended,
     Step,
-    committed_step,
     conclude,
     fruitless_jobs,
     lost_a_node,
     moves,
     notice_words,
-    saved_after,
+    saved_words,
     slowest_save_s,
 )
 from launch.job.gathering import Gathering
@@ -217,7 +217,7 @@ class Job:
             say(str(error))
         if self._view is not None and self._view.end_s is not None and self._notice == signal.SIGUSR1.name:
             self._left_s = self._view.end_s - self._noticed_s
-        slowest_s = slowest_save_s(read_events(self._folder.events))
+        slowest_s = slowest_save_s([event for events in self._ledgers() for event in events])
         if self._left_s is not None and slowest_s is not None and slowest_s > self._left_s:
             say(
                 f"a checkpoint of this run has taken {slowest_s:.0f} s, and {self._left_s:.0f} s are left: it may "
@@ -228,13 +228,14 @@ class Job:
 
     def _ended(self, exit_code: int) -> Ended:
         events = read_events(self._folder.events)
+        is_sweep = self._spec.is_sweep
         return Ended(
             exit_code=exit_code,
             notice=self._notice,
             was_terminated=self._was_terminated,
             is_preempted=self._view is not None and self._view.preempt_s is not None,
-            has_lost_node=exit_code == EXIT_FAILED and lost_a_node(events, self._started_s),
-            fruitless_jobs=fruitless_jobs(events),
+            has_lost_node=exit_code == EXIT_FAILED and not is_sweep and lost_a_node(events, self._started_s),
+            fruitless_jobs=fruitless_jobs(events, self._saved_step()),
             has_bad_nodes=self._has_bad_nodes,
             moves=moves(read_bad_nodes(self._folder), events),
         )
@@ -249,8 +250,7 @@ class Job:
         if end.why:
             say(end.why)
         if self._notice is not None:
-            saved = saved_after(read_events(self._folder.events), self._noticed_s)
-            say(notice_words(self._notice, self._left_s, saved, then))
+            say(notice_words(self._notice, self._left_s, self._saved_words(), then))
         elif end.step is not Step.leave:
             why = "too few nodes are fit" if self._has_bad_nodes else "a node was lost and none took its place"
             say(f"{why}: {then}" + (f", without {exclude}" if exclude is not None else ""))
@@ -304,14 +304,27 @@ class Job:
 
     def _record_requeue(self, job_id: int) -> None:
         events = read_events(self._folder.events)
-        if not self._folder.events.exists():
+        if not self._folder.events.exists() and not self._spec.is_sweep:
             return
         attempt = max((event["attempt"] for event in events), default=0)
         ledger = Ledger(self._folder.events, time.time)
         more = {"bad_nodes": True} if self._has_bad_nodes else {}
-        ledger.append("requeued", attempt, committed_step(events), job=job_id, signal=self._notice, **more)
+        ledger.append("requeued", attempt, self._saved_step(), job=job_id, signal=self._notice, **more)
         ledger.sync()
         ledger.close()
+
+    # ---- what was saved: by the run, or by all trials of a sweep
+
+    def _ledgers(self) -> list[list[dict[str, Any]]]:
+        return sweeping.trial_events(self._folder) if self._spec.is_sweep else [read_events(self._folder.events)]
+
+    def _saved_step(self) -> int:
+        return sweeping.saved_steps(self._ledgers())
+
+    def _saved_words(self) -> str:
+        if self._spec.is_sweep:
+            return sweeping.saved_words(self._ledgers(), self._noticed_s)
+        return saved_words(read_events(self._folder.events), self._noticed_s)
 
     def _wait_for_slurm(self, wakeup: Wakeup) -> None:
         """A job that ends by itself is not requeued by SLURM; one that SLURM ends is."""

@@ -1,4 +1,4 @@
-"""`phalanx train` as a SLURM step of its own: `python -m launch.job.driver [KEY=VALUE ...]`.
+"""`phalanx train`, or `sweep`, as a SLURM step of its own: `python -m launch.job.driver VERB [KEY=VALUE ...]`.
 
 SLURM sends SIGTERM to every process of a step as soon as a job is cancelled or preempted, and the job passes its
 notice on besides: the second of two notices ends a driver at once, before anything is saved. So SIGTERM is blocked
@@ -12,4 +12,4 @@ from launch.cli import main
 
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

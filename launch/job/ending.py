@@ -91,13 +91,13 @@ def committed_step(events: Sequence[dict[str, Any]]) -> int:
     return max((int(event["step"]) for event in events if event["event"] == "checkpoint_committed"), default=0)
 
 
-def fruitless_jobs(events: Sequence[dict[str, Any]]) -> int:
-    """How many of the newest requeues in a row left with the checkpoint that there is now; those for other nodes, on
+def fruitless_jobs(events: Sequence[dict[str, Any]], saved_step: int) -> int:
+    """How many of the newest requeues in a row left with `saved_step`, which is saved now; those for other nodes, on
     which nothing was tried, don't count."""
-    now, count = committed_step(events), 0
+    count = 0
     for event in reversed(events):
         if event["event"] == "requeued" and not event.get("bad_nodes"):
-            if event["step"] != now:
+            if event["step"] != saved_step:
                 break
             count += 1
     return count
@@ -129,8 +129,13 @@ def lost_a_node(events: Sequence[dict[str, Any]], since_s: float) -> bool:
     return bool(failed) and failed[-1].get("rank") is None and any(e["event"] == "node_lost" for e in recent)
 
 
-def notice_words(name: str, left_s: float | None, saved: tuple[int, float] | None, then: str) -> str:
+def notice_words(name: str, left_s: float | None, saved: str, then: str) -> str:
     """`caught SIGUSR1, 178 s left, saved step 1234 in 9 s, requeued (restart 2)`"""
     left = [] if left_s is None else [f"{max(0.0, left_s):.0f} s left"]
-    save = "nothing to save" if saved is None else f"saved step {saved[0]} in {saved[1]:.0f} s"
-    return ", ".join([f"caught {name}", *left, save, then])
+    return ", ".join([f"caught {name}", *left, saved, then])
+
+
+def saved_words(events: Sequence[dict[str, Any]], since_s: float) -> str:
+    """`saved step 1234 in 9 s`"""
+    saved = saved_after(events, since_s)
+    return "nothing to save" if saved is None else f"saved step {saved[0]} in {saved[1]:.0f} s"

@@ -3,10 +3,12 @@
 srun is a stream of its own, for as long as what it starts: the job's (launch/job/) and allocation.py's.
 """
 
+import contextlib
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch.slurm.jobstate import ACCOUNTED, JobState, JobView, SlurmError, parse_accounted, parse_job, parse_queue
@@ -43,6 +45,21 @@ def submit(script: Path, *options: str) -> int:
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return int(done.stdout.strip().partition(";")[0])
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the end of the block: a job that SLURM has taken is written down first."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 def job(job_id: int | str) -> JobView | None:
@@ -115,7 +132,13 @@ def _checked(*words: str) -> str:
 def _run(*words: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
-            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            process_group=0,  # a Ctrl-C on the terminal is ours to handle
         )
     except FileNotFoundError:
         raise NoSlurmError(

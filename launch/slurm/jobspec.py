@@ -34,7 +34,7 @@ class JobSpec:
     run_folder: str
     """Absolute."""
     overrides: list[str]
-    """What `phalanx submit` was typed with, and `phalanx train` is."""
+    """What `phalanx submit`, or `sweep`, was typed with, and what it does in the job is."""
     request: JobRequest
     start_timeout_s: float
     notice_s: int
@@ -49,6 +49,12 @@ class JobSpec:
     check: CheckSettings
     exclude: str | None
     """As configured; a requeued job leaves out the bad nodes besides."""
+    verb: str = "train"
+    """What the job does on its nodes: train, or sweep, whose trials share them."""
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.verb == "sweep"
 
     @property
     def command(self) -> list[str]:
@@ -58,7 +64,8 @@ class JobSpec:
     @property
     def submitted_as(self) -> str:
         """What a person types to go on."""
-        return shlex.join(["phalanx", "submit", *self.overrides])
+        words = ["sweep", "--one-job"] if self.is_sweep else ["submit"]
+        return shlex.join(["phalanx", *words, *self.overrides])
 
 
 def job_spec(
@@ -121,18 +128,21 @@ def _on_nodes(spec: JobSpec, module: list[str], hosts: Sequence[str] | None) -> 
 
 
 def driver_words(spec: JobSpec, hosts: Sequence[str], batch_host: str) -> list[str]:
-    """`phalanx train ...` on the first of `hosts`, with fewer workers where these have room for fewer.
+    """`phalanx train ...` on the first of `hosts`, with fewer workers where these have room for fewer; `phalanx sweep
+    ...`, whose trials then wait for each other.
 
     On the batch host as a process of the job; elsewhere, and for Pyxis, as a step.
     """
     pyxis = _pyxis(spec.container)
     is_step = bool(pyxis) or hosts[0] != batch_host
-    program = ["launch.job.driver"] if is_step else ["launch.cli", "train"]
-    train = [spec.python, "-P", "-m", *program, *spec.overrides]
-    if len(hosts) < spec.request.nodes:
-        train.append(f"cluster.num_workers={len(hosts) * spec.request.workers_per_node}")
+    program = ["launch.job.driver", spec.verb] if is_step else ["launch.cli", spec.verb]
+    driver = [spec.python, "-P", "-m", *program, *spec.overrides]
+    if spec.is_sweep:
+        driver.append("cluster.scheduler=null")  # it is in its job already
+    elif len(hosts) < spec.request.nodes:
+        driver.append(f"cluster.num_workers={len(hosts) * spec.request.workers_per_node}")
     step = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={hosts[0]}", "--overlap", "--input=none", "--export=ALL"]
-    return [*([*step, *pyxis] if is_step else []), *_apptainer(spec.container), *train]
+    return [*([*step, *pyxis] if is_step else []), *_apptainer(spec.container), *driver]
 
 
 def _pyxis(container: ContainerConfig) -> list[str]:

@@ -30,7 +30,12 @@ def append_submission(folder: RunFolder, submission: Submission) -> None:
     lines.close()
 
 
+def submissions(folder: RunFolder) -> list[Submission]:
+    """The oldest first; none for a run that was never submitted."""
+    return [decode(Submission, record) for record in read_records(folder.jobs)]
+
+
 def newest_submission(folder: RunFolder) -> Submission | None:
     """None for a run that was never submitted."""
-    records = list(read_records(folder.jobs))
-    return decode(Submission, records[-1]) if records else None
+    found = submissions(folder)
+    return found[-1] if found else None

@@ -133,7 +133,12 @@ class VirtualCluster:
         """Network partition: nothing gets through to the node or from it, and nobody is told."""
         network.unplug(self.name, self._known(node))
 
+    def slow(self, node: str, *, delay_ms: float, loss: float = 0.0) -> None:
+        """What the node sends and gets takes so much longer, each way; a share `loss` of its frames is lost."""
+        network.slow_down(self.name, self._known(node), delay_ms=delay_ms, loss=loss)
+
     def heal(self, node: str) -> None:
+        """After `isolate` and `slow`."""
         network.plug_in(self.name, self._known(node))
 
     def crash(self, node: str) -> None:
@@ -158,10 +163,12 @@ class VirtualCluster:
         processes.resume(self._on(node))
 
     def state(self, node: str) -> str:
-        """`on`, `off` or `frozen`, and `, isolated` after it where the node is cut off."""
+        """`on`, `off` or `frozen`; after it `, isolated` where the node is cut off, or `, slow`."""
         first = self._first_process(node)
         power = "off" if first is None else "frozen" if processes.is_stopped(first) else "on"
-        return power if network.is_plugged_in(self.name, node) else f"{power}, isolated"
+        if network.is_plugged_in(self.name, node):
+            return power
+        return f"{power}, slow" if network.is_slow(self.name, node) else f"{power}, isolated"
 
     def slurm_states(self) -> dict[str, str]:
         """Node -> SLURM's word for it (`idle`, `allocated`, `down*`); empty where slurmctld does not answer."""

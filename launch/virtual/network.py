@@ -10,6 +10,10 @@ import json
 import os
 import re
 import subprocess
+import sys
+from pathlib import Path
+
+import psutil
 
 from launch.virtual.spec import NETMASK_BITS
 from orchestrator.errors import PhalanxError
@@ -49,12 +53,28 @@ def add_node(cluster: str, node: str, address: str) -> None:
 
 
 def plug_in(cluster: str, node: str) -> None:
+    """Also where its cable was slow."""
+    _end_relay(cluster, node)
     _ip("-n", namespace(cluster, SWITCH), "link", "set", _port(node), "master", "br0", "up")
 
 
 def unplug(cluster: str, node: str) -> None:
     """Frames of the node vanish silently; its own interface stays up and notices nothing."""
+    _end_relay(cluster, node)
     _ip("-n", namespace(cluster, SWITCH), "link", "set", _port(node), "nomaster")
+
+
+def slow_down(cluster: str, node: str, *, delay_ms: float, loss: float) -> None:
+    """Frames of the node take `delay_ms` longer each way and a share `loss` of them is lost, until `plug_in`."""
+    unplug(cluster, node)
+    switch, tap = namespace(cluster, SWITCH), _tap(node)
+    program = [sys.executable, "-P", str(Path(__file__).with_name("relay.py"))]
+    _ip("netns", "exec", switch, *program, _port(node), tap, str(delay_ms), str(loss))
+    _ip("-n", switch, "link", "set", tap, "master", "br0", "up")
+
+
+def is_slow(cluster: str, node: str) -> bool:
+    return bool(_relays(cluster, node))
 
 
 def is_plugged_in(cluster: str, node: str) -> bool:
@@ -99,6 +119,28 @@ def refusal() -> str | None:
     except NetworkError as error:
         return str(error)
     return None
+
+
+def _relays(cluster: str, node: str) -> list[psutil.Process]:
+    """The processes that are the node's slow cable: one, or none."""
+    found = []
+    for pid in pids(cluster, SWITCH):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found += [process] if _tap(node) in process.cmdline() else []
+    return found
+
+
+def _end_relay(cluster: str, node: str) -> None:
+    relays = _relays(cluster, node)
+    for process in relays:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(relays)
+
+
+def _tap(node: str) -> str:
+    return f"t-{node}"
 
 
 def _port(node: str) -> str:

@@ -66,7 +66,7 @@ def wandb() -> Finding:
     url = os.environ.get("WANDB_BASE_URL", WANDB_URL)
     host = urlsplit(url).hostname or url
     if not _has_wandb_key(host):
-        return Finding("wandb", Level.ok, "no API key: runs are recorded offline; wandb login, or wandb sync later")
+        return Finding("wandb", Level.ok, "no API key: runs are recorded offline, and sent by phalanx sync RUN")
     try:
         port = urlsplit(url).port or (443 if url.startswith("https") else 80)
         socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()

@@ -6,6 +6,7 @@ digest of name and place) and, from the same facts in an export's `lineage.json`
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def checkpoint_artifact(run_id: str, path: str, step: int, num_bytes: int | None
     metadata = {"step": step, "bytes": num_bytes}
     aliases = ["latest", f"step-{step}"]
     return _artifact(f"{run_id}-checkpoint"[:128], "model", "checkpoint", path, aliases=aliases, metadata=metadata)
+
+
+def committed_artifact(run_id: str, committed: Mapping[str, Any]) -> Artifact:
+    """The checkpoint of a `checkpoint_committed` event."""
+    return checkpoint_artifact(run_id, str(committed.get("path")), committed["step"], committed.get("bytes"))
 
 
 def export_artifact(run_id: str, path: str, step: int, *, sources: list[Artifact]) -> Artifact:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.observe.goodput import LOST_ATTEMPT
 from orchestrator.observe.ledger import EventName, read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.wording import eta_s
@@ -41,6 +42,7 @@ class RunStatus:
     """Of the newest attempt."""
     attempts: int
     restarts: int
+    """Attempts in place of one that failed; not those that a next driver began, nor a planned change of workers."""
     downtime_s: float
     """What the recoveries cost together."""
     eta_s: float | None
@@ -72,7 +74,7 @@ def run_state(folder: RunFolder) -> RunStatus:
         tokens_per_s=row.tokens_per_s if row else None,
         workers=started[-1].get("world_size") if started else None,
         attempts=attempts,
-        restarts=max(0, attempts - 1),
+        restarts=_restarts(events),
         downtime_s=sum(event.get("downtime_s") or 0.0 for event in _named(events, EventName.recovered)),
         eta_s=_time_left_s(rows, steps) if state is RunState.running else None,
         started_s=events[0]["t"] if events else None,
@@ -120,9 +122,14 @@ def run_folders(root: Path) -> list[RunFolder]:
     """The runs under `root`, newest first: every folder in it that has a plan, a ledger or a job."""
     if not root.is_dir():
         return []
-    folders = [RunFolder(path) for path in root.iterdir() if path.is_dir()]
+    folders = [RunFolder(path) for path in root.iterdir() if path.is_dir() and not _is_sweep(path)]
     runs = [folder for folder in folders if folder.plan.exists() or folder.events.exists() or folder.jobs.exists()]
     return sorted(runs, key=lambda folder: (_first_written_s(folder), folder.run_id), reverse=True)
+
+
+def _is_sweep(path: Path) -> bool:
+    """A sweep's folder has jobs and their requeues, too, where it is one job."""
+    return (path / "sweep.json").exists()
 
 
 def _first_written_s(folder: RunFolder) -> float:
@@ -134,6 +141,20 @@ def _first_written_s(folder: RunFolder) -> float:
 
 def _named(events: list[dict[str, Any]], name: EventName) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == name]
+
+
+def _restarts(events: list[dict[str, Any]]) -> int:
+    count, has_failed = 0, False
+    for event in events:
+        if "driver_started_s" in event:  # a driver's first attempt replaces none of its own
+            has_failed = False
+        match event["event"]:
+            case EventName.attempt_started:
+                count += has_failed
+                has_failed = False
+            case name if name in LOST_ATTEMPT:
+                has_failed = True
+    return count
 
 
 def _planned_steps(plan: Path) -> int | None:

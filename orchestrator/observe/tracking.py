@@ -24,7 +24,7 @@ from typing import IO, Any
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator.config import WandbConfig, WandbMode
-from orchestrator.observe.artifacts import checkpoint_artifact
+from orchestrator.observe.artifacts import committed_artifact
 from orchestrator.observe.goodput import in_order
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, read_last_rows, surviving_rows
@@ -71,7 +71,7 @@ class WandbTracker:
         self._start = start
         self._folder = run_folder
         self.where: str | None = None
-        """URL of the run, or the folder that `wandb sync` uploads; None until the client has said."""
+        """URL of the run, or the folder of its offline segment; None until the client has said."""
         self._close_timeout_s = close_timeout_s
         self._queue: deque[dict[str, Any]] = deque()
         self._dropped = 0
@@ -84,7 +84,7 @@ class WandbTracker:
         self._made: list[dict[str, Any]] = start["made"]
         """Artifacts that W&B shall know as this run's: of a training run its newest checkpoint."""
         self._has: dict[str, int] | None = None
-        """What W&B's server says it has of the run, once it has said."""
+        """What W&B's server says it has of the run, once it has said; offline its segments have what was written."""
         log = str(run_folder.wandb / "client.log")
         self._process = subprocess.Popen(
             # -P: neither our folder nor the working directory may shadow what wandb imports.
@@ -112,9 +112,7 @@ class WandbTracker:
         """
         self._put(wandb_item(record))
         if record["event"] == "checkpoint_committed":
-            self._made = [
-                checkpoint_artifact(self.wandb_run_id, str(record.get("path")), record["step"], record.get("bytes"))
-            ]
+            self._made = [committed_artifact(self.wandb_run_id, record)]
         if record["event"] == "rollback":
             self._put({"rewind": record["to_step"]})
 
@@ -174,9 +172,9 @@ class WandbTracker:
         with contextlib.suppress(OSError), pipe:
             _send(pipe, [{"start": self._start}])
             self._known.wait()  # what is dropped from the queue meanwhile is in metrics.jsonl, which is read now
-            if self._has is not None:
+            if self.where is not None:
                 dropped, self._dropped = self._dropped, 0
-                for item in self._lacking(self._has, was_full=bool(dropped)):
+                for item in self._lacking(self._has or self._start["written"], was_full=bool(dropped)):
                     _send(pipe, [item])
             while True:
                 with self._changed:
@@ -188,15 +186,15 @@ class WandbTracker:
         self._gone = True
 
     def _lacking(self, has: Mapping[str, int], *, was_full: bool) -> Iterator[dict[str, Any]]:
-        """What the server lacks of the rows that were written before now, and of earlier drivers' events."""
+        """What W&B lacks of the rows that were written before now, and of earlier drivers' events."""
         events = [event for event in read_events(self._folder.events) if event["t"] < self._start["started_s"]]
         rollbacks = [event for event in events if event["event"] == "rollback"]
         rewind_to = rewind_point(rollbacks, newest_step=has["newest_step"], newest_attempt=has["newest_attempt"])
         if rewind_to is not None:
             yield {"rewind": rewind_to}
         newest_step = has["newest_step"] if rewind_to is None else rewind_to
-        if was_full or self._start["newest_step"] > newest_step:
-            last = math.inf if was_full else self._start["newest_step"]  # later ones are in the queue
+        if was_full or self._start["written"]["newest_step"] > newest_step:
+            last = math.inf if was_full else self._start["written"]["newest_step"]  # later ones are in the queue
             rows = [row for step, row in surviving_rows(self._folder.metrics).items() if newest_step < step <= last]
             later = (event for event in events if (event["step"] or 0) > newest_step)
             yield from map(wandb_item, in_order(later, rows))
@@ -247,12 +245,14 @@ def start_tracking(
     made: Sequence[dict[str, Any]] = (),
     job_type: str | None = None,
     must_be_online: bool = False,
+    sync_command: str | None = None,
 ) -> Tracker:
     """Begins the run's W&B run, or goes on with it, in the background. Call once per driver, never per rank.
 
     `run_config` is shown in W&B without what looks like a secret. `used` and `made` are artifacts (artifacts.py);
     of a training run its newest checkpoint is added by itself.
-    `must_be_online`: stop, with a notice, rather than record offline. Never raises.
+    `must_be_online`: stop, with a notice, rather than record offline. `sync_command`: what a person is told to type
+    to send what W&B lacks, where that is not `phalanx sync`. Never raises.
     """
     if not must_be_online and (os.environ.get("WANDB_MODE") or config.mode) == WandbMode.disabled:
         return NullTracker()
@@ -265,7 +265,7 @@ def start_tracking(
         "used": list(used),
         "made": list(made),
         "resumed": resumed,
-        "sync_command": f"phalanx sync {shlex.quote(str(run_folder.path))}",
+        "sync_command": sync_command or f"phalanx sync {shlex.quote(str(run_folder.path))}",
         "init_timeout_s": None if os.environ.get("WANDB_INIT_TIMEOUT") else config.start_timeout_s,
         "finish_timeout_s": config.close_timeout_s * 0.8,
         "driver_pid": os.getpid(),
@@ -273,7 +273,8 @@ def start_tracking(
     try:
         run_folder.wandb.mkdir(parents=True, exist_ok=True)
         written = read_last_rows(run_folder.metrics, 1)
-        start["newest_step"] = written[0].step if written else 0
+        step, attempt = (written[0].step, written[0].attempt) if written else (0, 0)
+        start["written"] = {"newest_step": step, "newest_attempt": attempt}
         return WandbTracker(start, run_folder, close_timeout_s=config.close_timeout_s)
     except OSError as error:
         return NullTracker(f"W&B is off: its client could not be started ({error}); metrics.jsonl has every row")

@@ -12,7 +12,6 @@ server at once, or by it when an offline segment is synced.
 import contextlib
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -32,7 +31,7 @@ class WandbRun:
         self._counts: dict[str, int] = {}
         self._run: Any = None
         self._is_online = False
-        self._newest_step: int = start["newest_step"]
+        self._newest_step: int = start["written"]["newest_step"]
         """Of what W&B has; where it is online, it knows better itself."""
         self._open_step = 0
         """What events are logged with: the newest row's step, which stays open until the next one."""
@@ -116,10 +115,8 @@ class WandbRun:
             self.say(where=self._run.url, newest_step=self._newest_step, newest_attempt=attempt)
         else:
             folder = Path(self._run.settings.sync_dir)
-            was_online = any(folder.parent.glob("run-*"))
-            how = self._start["sync_command"] if was_online else _sync_command(folder)
             why = f" ({reason})" if reason else ""
-            self.say(where=str(folder), notice=f"W&B: offline{why}; to upload later: {how}")
+            self.say(where=str(folder), notice=f"W&B: offline{why}; to upload later: {self._start['sync_command']}")
         self._open_step = self._newest_step + 1
 
     def _go_offline(self, reason: str) -> None:
@@ -198,11 +195,6 @@ def _reason(error: BaseException) -> str:
         return "no usable API key: `wandb login`, or WANDB_API_KEY"
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:200]
-
-
-def _sync_command(folder: Path) -> str:
-    """Uploads every segment of the run, in order; the start pattern is the shell's to expand."""
-    return f"wandb sync {shlex.quote(str(folder.parent))}/offline-run-*"
 
 
 def _detach_standard_streams(log: Path) -> tuple[TextIO, TextIO]:

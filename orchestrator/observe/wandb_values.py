@@ -1,6 +1,5 @@
 """What W&B is told: the arguments of its run, rows, events, the summary. Pure."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from orchestrator.observe.artifacts import wandb_safe, without_user
 from orchestrator.observe.goodput import Goodput
 from orchestrator.observe.metrics import StepRow
 from orchestrator.observe.names import row_values
+from orchestrator.places import SECRET_NAME
 from orchestrator.runfolder import RunFolder
 
 # Each argument of wandb.init and the variable by which a person sets it: what they exported wins.
@@ -23,7 +23,6 @@ _EXPORTED = {
     "resume": "WANDB_RESUME",
     "dir": "WANDB_DIR",
 }
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|secret_key|password|passwd|credentials|token)$", re.I)
 
 
 def init_arguments(
@@ -42,7 +41,12 @@ def init_arguments(
         "dir": str(run_folder.path.resolve()),
     }
     arguments = {key: value for key, value in chosen.items() if value and not environment.get(_EXPORTED[key])}
-    return arguments | {"id": environment.get("WANDB_RUN_ID") or wandb_safe(run_id)}
+    return arguments | {"id": wandb_id(run_id, environment)}
+
+
+def wandb_id(run_id: str, environment: Mapping[str, str]) -> str:
+    """The id of a run's W&B run."""
+    return environment.get("WANDB_RUN_ID") or wandb_safe(run_id)
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
@@ -52,7 +56,7 @@ def without_secrets(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(inner, key) for inner in value]
     if isinstance(value, str):
-        return "***" if value and _SECRET_KEY.search(key) else without_user(value)
+        return "***" if value and SECRET_NAME.search(key) else without_user(value)
     return value
 
 

@@ -47,10 +47,9 @@ class WantedShares:
 
 
 class Source(Protocol):
-    """One share's snapshot."""
+    """One share's snapshot. Whatever is read first raises SnapshotDamagedError where it is not what was sealed."""
 
-    def extents(self) -> tuple[PlacedExtent, ...]:
-        """Asked first. Raises SnapshotDamagedError where the snapshot is not what was sealed."""
+    def extents(self) -> tuple[PlacedExtent, ...]: ...
 
     def small(self) -> dict[str, Any]: ...
 
@@ -64,11 +63,16 @@ class SlotHere:
     """In this node's memory."""
 
     def __init__(self, descriptor: int) -> None:
-        self._slot = Slot(descriptor)
+        self._descriptor = descriptor
+
+    @functools.cached_property
+    def _slot(self) -> Slot:
+        slot = Slot(self._descriptor)
+        if not slot.is_sound():
+            raise SnapshotDamagedError("a snapshot of the former world does not match its checksum")
+        return slot
 
     def extents(self) -> tuple[PlacedExtent, ...]:
-        if not self._slot.is_sound():
-            raise SnapshotDamagedError("a snapshot of the former world does not match its checksum")
         return self._slot.extents()
 
     def small(self) -> dict[str, Any]:
@@ -78,7 +82,7 @@ class SlotHere:
         out[:] = self._slot.data()[first : first + len(out)]
 
     def close(self) -> None:
-        os.close(self._slot.descriptor)
+        os.close(self._descriptor)
 
 
 class SlotElsewhere:
@@ -93,10 +97,14 @@ class SlotElsewhere:
 
     @functools.cached_property
     def _connection(self) -> socket.socket:
+        """Its agent has compared the whole slot with its checksum."""
         connection: socket.socket = self._open.enter_context(asked(self._peer, self._secret, self._request))
         problem = receive_frame(connection)["problem"]
         if problem is not None:
             raise CheckpointError(f"peer {self._peer[0]}: {problem}")
+        send_frame(connection, {"is_sound": None})
+        if not receive_frame(connection)["is_sound"]:
+            raise SnapshotDamagedError(f"peer {self._peer[0]}: a snapshot does not match its checksum")
         return connection
 
     @functools.cached_property
@@ -104,7 +112,6 @@ class SlotElsewhere:
         return parse_header(self._read(0, Slot.HEADER_BYTES))
 
     def extents(self) -> tuple[PlacedExtent, ...]:
-        self._check()
         return parse_index(self._read(PAGE_BYTES, self._header.index_bytes))
 
     def small(self) -> dict[str, Any]:
@@ -116,13 +123,6 @@ class SlotElsewhere:
     def read_into(self, first: int, out: np.ndarray) -> None:
         start = data_start(self._header.index_bytes) + first * BYTES_PER_ELEMENT
         out[:] = np.frombuffer(self._read(start, out.nbytes), "<f4")
-
-    def _check(self) -> None:
-        """Its agent compares the whole slot with its checksum."""
-        with self._translated():
-            send_frame(self._connection, {"is_sound": None})
-            if not receive_frame(self._connection)["is_sound"]:
-                raise SnapshotDamagedError(f"peer {self._peer[0]}: a snapshot does not match its checksum")
 
     def _read(self, offset: int, count: int) -> bytes:
         parts = []

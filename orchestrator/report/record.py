@@ -31,6 +31,8 @@ class RunRecord:
     recipe: Flat | None
     """The config without what was typed; None where an older version started the run."""
     overrides: Sequence[str]
+    verb: str
+    """By which they were typed: train or submit."""
     environment: Mapping[str, Any]
     manifest: Manifest | None
     """Of the data; None where it can't be read from here."""

@@ -84,7 +84,7 @@ def what_was_run(record: RunRecord) -> Table:
             ("fingerprint", plan.fingerprint),
         ]
     if record.overrides:
-        rows.append(("typed", shlex.join(["phalanx", "train", *record.overrides])))
+        rows.append(("typed", shlex.join(["phalanx", record.verb, *record.overrides])))
     return Table((), tuple(rows))
 
 
@@ -295,7 +295,7 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
     if best is None:
         lines = [("what its ranks printed", f"phalanx logs {run}")]
     if record.state not in ("finished", "running") and record.overrides:
-        lines.insert(0, ("go on with it", shlex.join(["phalanx", "train", *record.overrides])))
+        lines.insert(0, ("go on with it", shlex.join(["phalanx", record.verb, *record.overrides])))
     return [
         *lines,
         ("the same again as a new run", f"phalanx rerun {run}"),

@@ -56,6 +56,7 @@ def read_record(folder: RunFolder, now_s: float, *, is_at_end: bool = False) -> 
         config=config,
         recipe=flattened(recipe) if recipe else None,
         overrides=[str(word) for word in _yaml(folder.overrides) or []],
+        verb="submit" if folder.jobs.exists() else "train",
         environment=_json(folder.env) or {},
         manifest=_manifest(config.get("data.path")),
     )

@@ -10,11 +10,13 @@ from orchestrator.config import RunConfig
 from orchestrator.data.manifest import Manifest
 from orchestrator.fingerprint import identity
 from orchestrator.plan import resolve_model
-from orchestrator.sweep.settings import Algorithm, Metric, SweepConfig
+from orchestrator.sweep.settings import Algorithm, Metric, Pruner, SweepConfig
 from orchestrator.sweep.space import Space, dimension_text
 
 COMPARABLE = ("train.steps", "train.precision", "train.eval_every_steps", "train.eval_rows")
 """Beyond a run's identity: what trials must share for their metrics to be compared."""
+RUNGS = ("reduction_factor", "min_steps")
+"""Where a pruner judges: a trial is compared with those that were judged there before."""
 
 
 def default_id(base: RunConfig, algorithm: Algorithm, space: Space) -> str:
@@ -43,6 +45,7 @@ def describe(
         "metric": str(metric),
         "window_steps": settings.window_steps,
         "pruner": str(settings.pruner),
+        **({name: getattr(settings, name) for name in RUNGS} if settings.pruner is not Pruner.none else {}),
         "trials": settings.trials,
         **({"population": settings.population, "interval_steps": settings.interval_steps} if is_pbt else {}),
         "space": {dimension.key: dimension_text(dimension) for dimension in space},
@@ -54,7 +57,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], sweep_id: str) -
     """One sentence with both values for each difference that makes new trials incomparable with those there are."""
     way_out = "start another sweep (sweep.id=...), set it back, or say --accept-changes"
     found = []
-    for key in ("metric", "window_steps", "population", "interval_steps"):
+    for key in ("metric", "window_steps", "pruner", *RUNGS, "population", "interval_steps"):
         if old.get(key) != new.get(key):
             found.append(
                 f"sweep.{key} was {old.get(key)} when sweep {sweep_id} started, now {new.get(key)}; {way_out}"

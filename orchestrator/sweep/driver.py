@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config import RunConfig
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PlacementError
 from orchestrator.fleet.surroundings import is_joining
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
@@ -59,6 +59,10 @@ class SweepDriver:
         self._live: dict[str, Live] = {}
         self._configs: dict[str, RunConfig] = {}
         self._is_searched = False
+        self._is_waiting = False
+        """Whether a trial waits for nodes though no other runs: the cluster has shrunk."""
+        self._first_nodes: Sequence[NodeFacts] = ()
+        """What there was at the start."""
         self._host: RayHost | None = None
         self._host_losses = 0
 
@@ -75,6 +79,7 @@ class SweepDriver:
             if not self._has_work():
                 return self._exit_code()
             self._open_host()
+            self._first_nodes = self._nodes()
             for parameters in self._recipe.corners:
                 gang_of(self._recipe.compose(parameters), self._nodes())
             self._tell_room()
@@ -113,11 +118,12 @@ class SweepDriver:
             self._follow(self.study.trials[name], live)
         if self._count_notices():
             self._stop_all()
+            self._is_waiting = False
         else:
             self._start_what_fits()
         rows = {name: live.row for name, live in self._live.items() if live.row is not None}
         self._watcher.progress(self.study, rows, {name: live.steps for name, live in self._live.items()})
-        return bool(self._live)
+        return bool(self._live) or self._is_waiting
 
     def _open_host(self) -> None:
         self._host = RayHost(self._recipe.base.cluster, self._recipe.min_cpus, self._folder.ray_log)
@@ -169,7 +175,11 @@ class SweepDriver:
 
     def _new_live(self, trial: Trial, process: TrialProcess | None) -> Live:
         config = self._config_of(trial)
-        return Live(process, gang_of(config, self._nodes()), config.train.steps)
+        try:
+            gang = gang_of(config, self._nodes())
+        except PlacementError:  # it has lost a node
+            gang = Gang(())
+        return Live(process, gang, config.train.steps)
 
     def _config_of(self, trial: Trial) -> RunConfig:
         if trial.id not in self._configs:
@@ -201,12 +211,23 @@ class SweepDriver:
         while limit is None or len(self._live) < limit:
             trial = self._next_waiting() or self._suggested()
             if trial is None or not self._has_room(self._config_of(trial)):
+                self._wait_for_nodes(trial)
                 return
             self._start(trial)
 
     def _has_room(self, config: RunConfig) -> bool:
         left = room_after(self._nodes(), [live.gang for live in self._live.values()])
-        return fits(left, gang_of(config, self._nodes()))
+        try:
+            return fits(left, gang_of(config, self._nodes()))
+        except PlacementError:  # it fitted at the start: another node may come
+            return False
+
+    def _wait_for_nodes(self, trial: Trial | None) -> None:
+        is_waiting = trial is not None and not self._live
+        if trial is not None and is_waiting and not self._is_waiting:
+            left, before = len(self._nodes()), plural(len(self._first_nodes), "node")
+            self._watcher.note(f"{trial.id} waits for nodes: {left} of {before} are left")
+        self._is_waiting = is_waiting
 
     def _next_waiting(self) -> Trial | None:
         """The lowest number that waits, was interrupted, or failed and has a retry left."""
@@ -234,7 +255,7 @@ class SweepDriver:
             return None
         trial = self._log.add(self._id(parameters, part), parameters, part)
         try:
-            gang_of(self._config_of(trial), self._nodes())
+            gang_of(self._config_of(trial), self._first_nodes)
         except ConfigError as error:
             trial = self._log.record(Record.trial_refused, trial, reason=str(error))
             self._watcher.trial(trial, f"is refused: {error}")

@@ -4,7 +4,7 @@ from orchestrator.observe.metrics import surviving_rows
 from orchestrator.observe.state import run_state
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.measure import metric_at
-from orchestrator.sweep.pruning import goes_on, rungs_of
+from orchestrator.sweep.pruning import goes_on
 from orchestrator.sweep.recipe import Recipe
 from orchestrator.sweep.settings import is_maximised
 from orchestrator.sweep.study import Record, Trial, outcome
@@ -16,7 +16,7 @@ class Judge:
         self._folder = folder
         self._recipe = recipe
         self._log = log
-        self._rungs = rungs_of(recipe.settings, recipe.base.train.steps)
+        self._rungs = recipe.rungs
 
     def at_rungs(self, trial: Trial, step: int, total_steps: int) -> Trial:
         """Judge a trial that has done `step` at each rung passed and not yet judged; returns it as it is then.

@@ -8,7 +8,7 @@ variant, as Ray Tune and Syne Tune have it), because starting a trial again cost
 Hyperband (Li et al., JMLR 2018, arXiv 1603.06560) hedges how early to stop: bracket s has s rungs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.sweep.settings import Pruner, SweepConfig
@@ -21,21 +21,39 @@ class Rungs:
     pruner: Pruner
     min_steps: int
     reduction_factor: int
+    every_steps: int = 1
+    """A trial has its metric at multiples of this: a rung between two of them is moved to the later one."""
 
     def steps(self, number: int, total_steps: int) -> tuple[int, ...]:
         """The rungs of the trial with this number, ascending, all below `total_steps`."""
         if self.pruner is Pruner.none:
             return ()
-        ladder = _ladder(self.min_steps, self.reduction_factor, total_steps)
+        ladder = _ladder(self.min_steps, self.reduction_factor, self.every_steps, total_steps)
         if self.pruner is Pruner.asha:
             return ladder
         return ladder[len(ladder) - bracket(number, len(ladder), self.reduction_factor) :]
 
 
-def rungs_of(config: SweepConfig, total_steps: int) -> Rungs:
+def rungs_of(config: SweepConfig, total_steps: int, every_steps: int = 1) -> Rungs:
     """The config's rungs; without min_steps the first is at total_steps / reduction_factor**2."""
     least = config.min_steps or max(1, total_steps // config.reduction_factor**2)
-    return Rungs(config.pruner, least, config.reduction_factor)
+    return Rungs(config.pruner, least, config.reduction_factor, every_steps)
+
+
+def rung_problem(rungs: Rungs, all_steps: Iterable[int]) -> str | None:
+    """Why no trial of `all_steps` would ever be judged, else None."""
+    longest = max(all_steps)
+    if rungs.pruner is Pruner.none or rungs.steps(0, longest):
+        return None
+    if rungs.min_steps < longest:
+        return (
+            f"sweep.pruner={rungs.pruner} judges by evaluations, and train.eval_every_steps={rungs.every_steps} "
+            f"makes none before the end (train.steps={longest}); evaluate more often, or use sweep.metric=loss"
+        )
+    return (
+        f"sweep.min_steps={rungs.min_steps} is no earlier than the end (train.steps={longest}), so "
+        f"sweep.pruner={rungs.pruner} would judge nothing; use less, or sweep.pruner=none"
+    )
 
 
 def bracket(number: int, max_rungs: int, reduction_factor: int) -> int:
@@ -74,10 +92,11 @@ def goes_on(trial: str, at_rung: Mapping[str, float | None], reduction_factor: i
     return better < max(1, len(at_rung) // reduction_factor)
 
 
-def _ladder(min_steps: int, reduction_factor: int, total_steps: int) -> tuple[int, ...]:
-    steps = []
+def _ladder(min_steps: int, reduction_factor: int, every_steps: int, total_steps: int) -> tuple[int, ...]:
+    steps: list[int] = []
     rung = min_steps
-    while rung < total_steps:
-        steps.append(rung)
+    while (measured := -(-rung // every_steps) * every_steps) < total_steps:
+        if measured not in steps:
+            steps.append(measured)
         rung *= reduction_factor
     return tuple(steps)

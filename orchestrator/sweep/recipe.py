@@ -7,6 +7,7 @@ from typing import Protocol
 from orchestrator.config import RunConfig
 from orchestrator.observe.metrics import StepRow
 from orchestrator.sweep.pbt import Child
+from orchestrator.sweep.pruning import Rungs
 from orchestrator.sweep.settings import Metric, SweepConfig
 from orchestrator.sweep.space import Parameters
 from orchestrator.sweep.study import Study, Trial
@@ -19,8 +20,9 @@ REPEATS = 20
 class Recipe:
     settings: SweepConfig
     metric: Metric
+    rungs: Rungs
     base: RunConfig
-    """With the first trial's parameters: which Ray to join, and the steps that rungs are reckoned from."""
+    """With the first trial's parameters: which Ray to join."""
     min_cpus: int
     """Of the largest trial, for a Ray that is started here."""
     listed: Sequence[Parameters]

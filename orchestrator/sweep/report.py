@@ -6,6 +6,7 @@ from html import escape
 
 from orchestrator.codec import encode
 from orchestrator.data.files import write_atomically
+from orchestrator.report.page import POLICY
 from orchestrator.sweep import plots
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.sampler import importances
@@ -56,6 +57,7 @@ def page(sweep_id: str, study: Study, space: Space, metric: Metric, shares: Mapp
     head = "".join(f"<th>{name.lower()}</th>" for name in _cells(HEADER))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">
 <title>{escape(sweep_id)}</title><style>{STYLE}</style></head><body>
 <h1>{escape(sweep_id)}</h1>
 <p>{escape(counts_text(study))}</p>

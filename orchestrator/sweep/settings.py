@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.validate import MAX_NAME_LENGTH, name_problem
+
+TRIAL_SUFFIX = 20
+"""A trial's id is the sweep's and at most so much: `-m123r1234-1f0c9a3e`."""
+
 
 class Algorithm(StrEnum):
     grid = "grid"
@@ -93,6 +98,8 @@ def setting_problems(config: SweepConfig) -> list[str]:
         "seed": 0,
     }
     found = []
+    if config.id is not None and (problem := name_problem("sweep.id", config.id, MAX_NAME_LENGTH - TRIAL_SUFFIX)):
+        found.append(problem)
     for name, minimum in least.items():
         value = getattr(config, name)
         if value is not None and value < minimum:

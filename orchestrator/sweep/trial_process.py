@@ -51,7 +51,7 @@ class TrialProcess:
 
     def ask_to_stop(self) -> None:
         """It saves at the next step boundary and leaves with exit code 75."""
-        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGUSR1)  # in a SLURM step SIGTERM may be blocked: launch/job/driver.py
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from orchestrator.observe.metrics import StepRow
 from orchestrator.observe.units import duration_text, plural
 from orchestrator.sweep.pbt import line_of
-from orchestrator.sweep.settings import Metric, is_maximised
+from orchestrator.sweep.pruning import Rungs
+from orchestrator.sweep.settings import Metric, Pruner, is_maximised
 from orchestrator.sweep.space import parameter_words
 from orchestrator.sweep.study import Study, Trial, TrialState
 
@@ -44,6 +45,14 @@ def start_words(trial: Trial) -> str:
     if trial.part is None or trial.part.parent is None:
         return "starts"
     return f"starts its round {trial.part.round} from {trial.part.parent}"
+
+
+def pruning_text(rungs: Rungs, total_steps: int) -> str:
+    """`pruning: asha at steps 16, 48`; of Hyperband those of its first bracket, which judges most."""
+    if rungs.pruner is Pruner.none:
+        return f"pruning: {rungs.pruner}"
+    steps = rungs.steps(0, total_steps)
+    return f"pruning: {rungs.pruner} at step{'s' * (len(steps) > 1)} {', '.join(f'{step:,}' for step in steps)}"
 
 
 def counts_text(study: Study) -> str:

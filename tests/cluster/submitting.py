@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.jobs import ENDED, job_fields
-
 from launch.virtual.cluster import VirtualCluster
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import StepRow, surviving_rows
 from orchestrator.runfolder import RunFolder
+
+from .jobs import ENDED, job_fields
 
 T = TypeVar("T")
 

@@ -4,11 +4,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import pytest
 from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster
+from orchestrator.observe.metrics import read_rows
 
 pytestmark = pytest.mark.cluster
 COURSE = ["train.steps=60", "optim.schedule_steps=60"]
@@ -26,7 +28,7 @@ def hosts_of(run: SubmittedRun, attempt: int) -> set[str]:
     return {found[1] for log in logs if (found := re.search(rf" on (\S+): attempt {attempt}, pid", log))}
 
 
-def test_the_cut_side_stops_and_a_spare_node_takes_its_place(
+def test_a_slow_node_is_kept_and_the_cut_side_stops_and_a_spare_node_takes_its_place(
     new_cluster: Callable[..., VirtualCluster], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = new_cluster(nodes=3, cpus=2)
@@ -37,6 +39,9 @@ def test_the_cut_side_stops_and_a_spare_node_takes_its_place(
     before = hosts_of(run, 1)
     (cut,) = sorted(before - {run.fields()["BatchHost"]})
     assert forked_on(site, cut) >= 2, "its zygote and its rank, and perhaps one that stands by"
+    slowed = max(run.rows())
+    site.slow(cut, delay_ms=20, loss=0.01)
+    run.wait_for_step(slowed + 8)
     site.isolate(cut)
     cut_s = time.time()
     wait_until("the end of the rank behind the partition", lambda: forked_on(site, cut) < 2)
@@ -45,7 +50,7 @@ def test_the_cut_side_stops_and_a_spare_node_takes_its_place(
     ended = run.wait_for_state()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), run.output()
 
-    (lost,), (recovered,) = run.events("node_lost"), run.events("recovered")
+    (lost,), (recovered,) = run.events("node_lost"), run.events("recovered")  # for the cut, not for the slowness
     assert lost["node"] == cut
     assert recovered["steps_lost"] <= 7
     assert hosts_of(run, 2) == {*site.nodes} - {cut}
@@ -55,5 +60,14 @@ def test_the_cut_side_stops_and_a_spare_node_takes_its_place(
     with capsys.disabled():
         print(
             f"\nafter the cut: its rank stopped {stopped_s - cut_s:.1f} s, found lost {lost['t'] - cut_s:.1f} s, "
-            f"training on the spare node {recovered['t'] - cut_s:.1f} s"
+            f"training on the spare node {recovered['t'] - cut_s:.1f} s\n"
+            f"a step took {step_s(run, 2, slowed - 1):.2f} s, behind 20 ms and 1 % loss each way "
+            f"{step_s(run, slowed + 2, slowed + 8):.2f} s"
         )
+
+
+def step_s(run: SubmittedRun, first: int, last: int) -> float:
+    """The median of the first attempt's steps."""
+    return median(
+        row.step_s for row in read_rows(run.folder.metrics) if row.attempt == 1 and first <= row.step <= last
+    )

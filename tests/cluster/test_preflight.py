@@ -42,13 +42,11 @@ def no_shared_memory(site: VirtualCluster, node: str) -> Iterator[None]:
 
 @contextmanager
 def slow_link(site: VirtualCluster, node: str) -> Iterator[None]:
-    """What the node sends goes at 12 MB a second."""
-    shape = ("root", "tbf", "rate", "100mbit", "burst", "256k", "latency", "100ms")
-    site.run(node, "tc", "qdisc", "add", "dev", "eth0", *shape)
+    site.slow(node, delay_ms=20, loss=0.01)
     try:
         yield
     finally:
-        site.run(node, "tc", "qdisc", "del", "dev", "eth0", "root")
+        site.heal(node)
 
 
 def script(site: VirtualCluster, run: SubmittedRun) -> str:

@@ -79,11 +79,44 @@ def test_from_the_command_to_the_best_trial(slurm: VirtualCluster) -> None:
     said = sweep.submit("1e-3,2e-3,4e-3,8e-3")
     assert "1 as tasks 3" in said
     task = f"{said.splitlines()[0].removeprefix('Submitted batch job ')}_3"
-    assert phalanx(slurm, "cancel", str(sweep.folder.trial(sweep.trial(3)).path), "--now").returncode == 0
+    assert f"job {task} of array-" in phalanx(slurm, "cancel", str(sweep.folder.path), "--now").stdout
     wait_until("its end", lambda: task not in slurm.run(slurm.head, "squeue", "--array", "--format=%i").stdout)
     assert "1 as tasks 3" in sweep.submit("1e-3,2e-3,4e-3,8e-3")
     (fourth,) = [trial for trial in sweep.status()["trials"] if trial["id"] == sweep.trial(3)]
     assert fourth["failures"] == 0
     wait_until("the fourth", lambda: [t["state"] for t in sweep.status()["trials"]] == ["finished"] * 4)
+    for node in slurm.nodes:
+        wait_until("an empty node", lambda n=node: not left_on(slurm, n))
+
+
+def test_all_trials_in_one_job(slurm: VirtualCluster) -> None:
+    """Three trials on two nodes; all save before the time limit, and the requeued job goes on with them."""
+    sweep = ArraySweep(slurm)
+    words = [*sweep.words, "sweep.id=whole", "optim.lr=1e-3,2e-3,4e-3", "sweep.max_concurrent=2"]
+    folder = SweepFolder(slurm.shared / "runs/whole")
+    done = phalanx(slurm, "sweep", "--one-job", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = done.stdout.splitlines()[0].removeprefix("Submitted batch job ")
+    again = phalanx(slurm, "sweep", "--one-job", *words)
+    assert (again.returncode, "already" in again.stderr) == (2, True), again.stderr
+
+    def going() -> list[str]:
+        """Trials with a step."""
+        runs = folder.trials.iterdir() if folder.trials.is_dir() else ()
+        return [run.name for run in runs if (run / "metrics.jsonl").exists()]
+
+    wait_until("steps of two trials", lambda: len(going()) == 2)
+    slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", job)
+    wait_until("the requeue", lambda: job_fields(slurm, job)["Restarts"] == "1")
+    wait_until("the end", lambda: sweep.state(job) in ENDED)
+    output = (folder.slurm / f"{job}.out").read_text()
+    assert (sweep.state(job), job_fields(slurm, job)["ExitCode"]) == ("COMPLETED", "0:0"), output
+    assert re.search(r"caught SIGUSR1, .*saved 2 trials in \d+ s, requeued \(restart 1\)", output)
+    told = json.loads(phalanx(slurm, "status", str(folder.path), "--json").stdout)
+    assert (told["state"], [trial["state"] for trial in told["trials"]]) == ("ended", ["finished"] * 3)
+    assert {trial["failures"] for trial in told["trials"]} == {0}
+    for trial in told["trials"]:
+        assert sorted(surviving_rows(folder.trial(trial["id"]).metrics)) == list(range(1, STEPS + 1))
+    assert "whole" not in phalanx(slurm, "list", "runs", "--root", str(slurm.shared / "runs")).stdout
     for node in slurm.nodes:
         wait_until("an empty node", lambda n=node: not left_on(slurm, n))

@@ -1,5 +1,6 @@
 """The virtual cluster itself: separate hosts, real SLURM, faults, and nothing left at the end."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -26,6 +27,32 @@ def is_reached(cluster: VirtualCluster, node: str, *, by: str) -> bool:
     """Whether a connection to the node's slurmd comes about in two seconds."""
     knock = "import socket, sys; socket.create_connection((sys.argv[1], 6818), timeout=2)"
     return cluster.run(by, sys.executable, "-c", knock, node, check=False).returncode == 0
+
+
+def connect_s(cluster: VirtualCluster, node: str, *, by: str) -> float:
+    knock = (
+        "import socket, sys, time; began = time.monotonic(); "
+        "socket.create_connection((sys.argv[1], 6818)); print(time.monotonic() - began)"
+    )
+    return float(cluster.run(by, sys.executable, "-c", knock, node).stdout)
+
+
+def digest_sent(cluster: VirtualCluster, node: str, *, by: str) -> str:
+    """SHA-256 of the MiB that arrives at `node` over one connection."""
+    listen = (
+        "import hashlib, socket; server = socket.create_server(('', 0)); "
+        "print(server.getsockname()[1], flush=True); peer, _ = server.accept(); "
+        "print(hashlib.sha256(peer.makefile('rb').read()).hexdigest())"
+    )
+    send = (
+        "import socket, sys; peer = socket.create_connection((sys.argv[1], int(sys.argv[2]))); "
+        "peer.sendall(bytes(range(256)) * 4096); peer.close()"
+    )
+    listener = cluster.start(node, sys.executable, "-c", listen, stdout=subprocess.PIPE)
+    assert listener.stdout is not None
+    with listener, listener.stdout:
+        cluster.run(by, sys.executable, "-c", send, node, listener.stdout.readline().strip())
+        return str(listener.stdout.readline().strip())
 
 
 def bring_up_and_be_killed(name: str, *, owner: str) -> None:
@@ -125,6 +152,22 @@ class TestFaults:
         cluster.heal(two)
         assert is_reached(cluster, two, by=one)
 
+    def test_a_slow_cable_delays_and_loses_and_delivers_whole(self, new_cluster: NewCluster) -> None:
+        cluster = new_cluster(nodes=2)
+        one, two = cluster.nodes
+        cluster.slow(two, delay_ms=50, loss=0.02)
+        assert cluster.state(two) == "on, slow"
+        assert connect_s(cluster, two, by=one) >= 0.1
+        assert digest_sent(cluster, two, by=one) == hashlib.sha256(bytes(range(256)) * 4096).hexdigest()
+        cluster.isolate(two)
+        assert cluster.state(two) == "on, isolated"
+        assert not is_reached(cluster, two, by=one)
+        cluster.slow(two, delay_ms=1)
+        assert is_reached(cluster, two, by=one)
+        cluster.heal(two)
+        assert cluster.state(two) == "on"
+        assert is_reached(cluster, two, by=one)
+
     def test_a_frozen_node_computes_nothing_until_it_thaws(self, new_cluster: NewCluster) -> None:
         cluster = new_cluster(nodes=1)
         node = cluster.nodes[0]
@@ -150,6 +193,7 @@ class TestEnds:
         first.run(first.head, "sbatch", "--nodes=2", "--wrap", "srun sleep infinity")
         first.start(first.nodes[0], "bash", "-c", "setsid sleep infinity & exec sleep infinity")
         first.crash(first.nodes[1])
+        first.slow(first.nodes[0], delay_ms=1)
         first.freeze(first.nodes[0])
         assert leftovers(first.name) != []
         first.down()

@@ -17,6 +17,7 @@ import pytest
 from comparing import assert_bit_equal, assert_same_course
 from left_behind import is_alive
 from slowing import slowed
+from sweeping import Sweep
 from typed import PHALANX, Run, SharedRay, Typist, wait_for
 from typists import clean_environment, joined_typist
 
@@ -130,6 +131,27 @@ def lose_a_node(run: Run, attempt: int, ranks: int) -> int:
             agent.kill()
             return rank
     raise AssertionError("every rank is on the first node")
+
+
+def test_a_sweep_outlives_a_node_and_waits_for_another(
+    typist_on_nodes: Typist, fake_nodes: FakeNodes, tmp_path: Path
+) -> None:
+    """The trial that lost the node goes on without it; the next one needs as many as there were."""
+    sweep = Sweep(tmp_path / "runs")
+    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "train.steps=100", "optim.lr=1e-3,2e-3"]
+    words += ["cluster.num_workers=3", "cluster.min_workers=2", "cluster.replace_timeout_s=1"]
+    places = [f"run.root={sweep.root}", "sweep.max_concurrent=1"]
+    driver = typist_on_nodes.start("sweep", *typist_on_nodes.words, *words, *places)
+    first = sweep.run(sweep.trial_within(driver, 5, 70))
+    lose_a_node(first, 1, 3)
+    driver.wait_for("the first one's end", lambda: " waits for nodes: 2 of 3 nodes are left" in driver.output)
+    fake_nodes.add_one()
+    driver.finish()
+
+    one, two = sweep.study().trials.values()
+    assert [(trial.state, trial.failures, trial.starts) for trial in (one, two)] == [("finished", 0, 1)] * 2
+    assert [(event["from"], event["to"]) for event in first.events("resized")] == [(3, 2)]
+    assert {row.world_size for row in sweep.run(two).rows().values()} == {3}
 
 
 def test_without_spare_nodes_the_run_goes_on_with_fewer_and_grows_again_one_by_one(

@@ -113,8 +113,10 @@ def test_a_joined_sweeps_trials_outlive_its_driver(joining_sweeper: Typist, tmp_
     driver.process.wait()
     again = type_sweep(joining_sweeper, sweep, *words)
     again.wait_for("the trial to be taken over", lambda: "taken over" in again.output)
-    again.process.send_signal(signal.SIGTERM)
+    cancel = joining_sweeper.type("cancel", str(sweep.folder.path))
+    assert f"the driver of sweep {sweep.folder.sweep_id} (pid {again.process.pid}) was told to save" in cancel.output
     assert again.wait() == 75
+    assert joining_sweeper.type("cancel", str(sweep.folder.path)).process.returncode == 2
     assert sweep.study().trials[trial.id].starts == 1
     assert sweep.run(trial).newest_attempt() == 1
     assert sweep.study().trials[trial.id].state in (TrialState.interrupted, TrialState.finished)

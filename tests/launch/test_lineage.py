@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from observe.step_rows import row as step_row
 from observe.wandb_server import API_KEY, WandbServer
 from trained_run import write_data, write_run
 
 from launch import cli
+from launch.status import wandb_words
 from orchestrator.config import WandbConfig
 from orchestrator.data.shards import read_manifest
 from orchestrator.observe.artifacts import checkpoint_artifact, data_artifact
+from orchestrator.observe.ledger import Ledger
+from orchestrator.observe.metrics import MetricsLog
 from orchestrator.observe.tracking import start_tracking
 from orchestrator.runfolder import RunFolder
 
@@ -93,6 +97,27 @@ def test_the_chain_is_in_w_and_b_and_an_export_again_adds_no_run(
         assert facts["data"]["wandb_artifact"] == made["from"]["data"]["name"]
 
 
+def test_what_a_run_used_and_made_offline_is_sent_with_its_steps(
+    run: RunFolder, server: WandbServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.wandb / "offline-run-1-tiny-1").mkdir(parents=True)
+    (run.wandb / "offline-run-1-tiny-1/run-tiny-1.wandb").touch()
+    ledger, log = Ledger(run.events, lambda: 1.0), MetricsLog(run.metrics)
+    for step in (1, 2):
+        log.append(step_row(step))
+        place = run.checkpoints / f"step_0000000{step}"
+        ledger.append("checkpoint_committed", 1, step, path=str(place), bytes=7)
+    assert wandb_words(run) == f"offline, 1 segment; to upload: phalanx sync {run.path}"
+    assert cli.main(["sync", str(run.path)]) == 0
+    assert capsys.readouterr().err == ""
+    made = {artifact["artifactCollectionName"].partition("-")[0]: artifact for artifact in server.artifacts}
+    assert {*made} == {"data", "tiny"}
+    assert json.loads(made["tiny"]["metadata"]) == {"step": 2, "bytes": 7}
+    assert [use["runName"] for use in server.uses] == ["tiny-1"]
+    assert [row["train/step"] for row in server.runs["tiny-1"].rows if "train/step" in row] == [1, 2]
+    assert wandb_words(run) == "online, 2 segments"
+
+
 def test_offline_the_export_itself_says_what_it_came_from(
     run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +127,7 @@ def test_offline_the_export_itself_says_what_it_came_from(
     said = capsys.readouterr()
     (segment,) = (run.path / "exports/wandb").glob("offline-run-*")
     assert str(segment) in said.out
-    assert "wandb sync" in said.err
+    assert f"wandb sync {run.path}/exports/wandb/*run-*-tiny-1-export-2" in said.err
     done = subprocess.run(
         [WANDB, "leet", "inspect", "--json", str(segment)], capture_output=True, text=True, check=True
     )

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from launch.logs import run
+from launch.slurm.record import Submission, append_submission
 from orchestrator.errors import ConfigError
 from orchestrator.observe.ledger import Ledger
 from orchestrator.runfolder import RunFolder
@@ -96,6 +97,37 @@ def test_following_goes_on_into_the_next_attempt_until_the_run_ends(folder):
     rest, said = follower.communicate()
     assert (rest, follower.returncode) == ("the last words\n", 0)
     assert said.splitlines() == [f"==> {folder.rank_log(2, 0)}", f"==> {folder.rank_log(3, 0)}"]
+
+
+def test_a_job_is_followed_before_its_driver_starts_and_into_its_successor(folder, tmp_path):
+    answer = tmp_path / "answer"
+    answer.write_text("JobId=7 JobState=RUNNING Reason=None")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "scontrol"):
+        (programs / name).write_text(f"#!/bin/sh\ncat {answer}\n")
+        (programs / name).chmod(0o755)
+    append_submission(folder, Submission(job_id=7, time_s=0.0))
+    folder.job_output(7).write_text("looking at the nodes\n")
+    program = "import sys; from launch.logs import run; sys.exit(run(sys.argv[1:]))"
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    command = [sys.executable, "-c", program, str(folder.path), "--job", "-f"]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert follower.stdout.readline() == "looking at the nodes\n"
+    with folder.job_output(7).open("a") as output:
+        output.write("Ray is there\n")
+    assert follower.stdout.readline() == "Ray is there\n"
+    append_submission(folder, Submission(job_id=8, time_s=1.0, follows=True))  # in the queue: it prints nothing yet
+    with folder.job_output(7).open("a") as output:
+        output.write("goes on in job 8\n")
+    assert follower.stdout.readline() == "goes on in job 8\n"
+    folder.job_output(8).write_text("the last words\n")
+    assert follower.stdout.readline() == "the last words\n"
+    (tmp_path / "then").write_text("JobId=8 JobState=COMPLETED Reason=None")
+    (tmp_path / "then").rename(answer)
+    rest, said = follower.communicate()
+    assert (rest, follower.returncode) == ("", 0)
+    assert said.splitlines() == [f"==> {folder.job_output(7)}", f"==> {folder.job_output(8)}"]
 
 
 def test_a_reader_that_went_away_is_no_error(folder):

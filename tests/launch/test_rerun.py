@@ -8,6 +8,7 @@ import pytest
 from launch import cli
 from launch.compose import compose, resolved_yaml
 from launch.rerun import again
+from launch.slurm.record import Submission, append_submission
 from orchestrator.errors import ConfigError
 from orchestrator.runfolder import RunFolder
 
@@ -47,7 +48,9 @@ def test_something_changed(tmp_path: Path) -> None:
 
 def test_a_recipe_that_has_changed_since_counts_as_it_was(tmp_path: Path) -> None:
     folder = recorded(tmp_path, text_changes=("warmup_steps: 20", "warmup_steps: 33"))
-    assert again(folder, [])[0].optim.warmup_steps == 33
+    config, words = again(folder, [])
+    assert config.optim.warmup_steps == 33
+    assert resolved_yaml(compose(words).config) == resolved_yaml(config), "what is printed is what is run"
     with pytest.raises(ConfigError, match=r"optim.warmup_steps was 33 in run first, its recipe says 20 by now"):
         again(folder, ["run.seed=7"])
     assert again(folder, ["run.seed=7", "optim.warmup_steps=33"])[0].optim.warmup_steps == 33
@@ -75,6 +78,15 @@ def test_the_command_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["rerun", "first", "--print", "run.seed=7"]) == 0
     shown = capsys.readouterr().out
     assert shown == "phalanx train experiment=quickstart optim.lr=2e-3 run.seed=7 run.id=first-2\n"
+
+
+def test_what_was_submitted_is_submitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recorded(tmp_path, "cluster=slurm", "cluster.num_workers=2")
+    append_submission(folder, Submission(job_id=7, time_s=0.0))
+    assert cli.main(["rerun", "first", "--print"]) == 0
+    assert capsys.readouterr().out.startswith("phalanx submit experiment=quickstart optim.lr=2e-3 cluster=slurm ")
+    assert cli.main(["rerun", "first", "cluster.slurm.time_limit_min=1"]) == 2
+    assert "leaves nothing of cluster.slurm.time_limit_min=1" in capsys.readouterr().err
 
 
 def test_refusals_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

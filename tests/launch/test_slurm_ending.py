@@ -1,5 +1,6 @@
 """What a job does when its driver has ended: every case by name."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +9,19 @@ from launch.job.ending import (
     Conclusion,
     Ended,
     Step,
+    committed_step,
     conclude,
     fruitless_jobs,
     lost_a_node,
     notice_words,
     saved_after,
+    saved_words,
     slowest_save_s,
 )
+from launch.job.sweeping import saved_steps, trial_events
+from launch.job.sweeping import saved_words as sweep_saved_words
+from orchestrator.observe.ledger import Ledger
+from orchestrator.runfolder import RunFolder
 from orchestrator.slurm_config import SlurmRequeue
 
 CALM = {
@@ -72,11 +79,28 @@ def event(name: str, t: float, step: int | None = None, **fields: Any) -> dict[s
 
 def test_requeues_without_a_new_checkpoint_are_counted() -> None:
     commit, again = event("checkpoint_committed", 1.0, 5, seconds=2.0), event("requeued", 2.0, 5)
-    assert fruitless_jobs([]) == 0
-    assert fruitless_jobs([event("requeued", 0.5, 0), commit, again]) == 1
-    assert fruitless_jobs([commit, again, again]) == 2
-    assert fruitless_jobs([commit, again, again | {"bad_nodes": True}]) == 1
-    assert fruitless_jobs([commit, again, again, event("checkpoint_committed", 3.0, 6, seconds=1.0)]) == 0
+    assert fruitless_jobs([], 0) == 0
+    assert fruitless_jobs([event("requeued", 0.5, 0), commit, again], 5) == 1
+    assert fruitless_jobs([commit, again, again], 5) == 2
+    assert fruitless_jobs([commit, again, again | {"bad_nodes": True}], 5) == 1
+    assert fruitless_jobs([commit, again, again], 6) == 0
+    assert committed_step([commit, event("checkpoint_committed", 3.0, 6, seconds=1.0)]) == 6
+
+
+def test_what_a_sweeps_job_has_saved_is_what_its_trials_have(tmp_path: Path) -> None:
+    sweep = RunFolder(tmp_path / "s")
+    assert (trial_events(sweep), saved_steps([])) == ([], 0)
+    for trial, (t, step) in {"s-a": (5.0, 7), "s-b": (14.2, 9), "s-c": (12.0, 3), "s-d": (1.0, None)}.items():
+        (sweep.path / "trials" / trial).mkdir(parents=True)
+        ledger = Ledger(sweep.path / "trials" / trial / "events.jsonl", lambda t=t: t)
+        ledger.append("run_started", 0, 0)
+        if step is not None:
+            ledger.append("checkpoint_committed", 1, step, seconds=2.0)
+        ledger.close()
+    found = trial_events(sweep)
+    assert saved_steps(found) == 19
+    assert sweep_saved_words(found, 10.0) == "saved 2 trials in 4 s"
+    assert sweep_saved_words(found, 20.0) == "nothing to save"
 
 
 def test_saves() -> None:
@@ -96,6 +120,9 @@ def test_a_run_that_fails_by_itself_has_not_failed_for_want_of_a_node() -> None:
 
 
 def test_the_line_that_says_it() -> None:
-    line = notice_words("SIGUSR1", 178.2, (1234, 9.1), "requeued (restart 2)")
+    saved = saved_words([event("checkpoint_committed", 109.1, 1234, seconds=8.0)], 100.0)
+    line = notice_words("SIGUSR1", 178.2, saved, "requeued (restart 2)")
     assert line == "caught SIGUSR1, 178 s left, saved step 1234 in 9 s, requeued (restart 2)"
-    assert notice_words("SIGTERM", None, None, "leaving") == "caught SIGTERM, nothing to save, leaving"
+    assert (
+        notice_words("SIGTERM", None, saved_words([], 1.0), "leaving") == "caught SIGTERM, nothing to save, leaving"
+    )

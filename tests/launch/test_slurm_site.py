@@ -1,14 +1,19 @@
 """What sinfo and scontrol say, read; what a site can't give is refused by name."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from launch.compose import compose
 from launch.slurm.commands import way_out
 from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_accounted, parse_job, parse_queue
 from launch.slurm.partitions import parse_partitions, request_problems
+from launch.slurm.record import newest_submission
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
+from launch.submit import spec_of, write_and_submit
+from orchestrator.runfolder import RunFolder
 from orchestrator.slurm_config import SlurmConfig
 
 SINFO = """\
@@ -148,3 +153,22 @@ def test_folders_of_this_machine_alone_are_known() -> None:
 def test_a_refusal_names_the_key_that_may_cure_it(complaint: str, key: str) -> None:
     assert f"cluster.slurm.{key}" in way_out(complaint)
     assert "sinfo" in way_out("something new")
+
+
+def test_a_job_that_slurm_has_taken_is_written_down_whatever_comes_amid_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while sbatch answers: without the record nobody would find the job."""
+    program = tmp_path / "bin/sbatch"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\nkill -INT $PPID\necho 12\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    folder = RunFolder(tmp_path / "runs/first")
+    config = compose(["experiment=tiny_test", "cluster=slurm"]).config
+    with pytest.raises(KeyboardInterrupt):
+        write_and_submit(config, spec_of(config, ["experiment=tiny_test"], "cpu", folder), "cpu", folder)
+    newest = newest_submission(folder)
+    assert newest is not None
+    assert newest.job_id == 12
+    assert capsys.readouterr().out == "Submitted batch job 12\n"

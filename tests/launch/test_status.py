@@ -101,7 +101,7 @@ def test_one_run(runs, driver, capsys):
         "time left   30s",
         "attempts    2 (1 restart, 1.50s lost)",
         "checkpoint  checkpoints/step_00000020",
-        f"W&B         offline, 1 segment; to upload: wandb sync {runs}/going/wandb/offline-run-*",
+        f"W&B         offline, 1 segment; to upload: phalanx sync {runs}/going",
         f"next        phalanx logs -f {runs}/going",
     ):
         assert line in text.splitlines()

@@ -1,14 +1,22 @@
 """A sweep as a SLURM job array: what `--array` says, what can't be one."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from launch import sweep_job
 from launch.compose import compose
 from launch.slurm.array import array_text
+from launch.slurm.jobspec import driver_words
 from launch.slurm.record import Submission
 from launch.slurm.request import directives, job_request
+from launch.submit import spec_of
+from launch.sweep import run
 from launch.sweep_array import check
 from launch.sweep_words import read_words
 from orchestrator.errors import ConfigError
+from orchestrator.runfolder import RunFolder
 
 SWEPT = ["cluster=slurm", "model=tiny", "cluster.device=cpu", "optim.lr=1e-3,2e-3"]
 
@@ -56,3 +64,45 @@ def test_what_no_array_can_be(words: list[str], sentence: str) -> None:
 @pytest.mark.parametrize("words", [[], ["sweep.algorithm=random"], ["sweep.algorithm=quasi_random"]])
 def test_what_an_array_can_be(words: list[str]) -> None:
     check(read_words([*SWEPT, *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            [],
+            "sweep.max_concurrent is not set, so the nodes of the job are not known; use sweep.max_concurrent=4",
+        ),
+        (
+            ["sweep.max_concurrent=2", "cluster.slurm.cpus_per_node=4", "cluster.cpus_per_worker=8"],
+            "cluster.slurm.cpus_per_node=4 is fewer than",
+        ),
+        (["sweep.max_concurrent=2", "cluster.num_workers=1,4"], "cluster.num_workers=4 needs 4 CPUs"),
+    ],
+)
+def test_what_can_t_be_one_job(words: list[str], sentence: str) -> None:
+    read = read_words([*SWEPT, *words])
+    with pytest.raises(ConfigError) as refused:
+        sweep_job.check(read, read.compose(read.trials()[0]))
+    assert any(problem.startswith(sentence) for problem in refused.value.problems), refused.value
+
+
+def test_one_job_has_the_nodes_of_the_trials_that_run_at_a_time() -> None:
+    words = [*SWEPT, "sweep=asha", "sweep.max_concurrent=3", "cluster.num_workers=2", "cluster.workers_per_node=2"]
+    read = read_words(words)
+    base = read.compose(read.trials()[0])
+    sweep_job.check(read, base)
+    request = job_request(sweep_job.whole_cluster(read, base), "cpu")
+    assert (request.nodes, request.least_nodes, request.cpus_per_node) == (3, 1, 2)
+    with pytest.raises(ConfigError, match="--one-job is for a SLURM cluster"):
+        run(["experiment=quickstart", "optim.lr=1e-3,2e-3", "--one-job"])
+
+
+def test_the_driver_of_one_job_is_the_sweep() -> None:
+    words = ["cluster=slurm", "optim.lr=1e-3,2e-3"]
+    config = compose(words[:1]).config
+    spec = replace(spec_of(config, words, "cpu", RunFolder(Path("/shared/runs/s"))), verb="sweep")
+    assert driver_words(spec, ["v1"], "v1")[3:] == ["launch.cli", "sweep", *words, "cluster.scheduler=null"]
+    step = driver_words(spec, ["v2"], "v1")
+    assert step[step.index("-m") + 1 :] == ["launch.job.driver", "sweep", *words, "cluster.scheduler=null"]
+    assert spec.submitted_as == "phalanx sweep --one-job cluster=slurm optim.lr=1e-3,2e-3"

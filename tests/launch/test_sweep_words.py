@@ -133,6 +133,18 @@ def test_a_wrong_sweep_is_refused_in_one_sentence(words: list[str], sentence: st
     assert found.startswith(sentence)
 
 
+def test_a_mistyped_interval_is_named() -> None:
+    found = refused("optim.lr=interval(1e-4,1e-2")
+    assert found[0].startswith("the sweep has nothing to search")
+    assert found[1].startswith("optim.lr=interval(1e-4,1e-2 can't be read (")
+
+
+@pytest.mark.parametrize("name", ["../x", "my sweep", "s" * 81])
+def test_a_sweeps_id_must_make_ids_of_runs(name: str) -> None:
+    [found] = refused("optim.lr=1e-3,3e-3", f"sweep.id='{name}'")
+    assert found.startswith(("sweep.id='", f"sweep.id={name} has 81 characters; use 80 or fewer"))
+
+
 def test_all_wrong_values_are_named_with_a_trial_that_has_them() -> None:
     found = refused("optim.lr=1e-3,-1", "train.steps=5,0")
     assert len(found) == 2
@@ -157,9 +169,38 @@ def test_a_metric_that_the_recipe_does_not_make_is_refused() -> None:
         run([*BASE, "optim.lr=1e-3,3e-3", "sweep.metric=eval_loss"])
 
 
+def test_trials_are_judged_where_they_are_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    """quickstart evaluates at step 75 of 150: at ASHA's steps 16 and 48 no trial would have a value."""
+    words = ["experiment=quickstart", "optim.lr=tag(log,interval(1e-4,1e-2))", "sweep=asha", "--preview"]
+    assert run(words) == 0
+    assert "tpe, pruning: asha at step 75" in capsys.readouterr().out.splitlines()[0]
+    assert run([*words, "sweep.metric=loss"]) == 0
+    assert "tpe, pruning: asha at steps 16, 48" in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train.eval_every_steps=150"], "train.eval_every_steps=150 makes none before the end"),
+        (["sweep.min_steps=150"], r"sweep\.min_steps=150 is no earlier than the end"),
+        (["train.eval_every_steps=50,75"], r"train\.eval_every_steps differs between them"),
+    ],
+)
+def test_a_pruner_that_could_not_compare_is_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        run(["experiment=quickstart", "optim.lr=1e-3,3e-3", "sweep=asha", *words, "--preview"])
+
+
 def test_a_trial_that_can_never_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"cluster\.num_workers=9999 needs 9,999 CPUs"):
         run([*BASE, "cluster.num_workers=1,9999", "train.global_batch_size=19998", f"run.root={tmp_path}/runs"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_w_and_b_run_for_all_trials_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    with pytest.raises(ConfigError, match="WANDB_RUN_ID=mine would make one W&B run of all trials"):
+        run(["experiment=quickstart", "optim.lr=1e-3,3e-3", f"run.root={tmp_path}/runs"])
     assert not (tmp_path / "runs").exists()
 
 

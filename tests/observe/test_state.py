@@ -89,6 +89,28 @@ def test_a_run_in_the_middle(folder):
     assert (stopped.state, stopped.eta_s) == (RunState.interrupted, None)
 
 
+@pytest.mark.parametrize(
+    ("names", "restarts"),
+    [
+        ("driver rank_died rank_died attempt_started recovered", 1),
+        ("driver rank_died attempt_started node_lost attempt_started", 2),
+        ("driver preemption_notice driver", 0),  # typed again, or requeued
+        ("driver driver recovered", 0),  # the first one was killed
+        ("driver rank_died run_failed driver", 0),
+        ("driver resized attempt_started anomaly rollback attempt_started", 1),
+    ],
+)
+def test_a_restart_is_an_attempt_in_place_of_one_that_failed(folder, names, restarts):
+    ledger = Ledger(folder.events, lambda: 1.0)
+    for name in names.split():
+        if name == "driver":
+            ledger.append("resized", 0, 0, driver_started_s=0.5)  # whatever its first event is
+            ledger.append("attempt_started", 1, None)
+        else:
+            ledger.append(name, 1, None)
+    assert run_state(folder).restarts == restarts
+
+
 def test_an_empty_folder_and_torn_files_are_still_a_state(folder):
     empty = run_state(folder)
     assert (empty.state, empty.step, empty.steps, empty.loss) == (RunState.interrupted, 0, None, None)

@@ -97,7 +97,7 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(folder):
     (segment,) = offline_segments(folder)
     assert where == str(segment)
     assert notice.startswith("W&B: offline (no usable API key")
-    assert notice.endswith(f"wandb sync {folder.wandb}/offline-run-*")
+    assert notice.endswith(f"to upload later: phalanx sync {folder.path}")
     log = recorded(segment)
     assert log.count(b"1.0625") >= 2
     for text in (b"loss_metrics/global_avg_loss", b"train/step", b"events/rank_died", b"demo", b"93.0625"):

@@ -17,7 +17,7 @@ from launch.compose import compose, resolved_yaml
 from orchestrator.config import WandbConfig, WandbMode
 from orchestrator.observe.ledger import Ledger
 from orchestrator.observe.metrics import MetricsLog
-from orchestrator.observe.tracking import WandbTracker, start_tracking
+from orchestrator.observe.tracking import NullTracker, Tracker, WandbTracker, start_tracking
 from orchestrator.observe.wandb_values import rewind_point
 from orchestrator.runfolder import RunFolder
 
@@ -86,7 +86,7 @@ class Told:
             tracker.log(done)
         log.close()
 
-    def event(self, tracker: WandbTracker, name: str, step: int, **fields: Any) -> None:
+    def event(self, tracker: Tracker, name: str, step: int, **fields: Any) -> None:
         self._now_s += 1
         ledger = Ledger(self.folder.events, lambda: self._now_s)
         tracker.event(ledger.append(name, self.attempt, step, **fields))
@@ -172,7 +172,7 @@ def test_what_a_dead_server_missed_is_sent_when_the_run_is_next_started(server: 
     server.stop()
     told.drive(1, 10, exit_code=75, start_timeout_s=2.0)
     assert told.notices[0].startswith("W&B: offline (")
-    assert f"phalanx sync {told.folder.path}" in told.notices[0] or "wandb sync" in told.notices[0]
+    assert f"phalanx sync {told.folder.path}" in told.notices[0]
     server.start()
     told.drive(11, 20)
     assert steps_of(server.runs["demo"]) == list(range(1, 21))
@@ -269,6 +269,19 @@ def test_a_rollback_that_the_server_has_not_heard_of_is_made_up_for(server: Wand
     run = server.runs["demo"]
     assert run.rewinds == [6]
     assert steps_of(run) == list(range(1, 13))
+
+
+def test_a_rollback_that_the_client_was_killed_before_is_taken_back_at_the_upload(
+    server: WandbServer, told: Told
+) -> None:
+    told.drive(1, 10, exit_code=1, mode=WandbMode.offline)
+    told.event(NullTracker(), "rollback", 10, to_step=6, branch=1)
+    told.drive(7, 12, mode=WandbMode.offline)
+    upload(told)
+    run = server.runs["demo"]
+    assert run.rewinds == [6]
+    assert steps_of(run) == list(range(1, 13))
+    assert [row["train/attempt"] for row in run.rows] == [1] * 6 + [2] * 6
 
 
 def test_five_restarts_offline_read_back_by_the_library_s_own_reader(told: Told, server: WandbServer) -> None:

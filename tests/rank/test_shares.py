@@ -18,7 +18,6 @@ from orchestrator.checkpoint.slots import (
     SlotShape,
     SnapshotDamagedError,
     create_slot,
-    data_start,
 )
 from orchestrator.errors import CheckpointError
 from orchestrator.rank.shares import SharesReader, SlotElsewhere, SlotHere, Source, likely_first
@@ -147,15 +146,26 @@ def test_large_ranges_come_in_parts() -> None:
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-@pytest.mark.parametrize("part", ["index", "small state", "data"])
-def test_what_is_damaged_is_not_read(node: Node, part: str, is_here: bool) -> None:
-    """Neither the tensors nor the counters beside them, which are wanted first."""
+def test_what_is_damaged_is_not_read(node: Node, is_here: bool) -> None:
     sources = node.sources(1, is_here=is_here)
-    descriptor = node.held[Share(1, 0)]
-    index_bytes = Slot(descriptor).header().index_bytes
-    offset = PAGE_BYTES + {"index": 0, "small state": index_bytes, "data": data_start(index_bytes) - PAGE_BYTES}[part]
-    (byte,) = os.pread(descriptor, 1, offset)
-    os.pwrite(descriptor, bytes([byte ^ 1]), offset)
+    Slot(node.held[Share(1, 0)]).data()[5] += 1
+    with SharesReader(sources) as reader, pytest.raises(SnapshotDamagedError, match="checksum"):
+        reader.read("a", "master", 0, 4)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+@pytest.mark.parametrize("place", ["header", "index", "small", "data"])
+def test_nothing_is_read_before_the_checksum_agrees(node: Node, is_here: bool, place: str) -> None:
+    """Also where the rank wants nothing of the damaged slot but what is the same for all."""
+    sources = node.sources(2, is_here=is_here)
+    descriptor = node.held[Share(2, 0)]
+    header = Slot(descriptor).header()
+    small = PAGE_BYTES + header.index_bytes
+    position = {"header": 16, "index": PAGE_BYTES, "small": small + 2, "data": os.fstat(descriptor).st_size - 1}[
+        place
+    ]
+    (byte,) = os.pread(descriptor, 1, position)
+    os.pwrite(descriptor, bytes([byte ^ 1]), position)
     with SharesReader(sources) as reader, pytest.raises(SnapshotDamagedError, match="checksum"):
         reader.small()
 

@@ -52,6 +52,16 @@ def test_the_page_of_a_disturbed_run(disturbed: RunFolder) -> None:
         assert words in text
 
 
+def test_a_submitted_run_goes_on_by_submit(disturbed: RunFolder) -> None:
+    disturbed.slurm.mkdir()
+    disturbed.jobs.write_text('{"job_id": 7, "time_s": 0.0}\n')
+    disturbed.events.write_text("".join(disturbed.events.read_text().splitlines(keepends=True)[:-1]))
+    text = page(read_record(disturbed, BEGUN_S + 500))
+    assert text.count("phalanx submit experiment=quickstart train.steps=120 optim.lr=2e-3") == 2, (
+        "typed, and to go on"
+    )
+
+
 def test_both_files_are_written(disturbed: RunFolder) -> None:
     path = write_report(disturbed, is_at_end=True)
     assert path == disturbed.path / "report.html"

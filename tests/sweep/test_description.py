@@ -6,7 +6,7 @@ import pytest
 
 from launch.compose import compose
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
-from orchestrator.sweep.settings import Algorithm, Metric, SweepConfig
+from orchestrator.sweep.settings import Algorithm, Metric, Pruner, SweepConfig
 from orchestrator.sweep.space import Choices, Space
 
 LR: Space = (Choices("optim.lr", ("1e-3", "3e-3")),)
@@ -64,6 +64,25 @@ def test_other_keys_are_another_sweep() -> None:
 def test_a_swept_group_takes_its_fields_out_of_the_base() -> None:
     models: Space = (Choices("model", ("tiny", "quickstart")),)
     assert differences(described(space=models), described("model.num_layers=3", space=models), "s") == []
+
+
+def test_another_pruner_is_named() -> None:
+    base = base_recipe(compose(["experiment=tiny_test"]).config, None, LR)
+    whole, asha, tighter = (
+        describe(settings, Algorithm.random, Metric.loss, LR, base)
+        for settings in (
+            SweepConfig(),
+            SweepConfig(pruner=Pruner.asha, min_steps=5),
+            SweepConfig(pruner=Pruner.asha, min_steps=5, reduction_factor=4),
+        )
+    )
+    [found] = differences(whole, {**whole, "pruner": "asha"}, "s")
+    assert found.startswith(
+        "sweep.pruner was none when sweep s started, now asha; start another sweep (sweep.id=...)"
+    )
+    [found] = differences(asha, tighter, "s")
+    assert found.startswith("sweep.reduction_factor was 3 when sweep s started, now 4; ")
+    assert differences(asha, asha, "s") == []
 
 
 def test_another_metric_is_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sweep.pruning import Rungs, bracket, goes_on, rungs_of
+from orchestrator.sweep.pruning import Rungs, bracket, goes_on, rung_problem, rungs_of
 from orchestrator.sweep.settings import Pruner, SweepConfig
 
 
@@ -27,6 +27,29 @@ def test_the_first_rung_follows_from_the_steps() -> None:
     assert rungs_of(SweepConfig(pruner=Pruner.asha), 900).steps(0, 900) == (100, 300)
     assert rungs_of(SweepConfig(pruner=Pruner.asha, min_steps=20), 900).steps(0, 900) == (20, 60, 180, 540)
     assert rungs_of(SweepConfig(pruner=Pruner.asha), 2).steps(0, 2) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("every", "total", "steps"),
+    [
+        (75, 150, (75,)),  # 16 and 48: neither has a metric before step 75
+        (10, 270, (30, 90)),
+        (20, 270, (40, 100)),
+        (100, 900, (100, 300)),
+        (150, 150, ()),
+    ],
+)
+def test_a_rung_is_where_trials_have_the_metric(every: int, total: int, steps: tuple[int, ...]) -> None:
+    assert rungs_of(SweepConfig(pruner=Pruner.asha), total, every).steps(0, total) == steps
+
+
+def test_a_pruner_that_would_judge_nothing_is_a_problem() -> None:
+    late = SweepConfig(pruner=Pruner.asha, min_steps=100)
+    assert "no earlier than the end (train.steps=100)" in (rung_problem(rungs_of(late, 100), [50, 100]) or "")
+    seldom = rungs_of(SweepConfig(pruner=Pruner.hyperband), 100, 100)
+    assert "train.eval_every_steps=100 makes none before the end" in (rung_problem(seldom, [100]) or "")
+    assert rung_problem(seldom, [100, 300]) is None
+    assert rung_problem(rungs_of(SweepConfig(min_steps=100), 100), [100]) is None
 
 
 def test_hyperbands_brackets_have_the_papers_sizes() -> None:
