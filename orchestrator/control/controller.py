@@ -380,11 +380,8 @@ class Controller:
         self._interrupt(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
-        """Another copy of the run has taken over: nothing that this one does counts any more.
-
-        It ends with exit code 1 and not 75: a scheduler would start it again, and it would take the run back from
-        the copy that lives, and so on. The run itself has not failed: its ledger does not say so.
-        """
+        """Another copy of the run has taken over. Exit code 1 and not 75: a scheduler would start it again, and it would
+        take the run back from the copy that lives. The run itself has not failed: its ledger does not say so."""
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
             self._give_up(self.reports.fenced_by)
 
