@@ -204,8 +204,7 @@ class Controller:
         self._fleet.start_ranks(number, resume)
 
     def _choose_point(self) -> ResumePoint | None:
-        """Raises CheckpointError. None where a node has died since the ranks were stopped, and that was acted on: the
-        others' memory is still good."""
+        """Raises CheckpointError. None where a node has died since the stop, which was acted on: memory is still good."""
         attempt = self._attempt
         if attempt is not None and self._is_memory_trusted:
             try:
@@ -380,8 +379,8 @@ class Controller:
         self._interrupt(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
-        """Another copy of the run has taken over. Exit code 1 and not 75: a scheduler would start it again, and it would
-        take the run back from the copy that lives. The run itself has not failed: its ledger does not say so."""
+        """Another copy of the run has taken over. Exit code 1 and not 75: a scheduler would start it again, and it
+        would take the run back from the copy that lives. The run has not failed: its ledger does not say so."""
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
             self._give_up(self.reports.fenced_by)
 
