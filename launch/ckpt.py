@@ -13,6 +13,7 @@ from launch.runs import DEFAULT_ROOT, checkpoint_settings, checkpoint_store, fin
 from orchestrator.checkpoint.commit import (
     Standing,
     StepStanding,
+    committed_steps,
     prune,
     step_standings,
     steps_to_prune,
@@ -131,11 +132,17 @@ def _target(options: argparse.Namespace) -> _Target:
     if step is not None:
         return _Target(Store(parent or ("/" if name.startswith("/") else ".")), step, None)
     path = Path(name)
-    holds_steps = path.is_dir() and any(step_of(child.name) is not None for child in path.iterdir())
-    if "://" in name or (holds_steps and not is_run(path)):
+    if "://" in name or (_holds_steps(path) and not is_run(path)):
         return _Target(Store(name), None, None)
     found = find_run(name, options.root)
     return _Target(checkpoint_store(found), None, found)
+
+
+def _holds_steps(path: Path) -> bool:
+    try:
+        return path.is_dir() and any(step_of(child.name) is not None for child in path.iterdir())
+    except OSError:
+        return False
 
 
 def _ls(options: argparse.Namespace) -> int:
@@ -242,14 +249,27 @@ def _prune(options: argparse.Namespace) -> int:
     if options.keep is not None:
         config.keep_last = options.keep
     retention, metric = retention_of(config), metric_of(found, config) if found else None
-    act = steps_to_prune if options.dry_run else prune
-    steps = act(store, retention, metric, lineage=target.lineage)
+    steps = steps_to_prune(store, retention, metric, lineage=target.lineage)
+    _check_that_a_good_one_stays(store, steps, target.lineage)
+    if not options.dry_run:
+        steps = prune(store, retention, metric, lineage=target.lineage)
     verb = "would delete" if options.dry_run else "deleted"
     for each in steps:
         print(f"{verb} {store.where(step_folder(each))}")
     if not steps:
         print(f"nothing to delete in {store.where('')}: {_kept(config)} kept")
     return 0
+
+
+def _check_that_a_good_one_stays(store: Store, steps: list[int], lineage: Lineage) -> None:
+    """Reads every byte of the newest that would stay. Raises CheckpointError where none of them is good: what is to
+    be deleted may be the last that is."""
+    committed = committed_steps(store, lineage)
+    staying = [step for step in reversed(committed) if step not in steps]
+    if len(staying) < len(committed) and all(verify(store, step) for step in staying):
+        raise CheckpointError(
+            f"nothing is deleted from {store.where('')}: of what would stay, nothing is good; see phalanx ckpt verify"
+        )
 
 
 def _checkpoint_config(run: RunFolder | None) -> CheckpointConfig:

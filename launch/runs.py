@@ -37,7 +37,10 @@ def known_runs(root: str | Path = DEFAULT_ROOT) -> list[str]:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's: it holds what is written before anything starts, or is a job in a queue."""
     folder = RunFolder(path)
-    return folder.config.is_file() or folder.plan.is_file() or folder.jobs.is_file()
+    try:
+        return folder.config.is_file() or folder.plan.is_file() or folder.jobs.is_file()
+    except OSError:  # no folder can have that name, or nobody may look into it
+        return False
 
 
 def checkpoint_store(run: RunFolder) -> Store:

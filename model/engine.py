@@ -330,7 +330,7 @@ class Engine:
         """
         optimizer = self._optimizer
         self._create_moments()
-        for fragment in partition.fragments(self._engine):
+        for fragment in partition.cut(partition.fragments(self._engine)):
             for kind in ("master", *self.settings.optimizer.moments):
                 target = fragment.master if kind == "master" else fragment.moment(optimizer, kind)
                 assert target is not None

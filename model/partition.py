@@ -8,8 +8,8 @@ imported in `engine.py` alone.
 `param._hp_mapping` is not used: with round-robin gradients it names the wrong ranges.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,10 @@ from torch import distributed as dist
 
 MOMENTS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "momentum": "momentum_buffer"}
 """Kind in a checkpoint -> key in the torch optimizer's state."""
+
+
+FETCH_ELEMENTS = 4 << 20
+"""Most that is restored at once: it takes no more memory than a rank's share and 16 MiB."""
 
 
 class Flavour(StrEnum):
@@ -53,6 +57,15 @@ class Fragment:
         """float32 [count], a view; None where the optimizer has no such moment (yet)."""
         state = optimizer.state.get(self.flat, {}).get(MOMENTS[kind])
         return None if state is None else state.view(-1).narrow(0, self.flat_start, self.count)
+
+
+def cut(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
+    """The same elements, in fragments of at most FETCH_ELEMENTS."""
+    for fragment in fragments:
+        for first in range(0, fragment.count, FETCH_ELEMENTS):
+            count = min(FETCH_ELEMENTS, fragment.count - first)
+            at = {"start": fragment.start + first, "flat_start": fragment.flat_start + first}
+            yield replace(fragment, count=count, **at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,10 @@ class NodeAgent:
         """Of other nodes' ranks: steps of which this node's memory holds a whole copy."""
         return self._memory.copies.sealed_steps()
 
-    def keep_snapshots(self, step: int | None, world_size: int, attempt: int) -> None:
-        """Before `attempt`, of so many ranks, which starts from `step`: no other snapshot is the run's any more."""
-        self._memory.keep_only(step, world_size, attempt)
+    def keep_snapshots(self, step: int | None, world_size: int, attempt: int, is_resized: bool = False) -> None:
+        """Before `attempt`, of so many ranks, which starts from `step`: no later snapshot is the run's any more. See
+        SlotKeeper.keep_only."""
+        self._memory.keep_only(step, world_size, attempt, is_resized=is_resized)
 
     def memory(self) -> dict[str, int]:
         """Bytes of the snapshots and copies that it holds, and the peak of this process without them."""
@@ -113,7 +114,9 @@ class NodeAgent:
     def set_peer(self, secret: str, peer: tuple[str, int] | None) -> None:
         """`peer` (address, port) holds copies of this node's snapshots; who knows the secret may ask for copies."""
         self._memory.copies.trust(secret)
-        self._transfers.peer = None if peer is None else Peer(*peer, secret)
+        known, self._transfers.peer = self._transfers.peer, None if peer is None else Peer(*peer, secret)
+        if known != self._transfers.peer:
+            self._memory.slots.forget_copies()
 
     def open_disk(self, folder: str, is_private: bool, secret: str) -> None:
         """Checkpoints go to `folder` on this node's own disk, too; who knows the secret may read them."""
@@ -278,6 +281,9 @@ class NodeAgent:
                         self._transfers.replicate(rank, message)
                     case "shares":
                         self._memory.hand_shares(rank)
+                    case "snapshot_rejected":
+                        is_emptied = message["is_own"] and self._memory.slots.reject(rank.share, message["step"])
+                        self._emit(rank, {**message, "is_emptied": is_emptied})
                     case "settled":
                         self._memory.forget_other_worlds(rank.world_size)
                     case "failed" if rank.is_standby:

@@ -1,5 +1,6 @@
 """What one node's agent holds in memory: its ranks' snapshots, and copies of those of another node."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -19,11 +20,11 @@ class AgentMemory:
         self.copies = PeerCopies(address, self.slots.find)
         self._wanted: WantedShares | None = None
 
-    def keep_only(self, step: int | None, world_size: int, attempt: int) -> None:
-        """Before `attempt`, of so many ranks, which starts from `step`."""
+    def keep_only(self, step: int | None, world_size: int, attempt: int, *, is_resized: bool) -> None:
+        """Before `attempt`, of so many ranks, which starts from `step`, of another world where it `is_resized`."""
         self._wanted = None
-        self.slots.keep_only(step, world_size)
-        self.copies.keep_only(step, world_size, attempt)
+        self.slots.keep_only(step, world_size, is_resized=is_resized)
+        self.copies.keep_only(step, world_size, attempt, is_resized=is_resized)
 
     def forget_other_worlds(self, world_size: int) -> None:
         self.slots.forget_other_worlds(world_size)
@@ -44,7 +45,8 @@ class AgentMemory:
         for rank in range(world_size):
             descriptor = self._find(Share(world_size, rank), step)
             if descriptor is not None:
-                found[rank] = Slot(descriptor).small()["report"]
+                with contextlib.suppress(CheckpointError):  # who restores from it says that it is damaged
+                    found[rank] = Slot(descriptor).small()["report"]
                 os.close(descriptor)
         return found
 
@@ -52,9 +54,10 @@ class AgentMemory:
         try:
             descriptors, held = self.slots.slots_for(rank.share, wanted["slot_bytes"], wanted["count"])
         except CheckpointError as error:
-            rank.channel.send_descriptors({"kind": "slots", "held": [], "problem": str(error)}, [])
+            rank.channel.send_descriptors({"kind": "slots", "problem": str(error)}, [])
             return
-        rank.channel.send_descriptors({"kind": "slots", "held": held, "problem": None}, descriptors)
+        what = {"kind": "slots", "held": held, "copied_step": self.slots.copied_step(rank.share), "problem": None}
+        rank.channel.send_descriptors(what, descriptors)
 
     def hand_shares(self, rank: RankHandle) -> None:
         """Another world's snapshots: what is here as descriptors, and where the rest is."""

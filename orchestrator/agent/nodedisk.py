@@ -32,12 +32,14 @@ class NodeDisk:
 
     def held(self) -> dict[str, Any]:
         """The newest attempt that has claimed this disk, and what it has of each committed step."""
-        steps = []
         try:
-            committed, newest = self._committed(), newest_attempt(self._store)
+            return {"newest_attempt": newest_attempt(self._store), "steps": self._held_steps()}
         except StoreError:  # a disk that fails has nothing to offer; the next commit on it says why
             return {"newest_attempt": 0, "steps": []}
-        for step, marker, text in committed:
+
+    def _held_steps(self) -> list[dict[str, Any]]:
+        steps = []
+        for step, marker, text in self._committed():
             files = [i for i, file in enumerate(marker.files) if size_problem(self._store, step, file) is None]
             marker_hash = hashlib.sha256(text).hexdigest()
             steps.append(
@@ -49,7 +51,7 @@ class NodeDisk:
                     "files": files,
                 }
             )
-        return {"newest_attempt": newest, "steps": steps}
+        return steps
 
     def claim(self, attempt: int, content: bytes) -> None:
         """Older attempts commit nothing here from now on. Raises FencedError where a newer one has claimed."""

@@ -35,7 +35,7 @@ from orchestrator.agent.wire import (
     receive_frame,
     send_frame,
 )
-from orchestrator.checkpoint.slots import Share, Slot, SlotState, create_slot, sealed_step
+from orchestrator.checkpoint.slots import Share, Slot, SlotState, create_slot, is_kept, sealed_step
 from orchestrator.control.specs import COPIES_OF_RANK
 from orchestrator.errors import CheckpointError
 from orchestrator.rank.rangereads import serve_ranges
@@ -96,20 +96,21 @@ class PeerCopies:
             held = [d for d in self._copies.get(share, []) if sealed_step(d) == step]
             return os.dup(held[0]) if held else None
 
-    def keep_only(self, step: int | None, world_size: int, attempt: int) -> None:
-        """Before `attempt`, of so many ranks, which starts from `step`. Other copies of its world are emptied, those
-        of other worlds freed, and what earlier attempts still send is hung up on."""
+    def keep_only(self, step: int | None, world_size: int, attempt: int, *, is_resized: bool = False) -> None:
+        """Before `attempt`, of so many ranks, which starts from `step`. Later copies of its world are emptied (where
+        `is_resized` earlier ones, too), those of other worlds freed, and what earlier attempts still send is hung up
+        on."""
         with self._lock:
             self._attempt = attempt
             for incoming in self._incoming.values():
                 hang_up(incoming.connection)
             for share, descriptors in self._copies.items():
-                others = [descriptor for descriptor in descriptors if sealed_step(descriptor) != step]
-                for descriptor in others:
-                    if share.world_size != world_size:
+                for descriptor in list(descriptors):
+                    sealed = sealed_step(descriptor)
+                    if share.world_size != world_size and sealed != step:
                         os.close(descriptor)
                         descriptors.remove(descriptor)
-                    elif sealed_step(descriptor) is not None:
+                    elif sealed is not None and not is_kept(sealed, step, is_resized=is_resized):
                         Slot(descriptor).discard()
 
     def forget_other_worlds(self, world_size: int) -> None:

@@ -59,7 +59,7 @@ def save_checkpoint(store: Store, saved: Saved, messages: Sequence[Message]) -> 
         metric = metric_of(saved.run.folder, config)
         pruned = prune(store, retention_of(config), metric, lineage=saved.lineage, whole=marker)
         return Committed(marker, pruned)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:  # of the store, or of the run folder, which has the evaluations
         return Committed(marker, [], str(error))
 
 

@@ -17,7 +17,16 @@ from orchestrator.checkpoint.key import key_to_write
 from orchestrator.checkpoint.layout import Extent, step_folder
 from orchestrator.checkpoint.payload import write_payload
 from orchestrator.checkpoint.retry import Patience, retried
-from orchestrator.checkpoint.slots import PlacedExtent, Share, Slot, SlotState, create_slot, sealed_step
+from orchestrator.checkpoint.slots import (
+    PlacedExtent,
+    Share,
+    Slot,
+    SlotState,
+    SnapshotDamagedError,
+    create_slot,
+    is_kept,
+    sealed_step,
+)
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointError, StoreError
 
@@ -32,16 +41,25 @@ class _RankSlots:
     """slot -> transfers that still read it."""
     doomed: set[int] = field(default_factory=set)
     """Held slots whose step is not the run's any more: emptied once they are released."""
+    copied_step: int | None = None
+    """The newest of which the peer has a copy."""
 
     def held_slots(self) -> list[int]:
         """Once for each transfer that still reads it."""
         return sorted(self.held.elements())
 
+    def empty(self, slot: int) -> None:
+        """At once, or as soon as nobody reads it any more."""
+        if self.held[slot]:
+            self.doomed.add(slot)
+        else:
+            _discard(self.descriptors[slot])
+
     def release(self, slot: int) -> None:
         self.held[slot] -= 1
         if self.held[slot] == 0 and slot in self.doomed:
             self.doomed.discard(slot)
-            Slot(self.descriptors[slot]).discard()
+            _discard(self.descriptors[slot])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +116,8 @@ class SlotKeeper:
                 _close(present)
                 present = None
             slots = self._shares[share] = present or _RankSlots([], slot_bytes)
-            missing = range(len(slots.descriptors), count)
-            slots.descriptors += [create_slot(f"rank-{share.rank}-slot-{index}", slot_bytes) for index in missing]
+            for index in range(len(slots.descriptors), count):  # one by one: those that could be had are kept
+                slots.descriptors.append(create_slot(f"rank-{share.rank}-slot-{index}", slot_bytes))
             return slots.descriptors, slots.held_slots()
 
     def sealed_steps(self) -> dict[Share, list[int]]:
@@ -114,11 +132,13 @@ class SlotKeeper:
             found = [descriptor for sealed, descriptor in _sealed(slots) if sealed == step] if slots else []
             return os.dup(found[0]) if found else None
 
-    def keep_only(self, step: int | None, world_size: int) -> None:
-        """Before an attempt of so many ranks that starts from `step`: no other snapshot is part of the run any more.
+    def keep_only(self, step: int | None, world_size: int, *, is_resized: bool = False) -> None:
+        """Before an attempt of so many ranks that starts from `step`: no later snapshot is part of the run any more.
 
-        What is on its way to storage stays as it is until it is there. Of other worlds nothing is left but `step`,
-        until `forget_other_worlds`.
+        Earlier ones stay until their slots are needed: `step` may prove damaged, or a node be lost before the next is
+        copied. Where the attempt is of another world than the snapshots (`is_resized`) they go, too. What is on its
+        way to storage stays as it is until it is there. Of other worlds nothing is left but `step`, until
+        `forget_other_worlds`.
         """
         self._sending.end_attempt()
         self._is_hurried.clear()
@@ -130,12 +150,31 @@ class SlotKeeper:
                         del self._shares[share]
                     continue
                 for slot, descriptor in enumerate(slots.descriptors):
-                    if sealed_step(descriptor) == step:
-                        continue
-                    if slots.held[slot]:
-                        slots.doomed.add(slot)
-                    else:
-                        _discard(descriptor)
+                    if not is_kept(sealed_step(descriptor), step, is_resized=is_resized):
+                        slots.empty(slot)
+                if not is_kept(slots.copied_step, step, is_resized=is_resized):
+                    slots.copied_step = None
+
+    def reject(self, share: Share, step: int) -> bool:
+        """The rank has found its snapshot of `step` damaged: it is not chosen again. Whether there was one."""
+        with self._lock:
+            slots = self._shares.get(share)
+            found = [slot for slot, d in enumerate(slots.descriptors) if sealed_step(d) == step] if slots else []
+            for slot in found:
+                slots.empty(slot)
+            return bool(found)
+
+    def copied_step(self, share: Share) -> int | None:
+        """The newest step of which the peer has a copy, as far as this agent knows."""
+        with self._lock:
+            slots = self._shares.get(share)
+            return slots.copied_step if slots else None
+
+    def forget_copies(self) -> None:
+        """There is another peer from now on."""
+        with self._lock:
+            for slots in self._shares.values():
+                slots.copied_step = None
 
     def forget_other_worlds(self, world_size: int) -> None:
         """A world of `world_size` has snapshots of its own by now: free those of others."""
@@ -185,7 +224,7 @@ class SlotKeeper:
                     started_s=submitted_s,
                 )
                 event = {**written, "seconds": time.monotonic() - started, "is_last": job.is_last}
-            except (CheckpointError, OSError) as error:
+            except Exception as error:  # whatever it is: a rank may wait for the end of this
                 event = failure_event("save_failed", job.step, error)
             finally:
                 self._release(slots, job.slot, descriptor)
@@ -197,8 +236,11 @@ class SlotKeeper:
         """Copy a sealed slot into a peer's memory, in the background, trying again until it is there or the attempt
         has ended; `on_done` gets which."""
         slots, descriptor = self._hold(share, slot)
+        step = sealed_step(descriptor)
 
         def end(is_copied: bool) -> None:
+            if is_copied:
+                slots.copied_step = step
             self._release(slots, slot, descriptor)
             on_done(is_copied)
 
@@ -252,10 +294,12 @@ def owned_extent(placed: PlacedExtent, rank: int, world_size: int) -> PlacedExte
 def failure_event(kind: str, step: int, error: Exception) -> dict[str, Any]:
     """`save_delayed` (it is tried again) or `save_failed`, with the store's fault where it is one."""
     fault = error.fault.value if isinstance(error, StoreError) else None
-    return {"kind": kind, "step": step, "message": str(error), "fault": fault}
+    message = str(error) if isinstance(error, CheckpointError | OSError) else f"{type(error).__name__}: {error}"
+    return {"kind": kind, "step": step, "message": message, "fault": fault}
 
 
 def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
+    """Raises CheckpointError; SnapshotDamagedError, and nothing is left of the file, where the slot is not sound."""
     slot = Slot(descriptor)
     header = slot.header()
     if (header.state, header.step) != (SlotState.sealed, job.step):
@@ -276,6 +320,12 @@ def _write(job: PersistJob, store: Store, descriptor: int) -> dict[str, Any]:
         {f"rng/torch/rank_{job.rank:05d}": rng},
         key_to_write(job.key_file) if job.is_encrypted else None,
     )
+    if slot.header() != header or not slot.is_sound():  # afterwards: so that all of the file is what was sealed
+        with contextlib.suppress(StoreError):
+            store.remove(f"{step_folder(job.step)}/{payload.file}")
+        raise SnapshotDamagedError(
+            f"the snapshot of step {job.step} of rank {job.rank} does not match its checksum: it is not saved"
+        )
     facts = {"counters": small["counters"], "recent_losses": small.get("recent_losses", [])}
     return {"kind": "saved", "step": job.step, "payload": payload.to_dict(), **facts}
 

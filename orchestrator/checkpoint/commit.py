@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -115,17 +116,21 @@ def newest_valid(
         except StoreError:
             raise
         except CheckpointError as error:
-            set_aside(store, step, str(error))
-            on_reject(step, str(error))
+            _reject(store, step, str(error), on_reject)
             continue
         if fingerprint is not None:
             _check_same_run(store, marker, fingerprint, identity)
         problems = verify(store, step, marker)
         if not problems:
             return marker
-        set_aside(store, step, _listed(problems))
-        on_reject(step, _listed(problems))
+        _reject(store, step, _listed(problems), on_reject)
     return None
+
+
+def _reject(store: Store, step: int, reason: str, on_reject: Callable[[int, str], None]) -> None:
+    with suppress(StoreError):  # on a full or read-only store it is found damaged once more, the next time
+        set_aside(store, step, reason)
+    on_reject(step, reason)
 
 
 def check_newest_is_ours(store: Store, fingerprint: str, identity: Mapping[str, Any]) -> None:

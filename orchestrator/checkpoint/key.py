@@ -39,8 +39,8 @@ def find_key(key_file: str | None) -> Key | None:
                 f"checkpoint.key_file={key_file} can't be read: {error.strerror or error}; it must be a file with "
                 f"the base64 text of {KEY_BYTES} bytes on every node"
             ) from error
-    text = os.environ.get(KEY_VARIABLE)
-    return None if text is None else _parse(text.encode(), KEY_VARIABLE)
+    text = os.environb.get(KEY_VARIABLE.encode())  # bytes: what is no text must not end in a traceback
+    return None if text is None else _parse(text, KEY_VARIABLE)
 
 
 def key_to_write(key_file: str | None) -> Key:

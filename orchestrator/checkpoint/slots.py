@@ -99,21 +99,19 @@ class SlotShape:
 
 def create_slot(name: str, num_bytes: int) -> int:
     """Descriptor of an empty slot whose pages exist already, so that its first use costs no more than the next."""
-    available_bytes = _available_bytes()
-    if not 0 < num_bytes <= available_bytes:
-        raise CheckpointError(
-            f"{num_bytes / 2**20:,.0f} MiB of memory for a snapshot slot can't be had: "
-            f"{available_bytes / 2**20:,.0f} MiB are free; set snapshot.slots=2, or leave fewer workers on a node"
-        )
-    descriptor = os.memfd_create(f"phalanx-{name}", os.MFD_CLOEXEC)
+    problem = f"{num_bytes / 2**20:,.0f} MiB of memory for a snapshot slot can't be had"
+    way_out = "set snapshot.slots=2, or leave fewer workers on a node"
+    descriptor = None
     try:
+        available_bytes = _available_bytes()
+        if not 0 < num_bytes <= available_bytes:
+            raise CheckpointError(f"{problem}: {available_bytes / 2**20:,.0f} MiB are free; {way_out}")
+        descriptor = os.memfd_create(f"phalanx-{name}", os.MFD_CLOEXEC)
         os.posix_fallocate(descriptor, 0, num_bytes)
     except OSError as error:
-        os.close(descriptor)
-        raise CheckpointError(
-            f"{num_bytes / 2**20:,.0f} MiB of memory for a snapshot slot can't be had ({error.strerror}); "
-            "set snapshot.slots=2, or leave fewer workers on a node"
-        ) from error
+        if descriptor is not None:
+            os.close(descriptor)
+        raise CheckpointError(f"{problem} ({error.strerror}); {way_out}") from error
     return descriptor
 
 
@@ -135,9 +133,9 @@ class Slot:
 
     @functools.cached_property
     def _map(self) -> mmap.mmap:
-        """Made at first use, with all its page table entries; goes with the last view of `data`."""
-        num_bytes = os.fstat(self.descriptor).st_size
-        return mmap.mmap(self.descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        """Made at first use; goes with the last view of `data`. Its page table entries come as who copies gets to
+        them, in the background: to populate it here would hold the interpreter for all of them at once."""
+        return mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size, flags=mmap.MAP_SHARED)
 
     def format(self, shape: SlotShape) -> None:
         """Make it an empty slot of this shape; what it held is gone."""
@@ -146,8 +144,11 @@ class Slot:
         self._map[PAGE_BYTES : PAGE_BYTES + len(index)] = index
 
     def header(self) -> Header:
-        """Raises CheckpointError where it is no slot."""
-        return parse_header(os.pread(self.descriptor, _HEADER.size, 0))
+        """Raises CheckpointError where it is no slot, or says that it is larger than it is."""
+        header = parse_header(os.pread(self.descriptor, _HEADER.size, 0))
+        if data_start(header.index_bytes) + header.data_bytes > os.fstat(self.descriptor).st_size:
+            raise CheckpointError("the header of a snapshot slot is damaged")
+        return header
 
     def has_shape(self, shape: SlotShape) -> bool:
         try:
@@ -204,17 +205,23 @@ class Slot:
 
     def is_sound(self, digests: Sequence[bytes] | None = None) -> bool:
         """Whether it is what it was sealed as; `digests` as for `seal`."""
-        header = self.header()
+        try:
+            header = self.header()
+        except CheckpointError:
+            return False
         return header.state is SlotState.sealed and header.checksum == self.checksum(digests)
 
     def extents(self) -> tuple[PlacedExtent, ...]:
         return parse_index(os.pread(self.descriptor, self.header().index_bytes, PAGE_BYTES))
 
     def small(self) -> dict[str, Any]:
+        """Raises CheckpointError where it can't be read; that it is what was sealed, `is_sound` says."""
         header = self.header()
-        small: dict[str, Any] = json.loads(
-            os.pread(self.descriptor, header.small_bytes, PAGE_BYTES + header.index_bytes)
-        )
+        raw = os.pread(self.descriptor, header.small_bytes, PAGE_BYTES + header.index_bytes)
+        try:
+            small: dict[str, Any] = json.loads(raw)
+        except ValueError as error:
+            raise CheckpointError(f"the small state of a snapshot slot is damaged ({error})") from error
         return small
 
     def data(self) -> np.ndarray:
@@ -237,6 +244,8 @@ def parse_header(raw: bytes) -> Header:
     if magic != MAGIC or state not in tuple(SlotState):
         raise CheckpointError("a snapshot slot was never formatted, or its header is damaged")
     step, attempt, index_bytes, small_bytes, data_bytes = numbers
+    if min(numbers) < 0 or small_bytes > SMALL_BYTES or data_bytes % BYTES_PER_ELEMENT:
+        raise CheckpointError("the header of a snapshot slot is damaged")
     return Header(SlotState(state), step, attempt, index_bytes, small_bytes, data_bytes, checksum)
 
 
@@ -280,6 +289,14 @@ def sealed_step(descriptor: int) -> int | None:
     except CheckpointError:
         return None
     return header.step if header.state is SlotState.sealed else None
+
+
+def is_kept(sealed: int | None, step: int | None, *, is_resized: bool) -> bool:
+    """Whether a snapshot of `sealed` stays where a run goes on from that of `step` (None: from none); of another
+    world's (`is_resized`) nothing else does."""
+    if sealed is None or step is None:
+        return False
+    return sealed == step or (sealed < step and not is_resized)
 
 
 def newest_common_step(steps_of_ranks: Sequence[Sequence[int]]) -> int | None:

@@ -14,6 +14,9 @@ from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.clock import Clock
 from orchestrator.errors import CheckpointError, StoreError
 
+MAX_PENDING = 8
+"""Checkpoints that may wait for their marker: where the store takes files and no marker, more are left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -52,8 +55,9 @@ class Commits:
         save: Callable[[], Committed],
         patience: Patience,
     ) -> None:
-        """Call `save`, again where the store fails as long as `patience` says; `finished` tells what came of it."""
+        """Call `save`, and again where the store fails, from now on as long as `patience` says; see `finished`."""
         self._pending.add(step)
+        begun_s = self._clock.monotonic()
 
         def work() -> None:
             told: list[StoreError] = []
@@ -64,10 +68,14 @@ class Commits:
                     self._outcomes.append(Outcome(attempt, step, messages, delayed_by=error))
 
             try:
-                committed = retried(save, patience, pause=self._pause, on_wait=on_wait, clock=self._clock.monotonic)
+                how = {"pause": self._pause, "on_wait": on_wait, "clock": self._clock.monotonic}
+                committed = retried(save, patience, started_s=begun_s, **how)
                 self._outcomes.append(Outcome(attempt, step, messages, committed=committed))
             except CheckpointError as error:
                 self._outcomes.append(Outcome(attempt, step, messages, error=error))
+            except Exception as error:  # whatever it is: the run's end waits for what became of it
+                bug = CheckpointError(f"the checkpoint can't be committed ({error!r}): a bug in phalanx")
+                self._outcomes.append(Outcome(attempt, step, messages, error=bug))
 
         self._background.submit(work)
 
@@ -87,6 +95,10 @@ class Commits:
                 return  # it does not answer: retention of a later attempt takes them away
 
         self._background.submit(work)
+
+    @property
+    def is_backlogged(self) -> bool:
+        return len(self._pending) >= MAX_PENDING
 
     def is_pending(self, step: int) -> bool:
         return step in self._pending

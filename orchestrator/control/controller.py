@@ -81,7 +81,9 @@ class Controller:
         self._attempt: Attempt | None = None
         self._claims = Claims(run, store, claim)
         self._is_memory_trusted = True
-        """False from a damaged snapshot to the next attempt's first step."""
+        """False from a second damaged snapshot to the next attempt's first step; after one, that before it serves."""
+        self._rejecting_attempt: int | None = None
+        """The first since a step was done that found a snapshot damaged."""
 
     def start_agents(self, placement: Placement) -> list[AgentHandle]:
         """Reserve the nodes, start an agent on each. Raises PlacementError where they don't come free in time."""
@@ -291,7 +293,9 @@ class Controller:
                 attempt.dones[message["rank"]] = message
                 self._conclude_if_done()
             case "snapshot_rejected":
-                self._is_memory_trusted = False
+                is_first = self._rejecting_attempt in (None, attempt.number)
+                self._is_memory_trusted &= is_first and message["is_emptied"]
+                self._rejecting_attempt = attempt.number
                 where = f"memory of rank {message['rank']}"
                 self._chronicle.event(
                     "checkpoint_rejected", attempt.number, message["step"], path=where, message=message["message"]
@@ -310,7 +314,7 @@ class Controller:
     def _on_first_step(self, attempt: Attempt) -> None:
         if not self.state.is_training:  # the last words of ranks that are being stopped
             return
-        self._is_memory_trusted = True
+        self._is_memory_trusted, self._rejecting_attempt = True, None
         self._growth.on_first_step()
         self.downtime.end(attempt, attempt.last_step)
         if self.state in (State.starting, State.draining):

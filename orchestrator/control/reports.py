@@ -215,10 +215,14 @@ class Reports:
         if step in attempt.failed_saves:
             self._commits.discard(step, [m["payload"]["file"] for m in messages if m["kind"] == "saved"])
             return
+        is_last = any(m["is_last"] for m in messages)
+        if self._commits.is_backlogged and not is_last:
+            self._skip(attempt, step, "storage takes no marker: those of the checkpoints before it still wait")
+            return
         saved = self._saved(attempt, step)
         config = self._run.config.checkpoint
         patience = patience_for(
-            is_last=any(m["is_last"] for m in messages),
+            is_last=is_last,
             retry_timeout_s=config.retry_timeout_s,
             final_timeout_s=config.final_timeout_s,
         )

@@ -172,7 +172,8 @@ class Fleet:
         with contextlib.suppress(ConnectionError):
             kept = resume.step if resume.is_in_memory else None
             world_size = len(self.placement.ranks)
-            self._cluster.call_all([(agent, (kept, world_size, number)) for agent in self.agents], "keep_snapshots")
+            what = kept, world_size, number, resume.is_in_memory and resume.world_size not in (None, world_size)
+            self._cluster.call_all([(agent, what) for agent in self.agents], "keep_snapshots")
             if self._shares is not None and resume.is_in_memory:
                 self._cluster.call_all([(agent, (self._shares,)) for agent in self.agents], "show_shares")
             how = {"number": number, "resume": resume, "secret": self._secret, "standby": standby}

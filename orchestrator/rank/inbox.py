@@ -56,8 +56,9 @@ class Inbox:
         """The agent makes them while the rank goes on; `slots` takes them. None: those that are there."""
         self._channel.send({"kind": "slots", "slot_bytes": slot_bytes, "count": count})
 
-    def slots(self) -> tuple[list[Slot], list[int]]:
-        """(slots that were asked for, indices that are still on their way to storage).
+    def slots(self) -> tuple[list[Slot], list[int], int | None]:
+        """(slots that were asked for, indices that are still on their way to storage, the newest step of which a peer
+        has a copy).
 
         Raises CheckpointError where their memory can't be had.
         """
@@ -66,7 +67,7 @@ class Inbox:
         (message, descriptors), self._slots = self._slots, None
         if message["problem"] is not None:
             raise CheckpointError(message["problem"])
-        return [Slot(descriptor) for descriptor in descriptors], message["held"]
+        return [Slot(descriptor) for descriptor in descriptors], message["held"], message["copied_step"]
 
     def shares(self) -> tuple[Message, list[int]]:
         """(where another world's snapshots are, descriptors of those in this agent's memory)."""

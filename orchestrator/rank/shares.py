@@ -47,7 +47,7 @@ class WantedShares:
 
 
 class Source(Protocol):
-    """One share's snapshot. Reading its data raises SnapshotDamagedError where it is not what was sealed."""
+    """One share's snapshot. Whatever is read first raises SnapshotDamagedError where it is not what was sealed."""
 
     def extents(self) -> tuple[PlacedExtent, ...]: ...
 
@@ -63,7 +63,14 @@ class SlotHere:
     """In this node's memory."""
 
     def __init__(self, descriptor: int) -> None:
-        self._slot = Slot(descriptor)
+        self._descriptor = descriptor
+
+    @functools.cached_property
+    def _slot(self) -> Slot:
+        slot = Slot(self._descriptor)
+        if not slot.is_sound():
+            raise SnapshotDamagedError("a snapshot of the former world does not match its checksum")
+        return slot
 
     def extents(self) -> tuple[PlacedExtent, ...]:
         return self._slot.extents()
@@ -72,16 +79,10 @@ class SlotHere:
         return self._slot.small()
 
     def read_into(self, first: int, out: np.ndarray) -> None:
-        out[:] = self._data[first : first + len(out)]
-
-    @functools.cached_property
-    def _data(self) -> np.ndarray:
-        if not self._slot.is_sound():
-            raise SnapshotDamagedError("a snapshot of the former world does not match its checksum")
-        return self._slot.data()
+        out[:] = self._slot.data()[first : first + len(out)]
 
     def close(self) -> None:
-        os.close(self._slot.descriptor)
+        os.close(self._descriptor)
 
 
 class SlotElsewhere:
@@ -93,14 +94,17 @@ class SlotElsewhere:
         self._secret = secret
         self._request = {"op": "read", "share": share, "step": step}
         self._open = contextlib.ExitStack()
-        self._is_checked = False
 
     @functools.cached_property
     def _connection(self) -> socket.socket:
+        """Its agent has compared the whole slot with its checksum."""
         connection: socket.socket = self._open.enter_context(asked(self._peer, self._secret, self._request))
         problem = receive_frame(connection)["problem"]
         if problem is not None:
             raise CheckpointError(f"peer {self._peer[0]}: {problem}")
+        send_frame(connection, {"is_sound": None})
+        if not receive_frame(connection)["is_sound"]:
+            raise SnapshotDamagedError(f"peer {self._peer[0]}: a snapshot does not match its checksum")
         return connection
 
     @functools.cached_property
@@ -117,18 +121,8 @@ class SlotElsewhere:
         return small
 
     def read_into(self, first: int, out: np.ndarray) -> None:
-        if not self._is_checked:
-            self._check()
         start = data_start(self._header.index_bytes) + first * BYTES_PER_ELEMENT
         out[:] = np.frombuffer(self._read(start, out.nbytes), "<f4")
-
-    def _check(self) -> None:
-        """Once: its agent compares the whole slot with its checksum."""
-        with self._translated():
-            send_frame(self._connection, {"is_sound": None})
-            if not receive_frame(self._connection)["is_sound"]:
-                raise SnapshotDamagedError(f"peer {self._peer[0]}: a snapshot does not match its checksum")
-        self._is_checked = True
 
     def _read(self, offset: int, count: int) -> bytes:
         parts = []

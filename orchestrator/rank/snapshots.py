@@ -6,7 +6,14 @@ import torch
 
 from model.engine import Engine
 from orchestrator.agent.channel import Channel, Message
-from orchestrator.checkpoint.slots import Share, Slot, SlotReader, SlotShape, SlotState, SnapshotDamagedError
+from orchestrator.checkpoint.slots import (
+    Share,
+    Slot,
+    SlotReader,
+    SlotShape,
+    SnapshotDamagedError,
+    sealed_step,
+)
 from orchestrator.control.snapshotmemory import SnapshotCounts
 from orchestrator.errors import CheckpointError
 from orchestrator.rank.inbox import Inbox
@@ -70,10 +77,9 @@ class Snapshots:
     def _restore_from_slot(self) -> None:
         step = self._spec.resume.step
         self._inbox.ask_for_slots(None, self._spec.num_slots)
-        slots, _ = self._inbox.slots()
+        slots, _, _ = self._inbox.slots()
         for slot in slots:
-            header = slot.header()
-            if header.state is SlotState.sealed and header.step == step:
+            if sealed_step(slot.descriptor) == step:
                 self._restore_from(slot, step)
                 return
         raise SnapshotDamagedError(f"no slot of this rank holds step {step}")
@@ -137,7 +143,8 @@ class Snapshots:
         snapshotter = self._snapshotter
         if snapshotter is not None:
             snapshotter.common_step = max(snapshotter.common_step, common_step)
-            self._num_copied += common_replicated_step > snapshotter.common_replicated_step
+            newest_copied = max(snapshotter.common_replicated_step, self._spec.resume.step)
+            self._num_copied += common_replicated_step > newest_copied
             snapshotter.common_replicated_step = max(snapshotter.common_replicated_step, common_replicated_step)
             snapshotter.may_replicate = bool(are_copies_there)
             snapshotter.may_go_to_disk = bool(are_disks_idle)
@@ -217,7 +224,7 @@ class Snapshots:
         spec, shape = self._spec, self._shape
         if shape is None:
             raise RuntimeError("prepare before the first snapshot")
-        slots, held = self._inbox.slots()
+        slots, held, copied_step = self._inbox.slots()
         for index, slot in enumerate(slots):
             if index not in held and not slot.has_shape(shape):
                 slot.format(shape)
@@ -233,7 +240,7 @@ class Snapshots:
             config=spec.checkpoint,
         )
         if spec.resume.is_in_memory and not self._is_from_other_world:
-            snapshotter.restored_from(spec.resume.step)
+            snapshotter.restored_from(spec.resume.step, copied_step)
         self._inbox.listen(snapshotter.persisted, snapshotter.replicated)
         self._snapshotter = snapshotter
         return snapshotter

@@ -107,9 +107,12 @@ class Snapshotter:
         self._thread = threading.Thread(target=self._work, name="snapshots", daemon=True)
         self._thread.start()
 
-    def restored_from(self, step: int) -> None:
-        """This rank's state came from the slot of `step`, which every rank has."""
+    def restored_from(self, step: int, copied_step: int | None = None) -> None:
+        """This rank's state came from the slot of `step`, which every rank has; of `copied_step`, and none later, the
+        peer has a copy: until there is a newer one, losing a node goes back to it."""
         self.common_step = self.sealed_step = step
+        if copied_step is not None and copied_step <= step:
+            self.replicated_step = self._replicating_step = copied_step
 
     def take(
         self,

@@ -59,7 +59,9 @@ def run_worker(channel: Channel) -> int:
         parts["gpu"] = open_gpu_health(spec)
         Loop(spec, engine, channel, inbox, snapshots, **parts).run()
     except SnapshotDamagedError as error:
-        channel.send({"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error)})
+        is_own = spec.resume.world_size in (None, spec.world_size)
+        what = {"kind": "snapshot_rejected", "step": spec.resume.step, "message": str(error), "is_own": is_own}
+        channel.send(what)
         channel.send(failure_message(error))
         return 1
     except Exception as error:

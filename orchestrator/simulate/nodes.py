@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.agent.watchdog import RankProgress
-from orchestrator.checkpoint.slots import Share
+from orchestrator.checkpoint.slots import Share, is_kept
 from orchestrator.errors import CheckpointError
 from orchestrator.fleet.members import AgentHandle, Replaced
 from orchestrator.simulate.costs import Costs
@@ -144,10 +144,12 @@ class FakeCluster:
     def _on_copied_steps(self, node: Node) -> dict[Share, list[int]]:
         return {share: sorted(steps) for share, steps in node.copies.items()}
 
-    def _on_keep_snapshots(self, node: Node, step: int | None, world_size: int, attempt: int) -> None:
+    def _on_keep_snapshots(
+        self, node: Node, step: int | None, world_size: int, attempt: int, is_resized: bool
+    ) -> None:
         for snapshots in (node.own, node.copies):
             for held in snapshots.values():
-                for other in [s for s in held if s != step]:
+                for other in [s for s in held if not is_kept(s, step, is_resized=is_resized)]:
                     del held[other]
 
     def _on_adopt_copies(self, node: Node, secret: str, copies: Sequence[tuple[Share, int, tuple[str, int]]]) -> None:

@@ -254,7 +254,10 @@ class Schedule:
                     continue
                 about = {"attempt": training.attempt, "rank": rank, "node": node.index}
                 text = "the snapshot does not match its checksum"
-                rejected = {**about, "kind": "snapshot_rejected", "step": training.start_step, "message": text}
+                own = node.own.get(Share(training.world_size, rank), {})
+                is_emptied = own.pop(training.start_step, None) is not None
+                what = {"step": training.start_step, "message": text, "is_emptied": is_emptied}
+                rejected = {**about, "kind": "snapshot_rejected", **what}
                 self.world.after(self.costs.start_s, partial(cluster.emit, rejected))
                 failed = {**about, "kind": "failed", "message": f"SnapshotDamagedError: {text}", "trace": ""}
                 self._injector.exits_later(cluster, node, rank, training, said=failed, after_s=self.costs.start_s)

@@ -202,6 +202,10 @@ def test_a_disk_that_fails_has_nothing_and_clear_leaves_nothing(nodes, tmp_path)
     with pytest.raises(CheckpointError):
         broken.commit(1, 1, "{}", 2)
     save(nodes, 10)
+    payload = payloads_of(nodes[1], 10)[0]
+    payload.unlink()
+    payload.symlink_to(payload.name)  # to look at it is an error
+    assert reachable(nodes) == []
     nodes[0].disk.clear()
     nodes[0].disk.clear()
     assert not nodes[0].disk.folder.exists()

@@ -251,7 +251,12 @@ def test_keep_only(copies, sealed):
     store(copies, sealed(5))
     store(copies, sealed(5), rank=8)
     copies.keep_only(5, 9, 1)
+    assert steps(copies) == {3: [4, 5], 8: [5]}
+    copies.keep_only(5, 9, 1, is_resized=True)
     assert steps(copies) == {3: [5], 8: [5]}
+    copies.keep_only(4, 9, 1)
+    assert steps(copies) == {3: [], 8: []}
+    store(copies, sealed(5))
     copies.keep_only(None, 9, 2)
     assert steps(copies) == {3: [], 8: []}
 

@@ -1,6 +1,7 @@
 """The agent's slots: who owns, holds, empties and writes them."""
 
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from orchestrator.agent.slotkeeper import PersistJob, SlotKeeper, owned_extent
 from orchestrator.checkpoint.layout import Extent, PayloadFile, step_folder
 from orchestrator.checkpoint.marker import gather_payloads
 from orchestrator.checkpoint.retry import Patience
-from orchestrator.checkpoint.slots import PlacedExtent, Share, Slot, SlotShape
+from orchestrator.checkpoint.slots import PAGE_BYTES, PlacedExtent, Share, Slot, SlotShape
+from orchestrator.errors import CheckpointError
 
 SHAPE = SlotShape(
     (
@@ -98,12 +100,15 @@ def test_slots_are_topped_up_and_made_anew_where_their_size_changes(keeper):
     assert keeper.sealed_steps() == {R[0]: []}
 
 
-def test_only_the_step_that_is_kept_stays(keeper):
+def test_what_comes_after_the_step_that_is_kept_goes(keeper):
+    """What comes before it may be wanted: it may be damaged. A world of another size has no room for that."""
     for rank, steps in ((0, (4, 5)), (1, (5, 6))):
         for descriptor, step in zip(keeper.slots_for(R[rank], SLOT_BYTES, 3)[0], steps, strict=False):
             seal(descriptor, step)
     assert keeper.sealed_steps() == {R[0]: [4, 5], R[1]: [5, 6]}
     keeper.keep_only(5, 3)
+    assert keeper.sealed_steps() == {R[0]: [4, 5], R[1]: [5]}
+    keeper.keep_only(5, 3, is_resized=True)
     assert keeper.sealed_steps() == {R[0]: [5], R[1]: [5]}
     assert Slot(keeper.slots_for(R[0], None, 0)[0][1]).is_sound()
     keeper.keep_only(None, 3)
@@ -112,7 +117,7 @@ def test_only_the_step_that_is_kept_stays(keeper):
 
 def test_a_held_slot_is_emptied_only_once_it_is_released(keeper):
     descriptors, _ = keeper.slots_for(R[0], SLOT_BYTES, 2)
-    seal(descriptors[0], 4)
+    seal(descriptors[0], 6)
     seal(descriptors[1], 5)
     (slots, first), (_, second) = keeper._hold(R[0], 0), keeper._hold(R[0], 0)
     assert keeper.slots_for(R[0], None, 0)[1] == [0, 0]  # once for each reader
@@ -135,6 +140,19 @@ def test_a_held_slot_outlives_its_replacement(keeper):
     assert Slot(duplicate).is_sound()
     keeper._release(slots, 0, duplicate)
     assert keeper.sealed_steps() == {R[0]: []}
+
+
+def test_what_a_rank_found_damaged_is_not_chosen_again(keeper):
+    descriptors, _ = keeper.slots_for(R[0], SLOT_BYTES, 3)
+    seal(descriptors[0], 4)
+    seal(descriptors[1], 5)
+    assert not keeper.reject(R[0], 6)
+    assert not keeper.reject(R[1], 5)
+    slots, reader = keeper._hold(R[0], 1)
+    assert keeper.reject(R[0], 5)
+    assert keeper.sealed_steps() == {R[0]: [4]}
+    keeper._release(slots, 1, reader)
+    assert keeper.sealed_steps() == {R[0]: [4]}
 
 
 def test_an_adopted_slot_is_the_ranks_first(keeper):
@@ -171,7 +189,7 @@ def test_of_another_world_only_the_step_that_is_restored_stays(keeper):
 
 def test_a_held_slot_of_another_world_may_be_released_after_it_is_gone(keeper):
     descriptors = list(keeper.slots_for(R[0], SLOT_BYTES, 2)[0])
-    seal(descriptors[0], 4)
+    seal(descriptors[0], 6)
     seal(descriptors[1], 5)
     slots, reader = keeper._hold(R[0], 0)
     keeper.keep_only(5, 3)  # held: emptied later
@@ -217,6 +235,38 @@ def test_a_slot_that_holds_another_step_is_not_written(keeper, tmp_path):
     assert keeper.slots_for(R[0], None, 0)[1] == []
 
 
+def test_what_was_damaged_after_its_seal_is_not_made_a_checkpoint(keeper, tmp_path):
+    """Its payload would have a checksum of its own, and verify. In the data, and in what says where it belongs."""
+    answers = Answers()
+    (descriptor,) = keeper.slots_for(R[0], SLOT_BYTES, 1)[0]
+    for position in (os.fstat(descriptor).st_size - 3, PAGE_BYTES + 5, PAGE_BYTES):
+        seal(descriptor, 4)
+        (byte,) = os.pread(descriptor, 1, position)
+        os.pwrite(descriptor, bytes([byte ^ 1]), position)
+        keeper.persist(job(tmp_path), answers.tell)
+        event = answers.next()
+        assert (event["kind"], event["step"], event["fault"]) == ("save_failed", 4, None)
+        assert event["message"]
+        assert not list(tmp_path.rglob("*.safetensors"))
+        assert keeper.slots_for(R[0], None, 0)[1] == []
+
+
+def test_slots_that_can_be_had_are_kept_where_another_cannot(keeper):
+    """Else each try of a node without room would take more of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
+    try:
+        for _ in range(3):
+            with pytest.raises(CheckpointError, match=r"can't be had \(Too many open files\)"):
+                keeper.slots_for(R[0], SLOT_BYTES, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert keeper.num_bytes() == SLOT_BYTES
+    assert len(keeper.slots_for(R[0], SLOT_BYTES, 2)[0]) == 2
+
+
 def test_a_slot_reaches_a_peer(keeper):
     copies, answers = PeerCopies("127.0.0.1"), Answers()
     copies.trust("secret")
@@ -226,6 +276,11 @@ def test_a_slot_reaches_a_peer(keeper):
         assert answers.next() is True
         assert copies.sealed_steps() == {R[2]: [4]}
         assert keeper.slots_for(R[2], None, 0)[1] == []
+        assert [keeper.copied_step(share) for share in R] == [None, None, 4]
+        keeper.keep_only(5, 3)
+        assert keeper.copied_step(R[2]) == 4  # the peer keeps it, too
+        keeper.keep_only(3, 3)
+        assert keeper.copied_step(R[2]) is None
     finally:
         copies.close()
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import resource
 import secrets
 import subprocess
 import sys
@@ -151,6 +152,24 @@ def test_a_bad_checkpoint_is_set_aside_and_the_next_older_taken(store):
     ]
     assert standings[2].reason == told[30]
     assert newest_valid(store, None, nobody_rejected) == found
+
+
+def test_a_full_disk_does_not_keep_a_bad_checkpoint_from_being_passed_over(tmp_path):
+    store = Store(tmp_path)
+    for step in (10, 20):
+        save(store, step, STATE)
+    damage(store, 20)
+    told: dict[int, str] = {}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        found = newest_valid(store, None, told.__setitem__)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found is not None
+    assert (found.step, list(told), committed_steps(store)) == (10, [20], [10, 20])
+    newest_valid(store, None, told.__setitem__)
+    assert committed_steps(store) == [10]
 
 
 def test_it_stays_set_aside_when_the_damage_is_gone(store):

@@ -124,7 +124,9 @@ def test_a_missing_and_a_wrong_key_are_one_sentence(tmp_path, monkeypatch):
         reader.read("w")
 
 
-@pytest.mark.parametrize("text", ["", "short", "a" * 44, text_of(KEY)[:-4], text_of(KEY) + "AAAA", "ż" * 44])
+@pytest.mark.parametrize(
+    "text", ["", "short", "a" * 44, text_of(KEY)[:-4], text_of(KEY) + "AAAA", "ż" * 44, "\udcff" * 44]
+)
 def test_a_malformed_key_is_refused_without_being_shown(text, tmp_path, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, text)
     with pytest.raises(CheckpointKeyError, match="is not the base64 text of 32 bytes") as caught:

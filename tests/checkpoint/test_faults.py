@@ -1,12 +1,17 @@
+import contextlib
 import errno
 import os
 import pickle
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from saving import random_state, save
 
+from orchestrator.checkpoint.commit import committed_steps, newest_valid
 from orchestrator.checkpoint.faults import fault_of, sentence
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import StoreError, StoreFault
@@ -171,6 +176,84 @@ def test_a_vanished_mount_is_no_empty_store(mount, tmp_path):
     assert mounted("--bind", str(tmp_path / "kept"), str(mount))
     assert store.read("f") == b"content"
     store.write_atomic("g", [b"x"])
+
+
+class Loop:
+    """ext4 on a file that is larger than the file system it lies on."""
+
+    def __init__(self, folder: Path, mounted_on: Path) -> None:
+        self._folder = folder
+        disk = folder / "disk"
+        disk.touch()
+        os.truncate(disk, 32 << 20)
+        make = ["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=0,nodiscard", str(disk)]
+        subprocess.run(make, check=True, capture_output=True)
+        command = ["losetup", "--find", "--show", str(disk)]
+        self.device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        self.path = mounted_on
+        self.path.mkdir()
+
+    def lose_content(self) -> None:
+        """What is not in memory can't be read any more."""
+        os.truncate(self._folder / "disk", 4096)
+
+    def fill_up_below(self) -> None:
+        """From here on the disk has no place for blocks that it has not written before: to it that is an error."""
+        with (self._folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+
+@pytest.fixture
+def loop(tmp_path):
+    folder = tmp_path / "below"
+    folder.mkdir()
+    if os.geteuid() or not mounted("-t", "tmpfs", "-o", "size=12m", "none", str(folder)):
+        pytest.skip("needs root and the right to mount")
+    with contextlib.ExitStack() as stack:
+        stack.callback(subprocess.run, ["umount", str(folder)], check=False)
+        try:
+            loop = Loop(folder, tmp_path / "disk")
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"needs mkfs.ext4 and loop devices: {error}")
+        stack.callback(subprocess.run, ["losetup", "--detach", loop.device], check=True)
+        if not mounted(loop.device, str(loop.path)):
+            pytest.skip("needs ext4")
+        stack.callback(subprocess.run, ["umount", str(loop.path)], check=True)
+        yield loop
+
+
+def chunks(count: int) -> Iterator[bytes]:
+    return (bytes([number]) * 65536 for number in range(count))
+
+
+def test_a_disk_that_takes_a_write_and_then_has_no_place_for_it_leaves_what_was_there(loop):
+    """Only the fsync says that it never arrived."""
+    store = Store(loop.path / "run")
+    store.write_atomic("f", [b"old"])
+    os.sync()
+    loop.fill_up_below()
+    with pytest.raises(StoreError, match="no space left to write") as caught:
+        store.write_atomic("f", chunks(100))
+    assert caught.value.fault is StoreFault.full
+    assert (store.read("f"), store.list()) == (b"old", ["f"])
+
+
+def test_a_disk_that_fails_to_read_is_no_damage(loop):
+    """The kernel answers EIO: nothing is set aside, and no older checkpoint is taken for the newest."""
+    store = Store(loop.path / "run")
+    state = random_state({"w": (500, 100), "b": (3,)})
+    for step in (10, 20):
+        save(store, step, state)
+    os.sync()
+    for file in (loop.path / "run" / "step_00000020").glob("*.safetensors"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    loop.lose_content()
+    with pytest.raises(StoreError, match="input/output error; check the disk") as caught:
+        newest_valid(store, None, lambda step, reason: pytest.fail(f"step {step} was rejected: {reason}"))
+    assert caught.value.fault is StoreFault.busy
+    assert committed_steps(store) == [10, 20]
 
 
 def test_a_read_only_file_system_is_named(mount):

@@ -122,6 +122,12 @@ def test_a_slot_that_was_never_formatted_is_no_slot():
 
 def test_any_flipped_byte_is_found(slot):
     header = slot.header()
+    unused = range(12, 16)
+    for position in sorted(set(range(Slot.HEADER_BYTES)) - set(unused)):
+        for bit in (1, 0x10, 0x80):
+            flip(slot, position, bit)
+            assert not slot.is_sound(), position
+            flip(slot, position, bit)
     index = range(PAGE_BYTES, PAGE_BYTES + header.index_bytes)
     small = range(index.stop, index.stop + header.small_bytes)
     data_start = slot_bytes(slot) - header.data_bytes
@@ -137,9 +143,36 @@ def slot_bytes(slot: Slot) -> int:
     return os.fstat(slot.descriptor).st_size
 
 
-def flip(slot: Slot, position: int) -> None:
+def flip(slot: Slot, position: int, bit: int = 0x10) -> None:
     (byte,) = os.pread(slot.descriptor, 1, position)
-    os.pwrite(slot.descriptor, bytes([byte ^ 0x10]), position)
+    os.pwrite(slot.descriptor, bytes([byte ^ bit]), position)
+
+
+def test_a_damaged_small_state_is_an_error_that_says_so(slot):
+    flip(slot, PAGE_BYTES + slot.header().index_bytes)
+    with pytest.raises(CheckpointError, match="small state"):
+        slot.small()
+
+
+def test_to_look_at_a_slot_costs_no_more_where_it_is_large():
+    """The training thread does, before its first snapshot."""
+    shape = shape_of(8 << 20)
+    descriptor = create_slot("large", shape.slot_bytes)
+    try:
+        before = shared_resident_bytes()
+        slot = Slot(descriptor)
+        slot.format(shape)
+        assert slot.has_shape(shape)
+        assert shared_resident_bytes() - before < 1 << 20
+        slot.begin(1, 1, SMALL)[:] = 1
+        assert shared_resident_bytes() - before >= 32 << 20
+    finally:
+        os.close(descriptor)
+
+
+def shared_resident_bytes() -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssShmem:")]
+    return int(line.split()[1]) * 1024
 
 
 def test_a_smaller_small_state_leaves_nothing_of_the_larger(slot):

@@ -139,9 +139,26 @@ def test_prune_takes_the_configs_count(root, capsys):
     assert "nothing to delete" in capsys.readouterr().out
 
 
+def test_prune_deletes_nothing_where_nothing_good_would_stay(root, capsys):
+    """Sizes don't tell: every byte of what stays is read."""
+    for step in (20, 30):
+        flip_byte(file_of(root, step), file_of(root, step).stat().st_size - 1)
+    for words in ((), ("--dry-run",)):
+        assert ckpt(root, "prune", *words) == 1
+        assert "of what would stay, nothing is good" in capsys.readouterr().err
+    assert committed_steps(store_of(root)) == [10, 20, 30]
+    assert ckpt(root, "prune", "--keep", "3") == 0
+    flip_byte(file_of(root, 20), file_of(root, 20).stat().st_size - 1)
+    assert ckpt(root, "prune") == 0
+    assert committed_steps(store_of(root)) == [20, 30]
+
+
 def test_bad_arguments_exit_2(root, capsys):
     assert run(["ls", "tiny-2", "--root", str(root)]) == 2
     assert "did you mean tiny-1" in capsys.readouterr().err
+    for name in ("x" * 5000, "tiny-1/config.yaml"):
+        assert run(["ls", name, "--root", str(root)]) == 2
+        assert "is not known" in capsys.readouterr().err
     assert run(["prune", str(root / "tiny-1/checkpoints/step_00000010")]) == 2
     for arguments in ([], ["nosuch"], ["prune", "tiny-1", "--keep", "0"]):
         with pytest.raises(SystemExit) as caught:

@@ -67,9 +67,9 @@ def test_a_restart_from_memory_changes_nothing(ranks: Ranks, tmp_path: Path, sta
     assert [learned(found[s]) for s in sorted(found)] == [learned(calm.rows[s]) for s in sorted(calm.rows)]
 
 
-def test_a_damaged_slot_is_told(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_damaged_slot_is_told_and_the_one_before_it_serves(ranks: Ranks, tmp_path: Path) -> None:
     run = a_run(ranks, tmp_path, 1, ENDLESS)
-    _, step = kill_a_rank(ranks, run, rank=0)
+    killed, step = kill_a_rank(ranks, run, rank=0)
     descriptors, _ = ranks.agent._memory.slots.slots_for(Share(2, 1), None, 0)
     (slot,) = [slot for slot in map(Slot, descriptors) if slot.header().step == step and slot.is_sound()]
     data = slot.data()
@@ -79,8 +79,19 @@ def test_a_damaged_slot_is_told(ranks: Ranks, tmp_path: Path) -> None:
     (rejected,) = heard.by_kind["snapshot_rejected"]
     assert (rejected["rank"], rejected["step"]) == (1, step)
     assert "checksum" in rejected["message"]
+    assert rejected["is_emptied"]
     assert heard.exits[1]["exit_code"] == 1
     assert not heard.rows
+
+    sealed = ranks.agent.sealed_steps()
+    assert step in sealed[Share(2, 0)]
+    before = newest_common_step([sealed[Share(2, 0)], sealed[Share(2, 1)]])
+    assert before == step - 1
+    rest = a_run(ranks, tmp_path, 1, f"train.steps={before + MORE_STEPS}", like=run)
+    after = ranks.train(rest, ResumePoint(step=before, source="memory", is_durable=False))
+    assert sorted(after.rows) == list(range(before + 1, before + MORE_STEPS + 1))
+    again = [s for s in after.rows if s in killed.rows]
+    assert [learned(after.rows[s]) for s in again] == [learned(killed.rows[s]) for s in again]
 
 
 def test_a_slot_that_is_gone_is_told(ranks: Ranks, tmp_path: Path) -> None:
@@ -89,4 +100,4 @@ def test_a_slot_that_is_gone_is_told(ranks: Ranks, tmp_path: Path) -> None:
     with ranks.start(run, ResumePoint(step=step + 1000, source="memory", is_durable=False)) as live:
         heard = live.hear_until(lambda heard: len(heard.by_kind["snapshot_rejected"]) == 2)
     assert {message["step"] for message in heard.by_kind["snapshot_rejected"]} == {step + 1000}
-    assert all(steps == [] for steps in ranks.agent.sealed_steps().values())
+    assert not any(message["is_emptied"] for message in heard.by_kind["snapshot_rejected"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rank.ranks import Heard, Ranks, open_run
 
+from model.partition import FETCH_ELEMENTS
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.store import Store
@@ -195,6 +196,16 @@ def test_offloaded_state_is_saved_and_loaded(ranks, origin, stage):
     found = reshaped(ranks, origin, "parallel.offload=optimizer", world=2, stage=stage)
     assert_same_tensors(found, origin)
     assert after(found) == pytest.approx(after(origin), rel=FP32)
+
+
+def test_a_tensor_that_is_read_in_several_ranges(ranks, tmp_path):
+    """A restore holds no more than one of them beside the rank's own share."""
+    wide = FETCH_ELEMENTS // 256 + 500
+    words = ("model.hidden_size=256", f"model.ffn_hidden_size={wide}", "snapshot.slots=2")
+    undisturbed = train_on(ranks, tmp_path, *words, world=1, stage=0)
+    assert max(entry.numel for entry in undisturbed.markers[SAVED].tensors.values()) > FETCH_ELEMENTS
+    found = reshaped(ranks, undisturbed, *words, world=1, stage=2)
+    assert_same_tensors(found, undisturbed)
 
 
 def test_round_robin_gradients_are_mapped(ranks, origin):

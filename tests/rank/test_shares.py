@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.agent.peers import RANGE_BYTES, PeerCopies
 from orchestrator.checkpoint.layout import Extent
 from orchestrator.checkpoint.slots import (
+    PAGE_BYTES,
     PlacedExtent,
     Share,
     Slot,
@@ -150,6 +151,23 @@ def test_what_is_damaged_is_not_read(node: Node, is_here: bool) -> None:
     Slot(node.held[Share(1, 0)]).data()[5] += 1
     with SharesReader(sources) as reader, pytest.raises(SnapshotDamagedError, match="checksum"):
         reader.read("a", "master", 0, 4)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+@pytest.mark.parametrize("place", ["header", "index", "small", "data"])
+def test_nothing_is_read_before_the_checksum_agrees(node: Node, is_here: bool, place: str) -> None:
+    """Also where the rank wants nothing of the damaged slot but what is the same for all."""
+    sources = node.sources(2, is_here=is_here)
+    descriptor = node.held[Share(2, 0)]
+    header = Slot(descriptor).header()
+    small = PAGE_BYTES + header.index_bytes
+    position = {"header": 16, "index": PAGE_BYTES, "small": small + 2, "data": os.fstat(descriptor).st_size - 1}[
+        place
+    ]
+    (byte,) = os.pread(descriptor, 1, position)
+    os.pwrite(descriptor, bytes([byte ^ 1]), position)
+    with SharesReader(sources) as reader, pytest.raises(SnapshotDamagedError, match="checksum"):
+        reader.small()
 
 
 def test_a_range_that_nobody_holds_is_named(node: Node) -> None:

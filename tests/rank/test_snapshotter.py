@@ -144,6 +144,29 @@ def test_with_two_slots_no_third_is_taken_until_the_ranks_agree(a_rank):
     assert rank.sealed() == [2, 3]
 
 
+def test_after_a_restart_what_the_peer_has_a_copy_of_is_kept_until_there_is_a_newer_one(a_rank):
+    """A node that is lost before that goes back to it: all others must have it, too."""
+    rank = a_rank(4)
+    rank.train_to(5)
+    rank.train_to(6)
+    rank.snapshotter.restored_from(6, copied_step=5)
+    assert not rank.snapshotter.is_replicating
+    for step in range(7, 12):
+        rank.train_to(step)
+        assert {5, step} <= set(rank.sealed())
+    rank.snapshotter.common_replicated_step = rank.snapshotter.replicated_step = 11
+    rank.train_to(12)
+    rank.train_to(13)
+    assert 5 not in rank.sealed()
+
+
+def test_a_copy_of_what_comes_after_the_restored_step_counts_for_nothing(a_rank):
+    rank = a_rank(2)
+    rank.train_to(5)
+    rank.snapshotter.restored_from(5, copied_step=9)
+    assert rank.snapshotter.replicated_step == NO_STEP
+
+
 def test_after_a_restart_the_step_that_was_restored_is_kept(a_rank):
     rank = a_rank(2)
     rank.train_to(5)

@@ -46,6 +46,8 @@ def test_a_restart_from_a_store_that_does_not_answer_waits_for_it(tmp_path: Path
         schedule.files.fault = StoreFault.busy
         schedule.world.after(90, lambda: setattr(schedule.files, "fault", None))
         assert injector.inject(Fault.damaged_snapshot)
+        for node in schedule.drivers[0].cluster.nodes:  # and the one before it, or its copy
+            node.damaged.add(node.ranks[0])
 
     when_step_is_done(schedule, SAVE_EVERY + 20, go_down)
     course = schedule.run()
@@ -53,6 +55,17 @@ def test_a_restart_from_a_store_that_does_not_answer_waits_for_it(tmp_path: Path
     assert course.drivers == 1
     assert [recovery["source"] for recovery in course.recoveries] == ["remote"]
     assert course.recoveries[0]["downtime_s"] > 90
+
+
+def test_a_damaged_snapshot_costs_no_more_than_the_one_before_it_in_memory(tmp_path: Path) -> None:
+    schedule = schedule_in(tmp_path)
+    when_step_is_done(schedule, SAVE_EVERY + 50, lambda: Injector(schedule).inject(Fault.damaged_snapshot))
+    course = schedule.run()
+    assert_clean(course)
+    assert course.attempts == 3
+    (recovery,) = course.recoveries
+    assert recovery["source"] in {"memory", "peer"}
+    assert recovery["steps_lost"] <= 2
 
 
 def test_an_older_live_driver_does_not_take_the_run_back_when_its_attempt_fails(tmp_path: Path) -> None:
