@@ -214,6 +214,7 @@ class SweepDriver:
                 self._wait_for_nodes(trial)
                 return
             self._start(trial)
+            self._is_waiting = False
 
     def _has_room(self, config: RunConfig) -> bool:
         left = room_after(self._nodes(), [live.gang for live in self._live.values()])
