@@ -138,7 +138,8 @@ def test_a_sweep_outlives_a_node_and_waits_for_another(
 ) -> None:
     """The trial that lost the node goes on without it; the next one needs as many as there were."""
     sweep = Sweep(tmp_path / "runs")
-    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "train.steps=100", "optim.lr=1e-3,2e-3"]
+    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "train.steps=100"]
+    words += ["optim.lr=interval(1e-3,2e-3)", "sweep=random", "sweep.trials=2"]
     words += ["cluster.num_workers=3", "cluster.min_workers=2", "cluster.replace_timeout_s=1"]
     places = [f"run.root={sweep.root}", "sweep.max_concurrent=1"]
     driver = typist_on_nodes.start("sweep", *typist_on_nodes.words, *words, *places)

@@ -25,6 +25,8 @@ TRIAL_WORDS = [
     "checkpoint.every_steps=10",
     "tracking.wandb.mode=disabled",
 ]
+SOAK_GIVE_UP_S = 4 * 3600.0
+"""A safety net, as everywhere: 24 trials take a quarter of an hour on two cores that do nothing else."""
 SIX = ["optim.lr=1e-3,3e-3,1e-2", "optim.warmup_steps=5,10"]
 
 
@@ -83,7 +85,7 @@ def disturbed(typist: Typist, sweep: Sweep, words: Sequence[str], kills: Sequenc
         kill(driver, sweep)
         if driver.process.poll() is not None:
             driver = type_sweep(typist, sweep, *words)
-    driver.finish()
+    driver.finish(SOAK_GIVE_UP_S)
 
 
 def test_a_sweep_killed_in_every_way_is_the_same_sweep(
@@ -145,7 +147,7 @@ def test_a_trial_that_others_beat_is_stopped_at_its_rung(joining_sweeper: Typist
 def test_twenty_four_trials_killed_in_every_way(sweeper: Typist, joining_sweeper: Typist, tmp_path: Path) -> None:
     words = ["optim.lr=1e-3,2e-3,3e-3,5e-3,7e-3,1e-2", "optim.warmup_steps=5,10", "run.seed=1,2", "parallel=zero2"]
     calm, killed = Sweep(tmp_path / "calm"), Sweep(tmp_path / "killed")
-    type_sweep(joining_sweeper, calm, *words, "sweep.max_concurrent=2").finish()
+    type_sweep(joining_sweeper, calm, *words, "sweep.max_concurrent=2").finish(SOAK_GIVE_UP_S)
     disturbed(sweeper, killed, words, [kill_a_trial, kill_a_worker, kill_ray, kill_the_driver] * 3)
     assert len(calm.study().trials) == 24
     assert_same_sweep(killed, calm)
@@ -158,8 +160,8 @@ def test_asha_finds_as_good_a_trial_with_a_fraction_of_the_steps(joining_sweeper
         "sweep.algorithm=random", "sweep.trials=24", "sweep.max_concurrent=2", "train.eval_every_steps=10",
     ]  # fmt: skip
     whole, pruned = Sweep(tmp_path / "whole"), Sweep(tmp_path / "pruned")
-    type_sweep(joining_sweeper, whole, *words).finish()
-    type_sweep(joining_sweeper, pruned, *words, "sweep.pruner=asha").finish()
+    type_sweep(joining_sweeper, whole, *words).finish(SOAK_GIVE_UP_S)
+    type_sweep(joining_sweeper, pruned, *words, "sweep.pruner=asha").finish(SOAK_GIVE_UP_S)
     steps = [sum(trial.step for trial in sweep.study().trials.values()) for sweep in (whole, pruned)]
     best = [sweep.summary()["best"]["value"] for sweep in (whole, pruned)]
     print(f"ASHA: {steps[1]} steps instead of {steps[0]}, eval_loss {best[1]:.4f} instead of {best[0]:.4f}")

@@ -113,12 +113,12 @@ class Driver:
     def error_output(self) -> str:
         return self.errors.read_text()
 
-    def wait(self) -> int:
-        return self.process.wait(timeout=GIVE_UP_S)
+    def wait(self, give_up_s: float = GIVE_UP_S) -> int:
+        return self.process.wait(timeout=give_up_s)
 
-    def finish(self) -> None:
+    def finish(self, give_up_s: float = GIVE_UP_S) -> None:
         """Wait for an end in order."""
-        code = self.wait()
+        code = self.wait(give_up_s)
         assert code == 0, f"exit code {code}\n{self.output}\n{self.error_output}"
 
     def wait_for(self, what: str, look: Callable[[], T | None]) -> T:
