@@ -204,7 +204,7 @@ class Controller:
         self._fleet.start_ranks(number, resume)
 
     def _choose_point(self) -> ResumePoint | None:
-        """Raises CheckpointError. None where a node has died since the stop, which was acted on: memory is still good."""
+        """Raises CheckpointError. None where a node has died since the stop, which was acted on: memory is good."""
         attempt = self._attempt
         if attempt is not None and self._is_memory_trusted:
             try:
