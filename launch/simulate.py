@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import signal
 import sys
 import time
@@ -98,9 +99,9 @@ def _check(options: argparse.Namespace) -> None:
             ("schedules", options.schedules, 0),
             ("seed", options.seed, 0),
         )
-        if value is not None and value < least
+        if value is not None and not least <= value < math.inf
     ]
-    if options.step_s is not None and options.step_s <= 0:
+    if options.step_s is not None and not 0 < options.step_s < math.inf:
         problems.append(f"--step-s {options.step_s} must be more than 0")
     if problems:
         raise ConfigError(*problems)

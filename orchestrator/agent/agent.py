@@ -235,6 +235,7 @@ class NodeAgent:
                     rank.why_stopped = rank.why_stopped or why
                     if rank.pid is not None:
                         self._zygote.ask("kill", rank.pid)
+                self._zygote.end_if_stuck()
                 if not self._changed.wait(timeout=min(0.5, max(0.0, deadline - time.monotonic()))) and (
                     time.monotonic() >= deadline
                 ):

@@ -9,7 +9,7 @@ agent comes.
 Commands:  {"op": "environment", "environment": {name: value}}: the agent's, for all that is forked from now on
            {"op": "fork", "entry": "worker" | "store" | "canary", "label": str} with descriptors [channel, output]
            {"op": "kill", "pid": int}, {"op": "dump", "pid": int}: SIGKILL; its stacks (stacks.py)
-Answers:   {"op": "ready", "seconds": float}, {"op": "forked", "label", "pid"},
+Answers:   {"op": "ready", "seconds": float, "pid"}, {"op": "forked", "label", "pid"},
            {"op": "exited", "label", "pid", "exit_code": int | None, "signal": int | None,
             "is_stopped": bool}
 """
@@ -50,7 +50,7 @@ def main(descriptor: int, warm: bool, driver: int | None = None) -> None:
             return
         agent = found
     with contextlib.suppress(BrokenPipeError):  # the agent has gone already
-        send_with_descriptors(agent, {"op": "ready", "seconds": time.monotonic() - started}, [])
+        send_with_descriptors(agent, {"op": "ready", "seconds": time.monotonic() - started, "pid": os.getpid()}, [])
         Zygote(agent).serve()
 
 

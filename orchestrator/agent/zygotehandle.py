@@ -8,6 +8,7 @@ agent had started it: it ends with the agent, and its ranks have the agent's env
 import contextlib
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,8 @@ class ZygoteHandle:
         """`process`: None where the zygote is another process's child."""
         self._socket = sock
         self._process = process
+        self._pidfd: int | None = None
+        """Of the zygote, once it is ready."""
 
     @classmethod
     def start(cls, threads: int, *, is_warm: bool) -> "ZygoteHandle":
@@ -64,18 +67,37 @@ class ZygoteHandle:
         poll.register(self._socket, 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether an answer waits for `hear`."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return any(event & select.POLLIN for _, event in poll.poll(0))
+
     def send(self, message: Message, descriptors: "list[int] | None" = None) -> None:
         """Raises OSError where the zygote is gone."""
         send_with_descriptors(self._socket, message, descriptors or [])
 
     def hear(self) -> Message:
         """The next answer. Raises EOFError or OSError when the zygote is gone."""
-        return receive_with_descriptors(self._socket)[0]
+        answer = receive_with_descriptors(self._socket)[0]
+        if answer["op"] == "ready":
+            self._pidfd = os.pidfd_open(answer["pid"])
+        return answer
 
     def wait(self) -> None:
         """Call when `hear` has raised: reap it."""
         if self._process is not None:
             self._process.wait()
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            os.close(pidfd)
+
+    def kill(self) -> None:
+        """And with it all that was forked; nothing where it is not ready yet."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def end(self) -> None:
         """Ask it to end, and its children with it; `hear` raises once they have."""

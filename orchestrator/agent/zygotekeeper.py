@@ -3,12 +3,15 @@
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from orchestrator.agent.channel import Channel, Message
 from orchestrator.agent.zygotehandle import ZygoteHandle, problem_of_canary
 from orchestrator.errors import WorkerFailedError
 
+ANSWER_S = 5.0
+"""It answers in milliseconds: one that does not for so long has been stopped, or hangs."""
 START_TIMEOUT_S = 300.0
 """The zygote imports everything before it can fork: 6 s where the machine is idle, minutes where it is not."""
 
@@ -39,6 +42,8 @@ class ZygoteKeeper:
 
     def _start(self, ahead: str | None = None) -> None:
         self._is_ready = threading.Event()
+        self._asked_s: float | None = None
+        """Since when an answer to a ping is waited for, monotonic."""
         taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
         self._zygote = taken or ZygoteHandle.start(self._threads, is_warm=self._is_warm)
         self._hearing = threading.Thread(target=self._hear, args=(self._zygote,), daemon=True)
@@ -50,8 +55,10 @@ class ZygoteKeeper:
                 answer = zygote.hear()
             except (EOFError, OSError):
                 break
-            if answer["op"] == "pong":
+            if answer["op"] == "ready":
                 self._is_ready.set()
+            elif answer["op"] == "pong":
+                self._asked_s = None
             elif answer["op"] in ("forked", "exited"):
                 self._on_answer(answer)
         zygote.wait()
@@ -87,7 +94,6 @@ class ZygoteKeeper:
     def warm_up(self) -> None:
         """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
         self.revive()
-        self._zygote.send({"op": "ping"})
         self._is_ready.wait(START_TIMEOUT_S)
 
     def check_cuda_fork(self) -> str | None:
@@ -107,6 +113,18 @@ class ZygoteKeeper:
         """`kill` a child, or have it `dump` its stacks. Where the zygote is gone, so are they."""
         with contextlib.suppress(OSError):
             self._zygote.send({"op": what, "pid": pid})
+
+    def end_if_stuck(self) -> None:
+        """Ask often while an answer is waited for: a zygote that had been ready and says nothing any more is killed,
+        and with it all that was forked. Whoever waits for the end of a rank can wait for its word no longer."""
+        if not self._is_ready.is_set():
+            return
+        if self._asked_s is None:
+            self._asked_s = time.monotonic()
+            with contextlib.suppress(OSError):
+                self._zygote.send({"op": "ping"})
+        elif time.monotonic() - self._asked_s > ANSWER_S and not self._zygote.has_spoken:
+            self._zygote.kill()
 
     def end(self) -> None:
         """End it, and with it all that was forked."""

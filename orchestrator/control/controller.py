@@ -9,9 +9,7 @@ from concurrent.futures import Executor
 
 from orchestrator.checkpoint.fencing import Claim
 from orchestrator.checkpoint.store import Store
-from orchestrator.codec import decode
 from orchestrator.control import lifecycle, telling
-from orchestrator.control.anomalies import Anomaly
 from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.avoidance import Avoidance
 from orchestrator.control.chronicle import Chronicle
@@ -75,9 +73,9 @@ class Controller:
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
         self._avoidance = Avoidance(run.folder, run.config.fault, self._fleet, clock)
         self._growth = Growth(self._fleet, self._avoidance, clock, run.config.cluster.grow_interval_s)
-        self._rollbacks = Rollbacks(run.folder.branches, clock)
+        self._rollbacks = Rollbacks(run.folder, clock)
         parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
-        self._resuming = Resuming(*parts, chronicle, clock, lambda: self._notices_taken < count_notices())
+        self._resuming = Resuming(*parts, chronicle, clock, self._has_notice)
         self._attempt: Attempt | None = None
         self._claims = Claims(run, store, claim)
         self._is_memory_trusted = True
@@ -96,6 +94,8 @@ class Controller:
         if committed_step:
             self.reports.restored(committed_step)
         self.reports.hear_unheard(attempt, heritage.unheard)
+        for message in heritage.anomalies:
+            self._rollbacks.hear(attempt, message)
         row = self._chronicle.last_row
         if row is not None and row.time is not None:  # it went on training without a driver
             self.downtime.trained_until(row.step, row.time)
@@ -155,13 +155,16 @@ class Controller:
             self._budget = self._budget.renewed(full, is_past_anomaly=is_past_anomaly)
         self._give_way_if_fenced()
         self._conclude_if_done()
-        while self._notices_taken < self._count_notices() and not self.state.is_end:
+        while self._has_notice() and not self.state.is_end:
             self._notices_taken += 1
             self._chronicle.event("preemption_notice", self._number, self._last_step)
             self._tell(lifecycle.PreemptionNotice())
         self._check_start_timeout()
         if self.state is State.running and self._growth.is_possible(self._attempt):
             self._tell(lifecycle.NodesBack())
+
+    def _has_notice(self) -> bool:  # that is still to be acted on
+        return self._notices_taken < self._count_notices()
 
     @property
     def _number(self) -> int:
@@ -201,8 +204,7 @@ class Controller:
         self._fleet.start_ranks(number, resume)
 
     def _choose_point(self) -> ResumePoint | None:
-        """Raises CheckpointError. None where a node has died since the ranks were stopped, and that was acted on: the
-        others' memory is still good."""
+        """Raises CheckpointError. None where a node has died since the stop, which was acted on: memory is good."""
         attempt = self._attempt
         if attempt is not None and self._is_memory_trusted:
             try:
@@ -222,7 +224,8 @@ class Controller:
         try:
             self._fleet.replace_lost()
         except PlacementError as error:
-            self._give_up(str(error))
+            if not self._has_notice():  # else that is what ends it, and it may be resumed
+                self._give_up(str(error))
             return
         self._introduce()
 
@@ -335,7 +338,11 @@ class Controller:
         if self.reports.is_committing(done_step):
             return
         self.reports.flush(attempt)
-        if self.reports.committed_step != done_step:
+        is_saved = self.reports.committed_step == done_step
+        if not is_saved and attempt.is_drained:  # it goes on from the checkpoint before all the same
+            self._chronicle.console.warn(self.reports.unsaved_digest(done_step))
+            self._tell(lifecycle.AttemptFailed(f"attempt {attempt.number}: not saved"))
+        elif not is_saved:
             self._give_up(self.reports.unsaved_digest(done_step))
         elif attempt.is_drained:
             self._tell(lifecycle.Drained())
@@ -362,23 +369,18 @@ class Controller:
 
     def _on_anomaly(self, attempt: Attempt, message: Message) -> None:
         """Every rank says the same, after what it has to report of the step, and leaves."""
-        attempt.left.add(message["rank"])
+        anomaly = self._rollbacks.hear(attempt, message)
         if len(attempt.left) < attempt.world_size or not self.state.is_training:
             return
-        anomaly = decode(Anomaly, message["anomaly"])
         hosts = [self._fleet.host_of_rank(rank) for rank in anomaly.ranks]
         self._chronicle.event("anomaly", attempt.number, anomaly.step, **anomaly_fields(anomaly, hosts))
         self._avoidance.wrong(anomaly)
-        self._rollbacks.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
         self.failure_digest = anomaly_digest(anomaly, self._run.config.fault)
         self._interrupt(lifecycle.AnomalyFound())
 
     def _give_way_if_fenced(self) -> None:
-        """Another copy of the run has taken over: nothing that this one does counts any more.
-
-        It ends with exit code 1 and not 75: a scheduler would start it again, and it would take the run back from
-        the copy that lives, and so on. The run itself has not failed: its ledger does not say so.
-        """
+        """Another copy of the run has taken over. Exit code 1 and not 75: a scheduler would start it again, and it
+        would take the run back from the copy that lives. The run has not failed: its ledger does not say so."""
         if self.reports.fenced_by is not None and not self.state.is_end and self.state is not State.failing:
             self._give_up(self.reports.fenced_by)
 

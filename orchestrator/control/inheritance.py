@@ -30,6 +30,8 @@ class Heritage:
     """As far as the run folder knows it."""
     unheard: tuple[Message, ...]
     """Reports of steps that it does not know, and what the ranks printed."""
+    anomalies: tuple[Message, ...] = ()
+    """What they said of bad numbers; it may know of that."""
 
 
 def heritage(
@@ -56,7 +58,9 @@ def heritage(
         if event["attempt"] == number
         and (event["kind"] == "output" or (event["kind"] in ROW_KINDS and event["step"] > attempt.last_step))
     ]
-    return Heritage(attempt, tuple(unheard))
+    said = (event for one in found for event in one.events)
+    anomalies = tuple(event for event in said if event["attempt"] == number and event["kind"] == "anomaly")
+    return Heritage(attempt, tuple(unheard), anomalies)
 
 
 def _fits(facts: dict[str, Any], node: int, placement: Placement, zero_stage: int) -> bool:

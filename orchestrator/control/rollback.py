@@ -1,7 +1,7 @@
 """Rollbacks of one run: what was recorded of them, and the one that is under way. The driver's side."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.store import Store
 from orchestrator.codec import decode, encode
 from orchestrator.config import FaultConfig
-from orchestrator.control.anomalies import Anomaly
+from orchestrator.control.anomalies import Anomaly, Kind
+from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.branches import Branch, Limit, limit_for, lineage, windows_to_skip
 from orchestrator.control.clock import Clock
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import JsonLines, read_records
+from orchestrator.observe.ledger import read_events
+from orchestrator.runfolder import RunFolder
 from orchestrator.spec import ResumePoint
 
 
@@ -30,12 +33,12 @@ class _Pending:
 class Rollbacks:
     """Reads branches.jsonl once and is its only writer."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, folder: RunFolder, clock: Clock) -> None:
         """Raises ConfigError where what is recorded can't be read: going on would take up what was left behind."""
-        self._path = path
+        self._path = folder.branches
         self._clock = clock
-        self._branches = read_branches(path)
-        self._pending: _Pending | None = None
+        self._branches = read_branches(folder.branches)
+        self._pending = _left_to_do(read_events(folder.events), self._branches)
 
     @property
     def lineage(self) -> Lineage:
@@ -51,9 +54,18 @@ class Rollbacks:
         """What the next attempt may go back to; None where no rollback is under way."""
         return None if self._pending is None else limit_for(self._pending.anomaly, self._branches)
 
+    def hear(self, attempt: Attempt, message: Message) -> Anomaly:
+        """One rank's word of an anomaly. Whatever ends the attempt before all have said so, the next one starts from
+        a point before it."""
+        attempt.left.add(message["rank"])
+        anomaly = decode(Anomaly, message["anomaly"])
+        self.begin(anomaly, attempt.number, attempt.resume.skipped_windows)
+        return anomaly
+
     def begin(self, anomaly: Anomaly, attempt: int, skipped_windows: tuple[int, ...]) -> None:
-        """Until `branch_off`: the next attempt starts before the anomaly."""
-        self._pending = _Pending(anomaly, attempt, skipped_windows)
+        """Until `branch_off`: the next attempt starts before the anomaly. Nothing, where that is recorded already."""
+        if all(branch.attempt != attempt for branch in self._branches):
+            self._pending = _Pending(anomaly, attempt, skipped_windows)
 
     def branch_off(self, resume: ResumePoint) -> Branch | None:
         """Record, on disk when this returns, that training goes on from `resume` on a new branch.
@@ -107,6 +119,19 @@ class Rollbacks:
         return set_aside_left_behind(store, self.lineage) if self._branches else []
 
 
+def _left_to_do(events: Sequence[Mapping[str, Any]], branches: Sequence[Branch]) -> _Pending | None:
+    """The rollback for which an earlier driver has told the reason, and ended before it was recorded."""
+    newest = next((e for e in reversed(events) if e["event"] in ("anomaly", "attempt_started")), None)
+    if newest is None or newest["event"] != "anomaly":
+        return None
+    if any(branch.attempt == newest["attempt"] for branch in branches):
+        return None
+    step = newest["step"]
+    good_step = newest.get("good_step", step - 1)
+    anomaly = Anomaly(Kind(newest["kind"]), step, good_step, newest["message"], tuple(newest["ranks"]))
+    return _Pending(anomaly, newest["attempt"], branches[-1].skipped_windows if branches else ())
+
+
 def read_branches(path: Path) -> list[Branch]:
     """Every rollback recorded, oldest first. Raises ConfigError."""
     try:
@@ -127,7 +152,8 @@ def anomaly_fields(anomaly: Anomaly, hosts: Sequence[str]) -> dict[str, Any]:
     """What the `anomaly` event says beside the step; `hosts` are those of `anomaly.ranks`."""
     named = f" (on {', '.join(dict.fromkeys(hosts))})" if hosts else ""
     message = f"{anomaly.message}{named}"
-    return {"kind": anomaly.kind.value, "ranks": list(anomaly.ranks), "nodes": list(hosts), "message": message}
+    facts = {"kind": anomaly.kind.value, "good_step": anomaly.good_step, "message": message}
+    return {**facts, "ranks": list(anomaly.ranks), "nodes": list(hosts)}
 
 
 def anomaly_digest(anomaly: Anomaly, fault: FaultConfig) -> str:

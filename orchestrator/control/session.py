@@ -25,7 +25,7 @@ from orchestrator.control.opening import OpenRun, agents_name
 from orchestrator.control.preemption import Preemptions
 from orchestrator.control.rollback import lineage_in
 from orchestrator.control.snapshotmemory import FittingSnapshots, interval_words, snapshot_words
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PlacementError
 from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.members import AgentHandle
 from orchestrator.fleet.tenancy import Tenancy
@@ -103,17 +103,19 @@ class Session:
         exit_code = EXIT_FAILED
         try:
             claim = claim_attempt(run, Store(run.checkpoint_url))
-            self._cluster.belong_to(tenancy(run, claim), lambda: avoided(run.folder))
             grace_s = run.config.fault.preemption_grace_s
-            controller = Controller(
-                run,
-                self._cluster,
-                chronicle,
-                Preemptions(count_notices, lambda: self._cluster.drain, grace_s, chronicle.console.warn),
-                interruption=interruption(run.folder, self._events),
-                claim=claim,
-            )
-            agents = controller.start_agents(self._placement)
+            notices = Preemptions(count_notices, lambda: self._cluster.drain, grace_s, chronicle.console.warn)
+            self._cluster.belong_to(tenancy(run, claim), lambda: avoided(run.folder), lambda: notices() > 0)
+            found = interruption(run.folder, self._events)
+            controller = Controller(run, self._cluster, chronicle, notices, interruption=found, claim=claim)
+            try:
+                agents = controller.start_agents(self._placement)
+            except PlacementError:
+                if not notices():
+                    raise
+                exit_code = EXIT_PREEMPTED
+                chronicle.console.note(f"told to stop before its nodes were there; next: {self._typed.command}")
+                return exit_code
             self._take_over(controller)
             self._tell_start(agents)  # while the zygotes import
             exit_code = EXIT_CODES[controller.run()]

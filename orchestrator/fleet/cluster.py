@@ -58,6 +58,7 @@ class RayCluster:
         self._tenancy: Tenancy | None = None
         self._renewals: Renewals | None = None
         self._avoided: Callable[[], frozenset[str]] = frozenset
+        self._has_notice: Callable[[], bool] = lambda: False
         self._gang: Gang | None = None
         self.is_ours = not is_joining(config)
         try:
@@ -146,16 +147,23 @@ class RayCluster:
         ]
         return [fact for _, fact in sorted(facts, key=lambda pair: (pair[0], pair[1].name))]
 
-    def belong_to(self, tenancy: Tenancy, avoided: Callable[[], frozenset[str]] = frozenset) -> None:
-        """`avoided`: names of nodes that are taken only where no others have room."""
-        self._tenancy, self._avoided = tenancy, avoided
+    def belong_to(
+        self,
+        tenancy: Tenancy,
+        avoided: Callable[[], frozenset[str]] = frozenset,
+        has_notice: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`avoided`: names of nodes that are taken only where no others have room; `has_notice`: the run was told to
+        stop, so nodes are waited for no longer."""
+        self._tenancy, self._avoided, self._has_notice = tenancy, avoided, has_notice
         self._renewals = Renewals(tenancy, lambda: self._agents)
 
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]:
         """Reserve the placement's bundles and start one agent in each; see `Gang.start`."""
         ahead = self._zygote.path if self._zygote is not None else None
-        how = {"is_warm": is_warm, "threads": threads, "zygote_ahead": ahead, "avoided": self._avoided}
-        self._gang = Gang(self._config, self.tenancy, placement, **how)
+        how = {"is_warm": is_warm, "threads": threads, "zygote_ahead": ahead}
+        waiting = {"avoided": self._avoided, "has_notice": self._has_notice}
+        self._gang = Gang(self._config, self.tenancy, placement, **how, **waiting)
         self._gang.start()
         return self._gang.agents
 

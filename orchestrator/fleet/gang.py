@@ -35,10 +35,11 @@ class Gang:
         is_warm: bool,
         threads: int,
         zygote_ahead: str | None = None,
-        avoided: Callable[[], frozenset[str]] = frozenset,
+        avoided: Callable[[], frozenset[str]],
+        has_notice: Callable[[], bool],
     ) -> None:
         """`zygote_ahead`: of this machine, for the first node's agent. `avoided`: names of nodes that are taken only
-        where no others have room."""
+        where no others have room. `has_notice`: the run was told to stop, so nothing is waited for any more."""
         self.agents: list[AgentHandle] = []
         """Live ones, in the placement's order."""
         self.inherited: list[Inherited] = []
@@ -49,6 +50,7 @@ class Gang:
         self._layout = layout_of(placement, is_warm=is_warm, threads=threads)
         self._zygote_ahead = zygote_ahead
         self._avoided = avoided
+        self._has_notice = has_notice
         self._is_choosy = True
         """Whether nodes to be avoided, or that fell silent, are not asked for."""
         self._names: dict[str, str] = {}
@@ -97,11 +99,12 @@ class Gang:
         excluded = self._excluded()
         try:
             wait_s = min(limit_s, patience_s) if excluded else limit_s
-            made = ask_for_all(self._placement, self._new_group_name, wait_s, excluded)
+            made = ask_for_all(self._placement, self._new_group_name, wait_s, excluded, self._has_notice)
         except PlacementError:
-            if not excluded:
+            if not excluded or self._has_notice():
                 raise
-            made, patience_s = ask_for_all(self._placement, self._new_group_name, limit_s), 0.0
+            made = ask_for_all(self._placement, self._new_group_name, limit_s, has_notice=self._has_notice)
+            patience_s = 0.0
         self._reserved = dict(enumerate(made))
         return patience_s
 
@@ -140,7 +143,7 @@ class Gang:
             self._ask([node for node in missing if node not in self._coming], "describe")
             missing = [node for node in missing if not (self._is_up(node, problems) and self._take(node, problems))]
             waiting = [self._coming[node] for node in missing if node in self._coming]
-            if time.monotonic() > until_s and (not waiting or not wait_s):
+            if self._has_notice() or (time.monotonic() > until_s and (not waiting or not wait_s)):
                 break
             if waiting:
                 import_ray().wait([coming.call for coming in waiting], num_returns=len(waiting), timeout=LOOK_S)

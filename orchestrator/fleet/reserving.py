@@ -15,6 +15,7 @@ from orchestrator.fleet.raylib import available_resources, import_ray
 from orchestrator.spec import Bundle, Placement
 
 SHORT_WAIT_S = 2.0
+LOOK_S = 0.5
 NODE_ID = "ray.io/node-id"
 """A label that Ray gives to every node."""
 
@@ -65,17 +66,21 @@ def ask_for(bundle: Bundle, name: str, *, excluded: Collection[str] = (), only: 
 
 
 def ask_for_all(
-    placement: Placement, make_name: Callable[[], str], limit_s: float, excluded: Collection[str] = ()
+    placement: Placement,
+    make_name: Callable[[], str],
+    limit_s: float,
+    excluded: Collection[str] = (),
+    has_notice: Callable[[], bool] = lambda: False,
 ) -> list[Reservation]:
     """A reservation for each of the placement's bundles, on different nodes: all of them or none.
 
     Where the nodes are not free, they are waited for by a group that does not outlive this process: nobody would take
-    back what is granted after our death. Raises PlacementError after `limit_s`.
+    back what is granted after our death. Raises PlacementError after `limit_s`, or once `has_notice`.
     """
     until_s = time.monotonic() + limit_s
     places = rooms_for(placement.bundles, available_resources(), excluded)
     while True:
-        places = places or _wait_for_room(placement, limit_s, until_s - time.monotonic(), excluded)
+        places = places or _wait_for_room(placement, limit_s, until_s, excluded, has_notice)
         made = [
             ask_for(bundle, make_name(), excluded=excluded, only=place)
             for bundle, place in zip(placement.bundles, places, strict=True)
@@ -105,7 +110,9 @@ def rooms_for(
     return chosen
 
 
-def _wait_for_room(placement: Placement, limit_s: float, left_s: float, excluded: Collection[str]) -> list[str]:
+def _wait_for_room(
+    placement: Placement, limit_s: float, until_s: float, excluded: Collection[str], has_notice: Callable[[], bool]
+) -> list[str]:
     util = import_ray().util
     bundles = [resources(bundle) for bundle in placement.bundles]
     group = util.placement_group(
@@ -114,8 +121,9 @@ def _wait_for_room(placement: Placement, limit_s: float, left_s: float, excluded
         bundle_label_selector=_selectors(len(bundles), excluded),
     )
     try:
-        if not group.wait(timeout_seconds=max(0.1, left_s)):
-            raise PlacementError(not_freed(placement.bundles, limit_s))
+        while not group.wait(timeout_seconds=min(LOOK_S, max(0.1, until_s - time.monotonic()))):
+            if has_notice() or time.monotonic() >= until_s:
+                raise PlacementError(not_freed(placement.bundles, limit_s))
         nodes = util.placement_group_table(group)["bundles_to_node_id"]
         return [nodes[number] for number in sorted(nodes)]
     finally:

@@ -33,6 +33,8 @@ class Fault(StrEnum):
     """A notice, and while the run saves and leaves a rank or a node dies, or a second notice comes."""
     damaged_snapshot = "damaged_snapshot"
     """A rank dies, and its snapshot does not match its checksum."""
+    bad_numbers = "bad_numbers"
+    """A step's loss is NaN, or replicas are found to differ since some steps."""
     disk_full = "disk_full"
     store_outage = "store_outage"
     """The store does not answer for a while."""

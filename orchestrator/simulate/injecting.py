@@ -1,16 +1,21 @@
 """What each fault does to the fake nodes, the store and the drivers."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
+
+from orchestrator.codec import encode
+from orchestrator.control.anomalies import Anomaly, Kind
 from orchestrator.errors import StoreFault
+from orchestrator.simulate.costs import Costs
 from orchestrator.simulate.drivers import Driver
 from orchestrator.simulate.faults import Fault
+from orchestrator.simulate.files import MemoryFiles
+from orchestrator.simulate.invariants import Invariants
 from orchestrator.simulate.nodes import FakeCluster, Node
 from orchestrator.simulate.training import Message, Training
-from orchestrator.simulate.world import EPOCH_S
-
-if TYPE_CHECKING:
-    from orchestrator.simulate.schedule import Schedule
+from orchestrator.simulate.world import EPOCH_S, World
 
 SIGNALS = (7, 9, 11)
 """SIGBUS, SIGKILL, SIGSEGV."""
@@ -21,16 +26,44 @@ AT_ONCE_S = 120.0
 FOLLOW_ON = "DistBackendError: connection closed by peer: remote process exited"
 
 
+class Target(Protocol):
+    """A run in virtual time, as an injector sees it."""
+
+    world: World
+    rng: np.random.Generator
+    costs: Costs
+    files: MemoryFiles
+    invariants: Invariants
+
+    @property
+    def drivers(self) -> Sequence[Driver]:
+        """Live ones, the oldest first."""
+
+    def expect_end(self, driver: Driver, limit_s: float | None = None) -> None:
+        """A driver that has got a notice must be gone before long."""
+
+    def type_again(self) -> None:
+        """The command is typed although a driver lives."""
+
+    def kill(self, driver: Driver) -> None: ...
+
+    def newest_file(self) -> tuple[int, str] | None:
+        """(step, path) of a file of the newest checkpoint."""
+
+    def report(self, cluster: FakeCluster, training: Training, step: int, without: Node | None = None) -> None:
+        """Every rank's report of a step; those of a lost node don't arrive."""
+
+
 class Injector:
-    def __init__(self, schedule: "Schedule") -> None:
-        self._schedule = schedule
-        self._world = schedule.world
-        self._rng = schedule.rng
-        self._costs = schedule.costs
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._world = target.world
+        self._rng = target.rng
+        self._costs = target.costs
 
     def inject(self, fault: Fault) -> bool:
         """False where there is nothing that it could hit at this moment."""
-        drivers = self._schedule.drivers
+        drivers = self._target.drivers
         if fault in (Fault.disk_full, Fault.store_outage):
             return self._fail_store(StoreFault.full if fault is Fault.disk_full else StoreFault.busy)
         if fault is Fault.clock_jump:
@@ -47,26 +80,26 @@ class Injector:
                 driver.tracker.fail()
             case Fault.preemption:
                 driver.notices += 1
-                self._schedule.expect_end(driver)
+                self._target.expect_end(driver)
             case Fault.in_leaving:
                 self._notice_and_more(driver)
             case Fault.duplicate:
-                self._schedule.type_again()
+                self._target.type_again()
             case Fault.driver_death:
-                self._schedule.kill(driver)
+                self._target.kill(driver)
             case _:  # torn write
-                found = self._schedule.newest_file()
+                found = self._target.newest_file()
                 if found is None:
                     return False
                 step, path = found
-                self._schedule.files.tear(path, int(self._rng.integers(0, 20)))
-                self._schedule.invariants.damaged(step)
-                self._schedule.kill(driver)
+                self._target.files.tear(path, int(self._rng.integers(0, 20)))
+                self._target.invariants.damaged(step)
+                self._target.kill(driver)
         return True
 
     def _notice_and_more(self, driver: Driver) -> None:
         driver.notices += 1
-        self._schedule.expect_end(driver)
+        self._target.expect_end(driver)
         kind = (Fault.host, Fault.memory, Fault.preemption)[int(self._rng.integers(3))]
 
         def act() -> None:
@@ -74,7 +107,7 @@ class Injector:
                 return
             if kind is Fault.preemption:  # asked twice: now, and not at the boundary
                 driver.notices += 1
-                self._schedule.expect_end(driver, AT_ONCE_S)
+                self._target.expect_end(driver, AT_ONCE_S)
             else:
                 self._hit_now(driver.cluster, kind)
 
@@ -86,12 +119,12 @@ class Injector:
             delay_s = float(self._rng.uniform(0, 1.5 * (self._costs.start_s + self._costs.agent_s)))
 
             def hit() -> None:
-                owner = next((driver for driver in self._schedule.drivers if driver.cluster is cluster), None)
+                owner = next((driver for driver in self._target.drivers if driver.cluster is cluster), None)
                 if kind is not Fault.preemption:
                     self._hit_now(cluster, kind)
                 elif owner is not None:
                     owner.notices += 1
-                    self._schedule.expect_end(owner)
+                    self._target.expect_end(owner)
 
             cluster.on_stop.append(lambda: self._world.after(delay_s, hit))
             return self._hit_now(cluster, (Fault.memory, Fault.host)[int(self._rng.integers(2))])
@@ -104,6 +137,8 @@ class Injector:
         node = living[int(self._rng.integers(len(living)))]
         luck = float(self._rng.random())
         match fault:
+            case Fault.bad_numbers:
+                return self._spoil(cluster, luck)
             case Fault.host | Fault.two_nodes:
                 if luck < NO_SPARE:
                     self._take_spares(cluster)
@@ -138,6 +173,31 @@ class Injector:
                 self._raise(cluster, node, rank, f"RuntimeError: simulated {int(luck * 1e6)}")
         return True
 
+    def _spoil(self, cluster: FakeCluster, luck: float) -> bool:
+        """The step under way comes to NaN, and nothing of it is kept; or the one just done shows that replicas have
+        differed for some steps, of which some are kept."""
+        training = cluster.training
+        if training is None or training.is_halted or not training.has_begun:
+            return False
+        cluster.halt()
+        done = training.steps_done()
+        is_of_data = luck < 0.5 or done == training.start_step
+        step = done + is_of_data
+        for told in (done, step):
+            if told > training.told_step:
+                self._target.report(cluster, training, told)
+        good_step = done if is_of_data else int(self._rng.integers(training.start_step, done))
+        kind = Kind.loss_not_finite if is_of_data else Kind.replicas_differ
+        ranks = () if is_of_data or luck < 0.75 else (cluster.nodes[-1].ranks[0],)
+        said = encode(Anomaly(kind, step, good_step, "simulated", ranks))
+        silent = int(luck * 100) % 2  # a rank of the last node may die before it gets to say so
+        heard = cluster.nodes[: len(cluster.nodes) - silent]
+        cluster.emit_of_ranks({"kind": "anomaly", "attempt": training.attempt, "step": step, "anomaly": said}, heard)
+        for node in cluster.nodes[len(heard) :]:
+            for rank in node.ranks if node.is_alive else ():
+                self.exits_later(cluster, node, rank, training, how={"signal": 9}, after_s=self._costs.rank_death_s)
+        return True
+
     # ---- nodes and ranks
 
     def _lose(self, cluster: FakeCluster, node: Node, with_peer: bool) -> bool:
@@ -166,12 +226,12 @@ class Injector:
             return
         done = training.steps_done()
         cluster.halt()
-        self._schedule.invariants.furthest_step = max(self._schedule.invariants.furthest_step, done)
+        self._target.invariants.furthest_step = max(self._target.invariants.furthest_step, done)
         is_lost = node is not None and self._rng.random() < 0.3
         if is_lost and done - 1 > training.told_step:
-            self._schedule.report(cluster, training, done - 1)
+            self._target.report(cluster, training, done - 1)
         if done > training.told_step:
-            self._schedule.report(cluster, training, done, node if is_lost else None)
+            self._target.report(cluster, training, done, node if is_lost else None)
 
     def _raise(self, cluster: FakeCluster, node: Node, rank: int, text: str) -> None:
         training = cluster.training
@@ -245,7 +305,7 @@ class Injector:
     # ---- the store
 
     def _fail_store(self, fault: StoreFault) -> bool:
-        files = self._schedule.files
+        files = self._target.files
         if files.fault is not None:
             return False
         files.fault = fault

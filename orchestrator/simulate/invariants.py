@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.checkpoint.layout import MARKER, step_of
@@ -80,8 +80,8 @@ class Invariants:
         """What was committed of `step` is not whole any more, or was set aside, or retention has deleted it."""
         self.committed.pop(step, None)
 
-    def started(self, attempt: int, resume_step: int, resumed: Trained) -> None:
-        """Ranks are started from what was found."""
+    def started(self, attempt: int, resume_step: int, resumed: Trained, skipped: Sequence[int] = ()) -> None:
+        """Ranks are started from what was found, on the branch that leaves the windows `skipped` out."""
         newest = self._newest_in_time()
         self.newest_start = max(attempt, self.newest_start)
         self._require(
@@ -95,13 +95,13 @@ class Invariants:
             f"attempt {attempt} started from step {resume_step}, which nobody has done: samples are lost",
         )
         self._require(
-            resumed == trained_on(Trained(0, 0), resume_step),
+            resumed == trained_on(Trained(0, 0), resume_step, skipped),
             f"attempt {attempt} started from step {resume_step} with a state that has seen {resumed}",
         )
 
-    def ended(self, steps: int, final: Trained | None) -> None:
+    def ended(self, steps: int, final: Trained | None, skipped: Sequence[int] = ()) -> None:
         """The run has finished; `final` is what its last checkpoint holds."""
-        wanted = trained_on(Trained(0, 0), steps)
+        wanted = trained_on(Trained(0, 0), steps, skipped)
         self._require(final == wanted, f"the last checkpoint has seen {final}, {wanted} was to be seen")
 
     def recorded(self, driver: str, event: Mapping[str, Any]) -> None:
@@ -117,6 +117,11 @@ class Invariants:
             self._require(driver not in self._unpriced, f"nobody told what {self._unpriced.get(driver)} has cost")
         elif name == "checkpoint_committed" and (driver, attempt) not in self._failed_attempts:
             self._failures[driver] = self._further_losses[driver] = 0
+        elif name == "anomaly":
+            self._failed_attempts.add((driver, attempt))  # of another budget
+        elif name == "rollback":
+            for step in [step for step in self.committed if step > event["to_step"]]:
+                self.damaged(step)
         elif name == "checkpoint_rejected":
             self.damaged(event["step"])
         elif name == "attempt_started":

@@ -13,7 +13,8 @@ from orchestrator.checkpoint.slots import Share
 from orchestrator.checkpoint.store import Store
 from orchestrator.control.lifecycle import Decide, State, decide
 from orchestrator.control.opening import OpenRun
-from orchestrator.data.order import GlobalOrder
+from orchestrator.control.rollback import lineage_in
+from orchestrator.data.order import GlobalOrder, window_of_step
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.observe.metrics import surviving_rows
 from orchestrator.simulate.costs import Costs
@@ -60,7 +61,6 @@ class Schedule:
         self.course = Course(seed=seed)
         self.world = World()
         self.drivers: list[Driver] = []
-        """Live ones, the oldest first."""
         self.invariants = Invariants(max_restarts=run.config.fault.max_restarts)
         self.files = MemoryFiles(self.invariants.put)
         self.rng = np.random.default_rng(seed)
@@ -87,6 +87,8 @@ class Schedule:
         self._furthest_step = 0
         """When a driver was started last."""
         self._starts_in_vain = 0
+        self._skipped: tuple[int, ...] = ()
+        """Windows that the newest attempt leaves out."""
         self._is_finished = False
         self._last_fault = ""
         horizon = [injection.at_s for injection in self._injections]
@@ -210,7 +212,8 @@ class Schedule:
         self.course.attempts += 1
         resumed = self._restored(cluster, resume)
         training = Training(self.world, self.costs, spec, resumed, lambda step: self._done(cluster, training, step))
-        self.invariants.started(training.attempt, resume["step"], resumed)
+        self._skipped = training.skipped
+        self.invariants.started(training.attempt, resume["step"], resumed, training.skipped)
         is_read = resume["source"] in ("disk", "remote")
         loads_s = self.costs.load_s if is_read else self.costs.restore_s
         if self._find_damage(cluster, training, is_read):
@@ -312,10 +315,12 @@ class Schedule:
             marker = read_marker(self._store, step)
             states = {self._payloads.read(self.files, step, file.file) for file in marker.files}
             found = states.pop() if len(states) == 1 else None
-        self.invariants.ended(plan.steps, found)
-        rows = surviving_rows(self._run.folder.metrics)
-        for row in list(rows.values())[-MAX_ROWS_CHECKED:]:
-            expected = digest_of(self._order.rows_of_window(row.step - 1, plan.batch.global_batch_size))
+        self.invariants.ended(plan.steps, found, self._skipped)
+        lineage = lineage_in(self._run.folder.branches)  # not every step is reported, so some rows are left behind
+        rows = [r for r in surviving_rows(self._run.folder.metrics).values() if lineage.survives(r.attempt, r.step)]
+        for row in rows[-MAX_ROWS_CHECKED:]:
+            window = window_of_step(row.step - 1, self._skipped)
+            expected = digest_of(self._order.rows_of_window(window, plan.batch.global_batch_size))
             if row.batch_digest != expected:
                 self.invariants.violations.append(f"step {row.step} has read other samples than the order says")
 

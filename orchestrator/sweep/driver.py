@@ -214,6 +214,7 @@ class SweepDriver:
                 self._wait_for_nodes(trial)
                 return
             self._start(trial)
+            self._is_waiting = False
 
     def _has_room(self, config: RunConfig) -> bool:
         left = room_after(self._nodes(), [live.gang for live in self._live.values()])
@@ -223,11 +224,18 @@ class SweepDriver:
             return False
 
     def _wait_for_nodes(self, trial: Trial | None) -> None:
-        is_waiting = trial is not None and not self._live
-        if trial is not None and is_waiting and not self._is_waiting:
+        is_waiting = not self._live and (trial is not None or self._is_waiting or self._is_search_cut_short())
+        if is_waiting and not self._is_waiting:
             left, before = len(self._nodes()), plural(len(self._first_nodes), "node")
-            self._watcher.note(f"{trial.id} waits for nodes: {left} of {before} are left")
+            who = "the next trial" if trial is None else trial.id
+            self._watcher.note(f"{who} waits for nodes: {left} of {before} are left")
         self._is_waiting = is_waiting
+
+    def _is_search_cut_short(self) -> bool:
+        """Whether a trial would be suggested if there were room for it."""
+        if self._is_searched or self._has_room(self._recipe.base):
+            return False
+        return self._recipe.suggest(list(self.study.trials.values()), 0) is not None
 
     def _next_waiting(self) -> Trial | None:
         """The lowest number that waits, was interrupted, or failed and has a retry left."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil  # type: ignore[import-untyped]
 
@@ -96,15 +97,18 @@ class RayHost:
 def main(arguments: Sequence[str]) -> int:
     """Hold the cluster until stdin closes (0) or Ray is gone (1)."""
     config = decode(ClusterConfig, json.loads(arguments[0]))
+    # What Ray prints here (a node has died, say) goes to the log: our output is what the sweep reads.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        with RayCluster(config, int(arguments[1])) as cluster:
-            return _hold(cluster)
+        with answers, RayCluster(config, int(arguments[1])) as cluster:
+            return _hold(cluster, answers)
     except PhalanxError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
 
 
-def _hold(cluster: RayCluster) -> int:
+def _hold(cluster: RayCluster, answers: TextIO) -> int:
     address = cluster.address()
     watched = _ray_processes() if cluster.is_ours else []
     environment = _environment(address, os.environ, is_ours=cluster.is_ours)
@@ -127,7 +131,7 @@ def _hold(cluster: RayCluster) -> int:
             is_ours=cluster.is_ours, address=address, environment=environment, nodes=tuple(cluster.nodes())
         )
         if facts != told:
-            print(json.dumps(encode(facts)), flush=True)
+            print(json.dumps(encode(facts)), file=answers, flush=True)
             told = facts
     return 0
 

@@ -126,6 +126,22 @@ def test_a_killed_zygote_takes_its_ranks_and_is_replaced(data, tmp_path):
     assert descendants() <= before
 
 
+def test_a_stopped_zygote_holds_up_no_restart(data, tmp_path):
+    """It can neither end ranks nor tell of their deaths."""
+    others = zygotes_below()
+    with Ranks(data) as ranks:
+        (zygote,) = zygotes_below() - others
+        with ranks.start(open_run(data, tmp_path, ENDLESS, PAIR)) as live:
+            pids = live.hear_pids()
+            live.hear_until(lambda heard: len(heard.rows) > 0)
+            with Watched([zygote, *pids.values()]) as watched:
+                os.kill(zygote, signal.SIGSTOP)
+                assert ranks.agent.stop_ranks(SAFETY_S)
+                assert watched.living(SAFETY_S) == []
+            assert set(live.hear_all().exits) == {0, 1}
+        assert len(ranks.train(open_run(data, tmp_path / "again", "train.steps=2", PAIR)).rows) == 2
+
+
 def test_nothing_outlives_a_killed_agent(data, tmp_path):
     settings = json.dumps({"data": str(data.path), "root": str(tmp_path)})
     process = subprocess.Popen(

@@ -38,7 +38,7 @@ WORDS = [
 ]
 SLOW = ["train.steps=100000", "optim.schedule_steps=40"]
 """A run that does not end by itself."""
-GIVE_UP_S = 300.0
+GIVE_UP_S = 1800.0
 """A safety net: nothing is asserted about how long things take."""
 POLL_S = 0.1
 

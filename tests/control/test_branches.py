@@ -1,5 +1,6 @@
 """Where a rollback goes, what it skips, and what it leaves behind: tables, and whole histories played through."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from orchestrator.checkpoint.lineage import Fork, Lineage
 from orchestrator.control.anomalies import Anomaly, Kind
 from orchestrator.control.branches import Branch, Limit, limit_for, lineage, windows_to_skip
 from orchestrator.control.clock import SYSTEM_CLOCK
-from orchestrator.control.rollback import Rollbacks, read_branches
+from orchestrator.control.rollback import Rollbacks, anomaly_fields, read_branches
 from orchestrator.data.order import window_of_step
 from orchestrator.errors import ConfigError
+from orchestrator.runfolder import RunFolder
 from orchestrator.spec import ResumePoint
 
 
@@ -104,8 +106,9 @@ def test_a_played_history_equals_the_run_that_was_told(data):
 
 
 def test_a_branch_is_on_disk_before_it_is_told(tmp_path):
-    path = tmp_path / "branches.jsonl"
-    rollbacks = Rollbacks(path, SYSTEM_CLOCK)
+    folder = RunFolder(tmp_path)
+    path = folder.branches
+    rollbacks = Rollbacks(folder, SYSTEM_CLOCK)
     assert rollbacks.limit is None
     assert rollbacks.branch_off(ResumePoint(step=5)) is None
     assert not path.exists(), "a run without rollbacks has no such file"
@@ -115,7 +118,7 @@ def test_a_branch_is_on_disk_before_it_is_told(tmp_path):
     assert (made.branch, made.windows, made.skipped_windows) == (1, (21,), (4, 21)), "window 4 was skipped before"
     assert rollbacks.limit is None
 
-    again = Rollbacks(path, SYSTEM_CLOCK)
+    again = Rollbacks(folder, SYSTEM_CLOCK)
     assert read_branches(path) == [made]
     assert again.lineage == Lineage((Fork(3, 20),))
     older = again.on_newest_branch(ResumePoint(step=10, source="disk", skipped_windows=(4,)))
@@ -123,15 +126,49 @@ def test_a_branch_is_on_disk_before_it_is_told(tmp_path):
     assert again.anomaly_step == 21
 
 
+def record(folder: RunFolder, *events: dict) -> None:
+    with folder.events.open("a") as file:
+        file.writelines(json.dumps({"t": 0.0, **event}) + "\n" for event in events)
+
+
+def anomaly_event(anomaly: Anomaly, attempt: int) -> dict:
+    """As the controller writes it."""
+    return {"event": "anomaly", "attempt": attempt, "step": anomaly.step, **anomaly_fields(anomaly, [])}
+
+
+def test_a_rollback_whose_driver_died_before_it_was_recorded_is_the_next_drivers(tmp_path):
+    folder = RunFolder(tmp_path)
+    found = Anomaly(Kind.replicas_differ, 40, 30, "rank 2 holds other parameters", (2,))
+    record(folder, {"event": "attempt_started", "attempt": 3, "step": 0}, anomaly_event(found, 3))
+    record(folder, {"event": "node_lost", "attempt": 3, "step": 40})
+    for _ in range(2):  # the next driver may die there, too
+        rollbacks = Rollbacks(folder, SYSTEM_CLOCK)
+        assert rollbacks.limit == Limit(30, True)
+    made = rollbacks.branch_off(ResumePoint(step=30))
+    assert (made.attempt, made.at_step, made.anomaly_step, made.reason) == (3, 30, 40, found.message)
+    again = Rollbacks(folder, SYSTEM_CLOCK)
+    assert again.limit is None, "it is recorded, though no attempt has started since"
+    again.begin(found, 3, ())  # agents that were taken over say so once more
+    assert again.limit is None
+    again.begin(bad(50), 4, ())
+    assert again.limit == Limit(49, True)
+
+
+def test_an_anomaly_that_an_attempt_came_after_calls_for_nothing(tmp_path):
+    folder = RunFolder(tmp_path)
+    record(folder, anomaly_event(bad(21), 3), {"event": "attempt_started", "attempt": 4, "step": 20})
+    assert Rollbacks(folder, SYSTEM_CLOCK).limit is None
+
+
 def test_a_store_whose_run_folder_was_lost_goes_on_counting(tmp_path):
-    rollbacks = Rollbacks(tmp_path / "branches.jsonl", SYSTEM_CLOCK)
+    rollbacks = Rollbacks(RunFolder(tmp_path), SYSTEM_CLOCK)
     rollbacks.begin(bad(31), 7, (3,))
     made = rollbacks.branch_off(ResumePoint(step=30, branch=2, skipped_windows=(3,)))
     assert made.branch == 3
 
 
 def test_a_file_that_says_something_else_is_refused(tmp_path):
-    path = tmp_path / "branches.jsonl"
-    path.write_text('{"branch": 1}\n')
+    folder = RunFolder(tmp_path)
+    folder.branches.write_text('{"branch": 1}\n')
     with pytest.raises(ConfigError, match=r"branches\.jsonl can't be read .*left behind"):
-        Rollbacks(path, SYSTEM_CLOCK)
+        Rollbacks(folder, SYSTEM_CLOCK)

@@ -57,6 +57,15 @@ def test_reports_of_older_attempts_are_not_heard_and_output_is() -> None:
     assert [event["kind"] for event in left.unheard] == ["output"]
 
 
+def test_what_was_said_of_bad_numbers_is_heard_whether_the_step_is_known_or_not() -> None:
+    found = [Inherited(0, facts(0), [*said(0, 9), *said(0, 9, kind="anomaly"), *said(0, 5, 3, kind="anomaly")])]
+    found[0].events[-1]["attempt"] = 3
+    left = heritage(found, TWO_NODES, 2, row(9), 0.0)
+    assert left is not None
+    assert left.unheard == ()
+    assert [(event["attempt"], event["step"]) for event in left.anomalies] == [(4, 9), (4, 5)]
+
+
 def test_a_node_whose_agent_is_gone_or_new_does_not_matter() -> None:
     """Its ranks come from its peer, or nothing does: that is for whoever looks at the snapshots."""
     for others in ([], [Inherited(1, None, [])], [Inherited(1, facts(1, number=3), [])]):

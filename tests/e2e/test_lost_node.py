@@ -138,7 +138,8 @@ def test_a_sweep_outlives_a_node_and_waits_for_another(
 ) -> None:
     """The trial that lost the node goes on without it; the next one needs as many as there were."""
     sweep = Sweep(tmp_path / "runs")
-    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "train.steps=100", "optim.lr=1e-3,2e-3"]
+    words = ["train.global_batch_size=18", "train.eval_every_steps=0", "train.steps=100"]
+    words += ["optim.lr=interval(1e-3,2e-3)", "sweep=random", "sweep.trials=2"]
     words += ["cluster.num_workers=3", "cluster.min_workers=2", "cluster.replace_timeout_s=1"]
     places = [f"run.root={sweep.root}", "sweep.max_concurrent=1"]
     driver = typist_on_nodes.start("sweep", *typist_on_nodes.words, *words, *places)
@@ -192,6 +193,31 @@ def test_without_spare_nodes_the_run_goes_on_with_fewer_and_grows_again_one_by_o
     last = f"train.steps={max(rows)}"
     typist_on_nodes.train(alone, *words, "cluster.num_workers=1", last).finish()
     assert_same_course(run, alone)
+
+
+def test_who_waits_for_nodes_leaves_at_once_when_told_to(
+    typist_on_nodes: Typist, fake_nodes: FakeNodes, tmp_path: Path, run: Run
+) -> None:
+    """At its start, and after a loss that nothing makes good."""
+    words = ["cluster.num_workers=3", "cluster.start_timeout_s=100000", "train.steps=100000"]
+    words += ["train.global_batch_size=18", "optim.schedule_steps=60", "checkpoint.every_steps=0"]
+    driver = typist_on_nodes.train(run, *words)
+    driver.wait_for_step(run, 3)
+    second = Run(tmp_path / "second")
+    late = typist_on_nodes.train(second, *words)
+    late.wait_for("its claim", lambda: second.has_folder and second.folder.attempt(1).exists())
+    late.process.terminate()
+    assert late.wait() == EXIT_PREEMPTED
+    assert "told to stop before its nodes were there; next: phalanx train" in late.output
+    assert second.events("attempt_started") == []
+
+    lose_a_node(run, 1, 3)
+    driver.wait_for("the loss", lambda: run.events("node_lost"))
+    driver.process.terminate()
+    assert driver.wait() == EXIT_PREEMPTED
+    assert run.events("run_failed") == []
+    assert len(run.events("preemption_notice")) == 1
+    fake_nodes.add_one()
 
 
 def test_an_agent_that_says_nothing_for_a_lease_is_lost(typist_on_nodes: Typist, run: Run, reference: Run) -> None:

@@ -84,7 +84,8 @@ def weather(typist: Typist, run: Run, calm: Run, seconds: float) -> Cost:
     driver.process.terminate()
     assert driver.wait() == EXIT_PREEMPTED, driver.output + driver.error_output
     last = max(run.rows())
-    typist.train(calm, *WORDS, f"train.steps={last}").finish()
+    again = typist.train(calm, *WORDS, f"train.steps={last}")
+    again.finish()
     problems = differences(run, calm, final_digest(calm.folder), is_finished=False)
     assert problems == []
     return cost_of(run, kills)

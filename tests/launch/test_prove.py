@@ -148,6 +148,16 @@ def test_a_twin_is_small_and_keeps_what_is_proved(overrides: list[str], tmp_path
     assert small.tracking.every_steps == 1
 
 
+def test_a_twin_of_a_run_that_may_shrink_and_keeps_checkpoints_on_its_nodes_is_one_run_of_its_own(
+    tmp_path: Path,
+) -> None:
+    """Another proof's checkpoints, of runs of the same names, are not on its disk."""
+    overrides = ["experiment=gpt_1_3b_h100x8", "cluster.min_workers=4", "checkpoint.local_dir=/scratch/phalanx"]
+    small = compose([*overrides, *twin(tmp_path, *overrides)]).config
+    assert problems(small) == []
+    assert small.checkpoint.local_dir == str(tmp_path / "a b" / "disks")
+
+
 def test_a_twin_needs_no_fast_disk(tmp_path: Path) -> None:
     words = twin(tmp_path, "experiment=quickstart", "parallel.zero_stage=3", "parallel.offload=nvme",
                  f"parallel.nvme_path={tmp_path}")  # fmt: skip

@@ -33,7 +33,10 @@ def test_its_json_is_one_object_and_progress_goes_to_stderr(capsys: pytest.Captu
     [
         (["--days", "-1"], "--days -1.0 must be 0 or more"),
         (["--gpus", "13"], "13 GPUs are not nodes of 8"),
+        (["--days", "nan"], "--days nan must be 0 or more"),
+        (["--days", "inf"], "--days inf must be 0 or more"),
         (["--step-s", "0"], "--step-s 0.0 must be more than 0"),
+        (["--step-s", "nan"], "--step-s nan must be more than 0"),
     ],
 )
 def test_wrong_arguments_are_refused(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from simulated import assert_clean, setting
 
 from launch.job.ending import lost_a_node
+from orchestrator.codec import encode
+from orchestrator.control.anomalies import Anomaly, Kind
 from orchestrator.control.opening import OpenRun
 from orchestrator.errors import StoreFault
 from orchestrator.observe.ledger import read_events
 from orchestrator.runfolder import RunFolder
 from orchestrator.simulate.faults import Fault, Scenario
 from orchestrator.simulate.injecting import Injector
+from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads
 from orchestrator.simulate.schedule import Schedule
 
@@ -151,3 +154,79 @@ def test_a_run_that_ends_for_want_of_a_node_says_so_and_its_job_may_be_requeued(
     assert failed["rank"] is None
     assert "the cluster has not freed nodes" in failed["digest"]
     assert lost_a_node(events[: events.index(failed) + 1], 0.0)
+
+
+def corrupt(schedule: Schedule, good_step: int, ranks: tuple[int, ...] = (), silent: int = 0) -> int:
+    """Ranks say that a replica's parameters differ, the last `silent` of them don't get to it; the step."""
+    cluster = schedule.drivers[0].cluster
+    training = cluster.training
+    assert training is not None
+    cluster.halt()
+    step = training.steps_done()
+    schedule.report(cluster, training, step)
+    anomaly = encode(Anomaly(Kind.replicas_differ, step, good_step, "rank 3 holds other parameters", ranks))
+    said = {"kind": "anomaly", "attempt": training.attempt, "step": step, "anomaly": anomaly}
+    cluster.emit_of_ranks(said, cluster.nodes[: len(cluster.nodes) - silent])
+    return step
+
+
+def assert_went_back(folder: Path, course: Course, good_step: int) -> None:
+    assert_clean(course)
+    events = read_events(RunFolder(folder).events)
+    (rollback,) = [event for event in events if event["event"] == "rollback"]
+    assert (rollback["kind"], rollback["to_step"]) == ("replicas_differ", good_step)
+    starts = [event["resume_step"] for event in events if event["event"] == "attempt_started"]
+    assert starts == [0, good_step]
+
+
+def test_a_driver_that_dies_before_it_has_gone_back_leaves_that_to_the_next(tmp_path: Path) -> None:
+    """It waits for a node in place of the one that gave wrong bits. A checkpoint has come since they were right."""
+    schedule = schedule_in(tmp_path)
+
+    def hit() -> None:
+        corrupt(schedule, SAVE_EVERY, (3,))
+        driver = schedule.drivers[0]
+        schedule.world.after(schedule.costs.stop_s + schedule.costs.place_s, lambda: schedule.kill(driver))
+
+    when_step_is_done(schedule, 2 * SAVE_EVERY + 20, hit)
+    course = schedule.run()
+    assert course.drivers == 2
+    assert_went_back(tmp_path, course, SAVE_EVERY)
+
+
+def test_a_rank_that_dies_amid_the_news_of_bad_numbers_changes_nothing(tmp_path: Path) -> None:
+    schedule = schedule_in(tmp_path)
+
+    def hit() -> None:
+        corrupt(schedule, SAVE_EVERY, silent=1)
+        cluster = schedule.drivers[0].cluster
+        node, training = cluster.nodes[-1], cluster.training
+        assert training is not None
+        dies = {"exit_code": None, "signal": 9}
+        Injector(schedule).exits_later(cluster, node, node.ranks[0], training, how=dies, after_s=0.01)
+
+    when_step_is_done(schedule, 2 * SAVE_EVERY + 20, hit)
+    course = schedule.run()
+    assert course.drivers == 1
+    assert_went_back(tmp_path, course, SAVE_EVERY)
+
+
+def test_a_run_that_is_told_to_stop_while_its_store_fails_may_be_resumed(tmp_path: Path) -> None:
+    """It is no failed run: a scheduler goes on with it."""
+    schedule = schedule_in(tmp_path)
+
+    def tell_to_stop() -> None:
+        driver = schedule.drivers[0]
+        schedule.files.fault = StoreFault.full
+        driver.notices += 1
+        schedule.expect_end(driver)
+        limit_s = setting().config.checkpoint.final_timeout_s
+        schedule.world.after(limit_s + 100, lambda: setattr(schedule.files, "fault", None))
+
+    when_step_is_done(schedule, SAVE_EVERY + 20, tell_to_stop)
+    course = schedule.run()
+    assert_clean(course)
+    assert course.drivers == 2
+    events = read_events(RunFolder(tmp_path).events)
+    assert [event for event in events if event["event"] == "run_failed"] == []
+    assert [e["resume_step"] for e in events if e["event"] == "attempt_started"] == [0, SAVE_EVERY]

@@ -9,6 +9,7 @@ from simulated import setting
 from orchestrator.control.lifecycle import (
     Action,
     AllDone,
+    AnomalyFound,
     AttemptFailed,
     Budget,
     Decide,
@@ -53,6 +54,7 @@ RARE: list[tuple[Pair, Fault]] = [
     ((State.failing, Stopped), Fault.duplicate),
     ((State.starting, PreemptionNotice), Fault.in_recovery),
     ((State.starting, GaveUp), Fault.duplicate),
+    ((State.running, AnomalyFound), Fault.bad_numbers),
 ]
 SWAPPED: list[tuple[Pair, Pair]] = [
     ((State.stopping, Stopped), (State.replacing, Stopped)),
