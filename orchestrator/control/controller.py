@@ -20,6 +20,7 @@ from orchestrator.control.downtime import Downtime, Interruption
 from orchestrator.control.growth import Growth
 from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
+from orchestrator.control.memorytrust import MemoryTrust
 from orchestrator.control.opening import OpenRun
 from orchestrator.control.reports import Reports
 from orchestrator.control.resuming import Resuming
@@ -78,10 +79,7 @@ class Controller:
         self._resuming = Resuming(*parts, chronicle, clock, self._has_notice)
         self._attempt: Attempt | None = None
         self._claims = Claims(run, store, claim)
-        self._is_memory_trusted = True
-        """False from a second damaged snapshot to the next attempt's first step; after one, that before it serves."""
-        self._rejecting_attempt: int | None = None
-        """The first since a step was done that found a snapshot damaged."""
+        self._memory = MemoryTrust()
 
     def start_agents(self, placement: Placement) -> list[AgentHandle]:
         """Reserve the nodes, start an agent on each. Raises PlacementError where they don't come free in time."""
@@ -90,7 +88,7 @@ class Controller:
     def take_over(self, heritage: Heritage, committed_step: int) -> None:
         """Before `begin`: go on from an earlier driver's agents' memory; `committed_step` is the ledger's newest."""
         attempt = self._attempt = heritage.attempt
-        self._is_memory_trusted = self._rollbacks.lineage.survives(attempt.number, sys.maxsize)
+        self._memory.is_given = self._rollbacks.lineage.survives(attempt.number, sys.maxsize)
         if committed_step:
             self.reports.restored(committed_step)
         self.reports.hear_unheard(attempt, heritage.unheard)
@@ -204,9 +202,10 @@ class Controller:
         self._fleet.start_ranks(number, resume)
 
     def _choose_point(self) -> ResumePoint | None:
-        """Raises CheckpointError. None where a node has died since the stop, which was acted on: memory is good."""
+        """Raises CheckpointError. None where a node has died since the ranks were stopped, and that was acted on: the
+        others' memory is still good."""
         attempt = self._attempt
-        if attempt is not None and self._is_memory_trusted:
+        if attempt is not None and self._memory.is_given:
             try:
                 return self._resuming.point(attempt, is_memory_asked=True)
             except ConnectionError:
@@ -296,9 +295,7 @@ class Controller:
                 attempt.dones[message["rank"]] = message
                 self._conclude_if_done()
             case "snapshot_rejected":
-                is_first = self._rejecting_attempt in (None, attempt.number)
-                self._is_memory_trusted &= is_first and message["is_emptied"]
-                self._rejecting_attempt = attempt.number
+                self._memory.rejected(attempt.number, is_emptied=message["is_emptied"])
                 where = f"memory of rank {message['rank']}"
                 self._chronicle.event(
                     "checkpoint_rejected", attempt.number, message["step"], path=where, message=message["message"]
@@ -317,7 +314,7 @@ class Controller:
     def _on_first_step(self, attempt: Attempt) -> None:
         if not self.state.is_training:  # the last words of ranks that are being stopped
             return
-        self._is_memory_trusted, self._rejecting_attempt = True, None
+        self._memory.stepped()
         self._growth.on_first_step()
         self.downtime.end(attempt, attempt.last_step)
         if self.state in (State.starting, State.draining):
