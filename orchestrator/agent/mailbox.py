@@ -8,8 +8,7 @@ from typing import Any
 Event = dict[str, Any]
 BATCHED_KINDS = frozenset({"step", "output"})
 """Events that may wait for company; all others, and an attempt's first step, are handed over at once."""
-BATCH_S = 0.25
-"""Each handing over takes CPU from the ranks: about a millisecond of it here and as much at the driver."""
+BATCH_S = 0.1
 KEPT_KINDS = frozenset({"step", "step_again", "evaluated", "anomaly"})
 """Events that are kept after they were handed over, because a driver may die before it has written them down."""
 KEPT_EVENTS = 1024
