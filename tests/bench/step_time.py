@@ -97,7 +97,8 @@ of a core each second: Ray's own processes 7 (15 with its usual timers, statisti
 that only exists 5 (Ray has its main thread look for signals a hundred times a second), what the agent does beside 4
 to 9, the driver 10, ranks that stand by 5 (gloo's loops), and of the ranks themselves the copy and the checksum of
 the state after each step. A whole run takes less CPU than torchrun's. With a core left free, as beside GPUs, the
-pairs lie around the goal by as much as torchrun's own runs differ."""
+pairs lie around the goal by as much as torchrun's own runs differ. The driver heard of steps four times a second in
+this record; now it is ten times."""
 
 BENCH = Bench(
     name="step_time",
