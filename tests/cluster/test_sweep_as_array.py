@@ -103,7 +103,8 @@ def test_all_trials_in_one_job(slurm: VirtualCluster) -> None:
     def going() -> list[str]:
         """Trials with a step."""
         runs = folder.trials.iterdir() if folder.trials.is_dir() else ()
-        return [run.name for run in runs if (run / "metrics.jsonl").exists()]
+        files = [run / "metrics.jsonl" for run in runs]
+        return [file.parent.name for file in files if file.exists() and surviving_rows(file)]
 
     wait_until("steps of two trials", lambda: len(going()) == 2)
     slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", job)
@@ -111,7 +112,8 @@ def test_all_trials_in_one_job(slurm: VirtualCluster) -> None:
     wait_until("the end", lambda: sweep.state(job) in ENDED)
     output = (folder.slurm / f"{job}.out").read_text()
     assert (sweep.state(job), job_fields(slurm, job)["ExitCode"]) == ("COMPLETED", "0:0"), output
-    assert re.search(r"caught SIGUSR1, .*saved 2 trials in \d+ s, requeued \(restart 1\)", output)
+    # One of the two may have done its last step before the signal came.
+    assert re.search(r"caught SIGUSR1, .*saved [12] trials? in \d+ s, requeued \(restart 1\)", output), output
     told = json.loads(phalanx(slurm, "status", str(folder.path), "--json").stdout)
     assert (told["state"], [trial["state"] for trial in told["trials"]]) == ("ended", ["finished"] * 3)
     assert {trial["failures"] for trial in told["trials"]} == {0}
