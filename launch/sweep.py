@@ -81,8 +81,8 @@ def run(argv: list[str]) -> int:
         if options.one_job:
             return sweep_job.submit(folder, read, base, words)
         if is_array(base):
-            return sweep_array.submit(folder, _recipe(folder, read, base, metric), read, words)
-        return _search(folder, read, base, metric, notices)
+            return sweep_array.submit(folder, _recipe(folder, read, base, metric, rungs), read, words)
+        return _search(folder, read, _recipe(folder, read, base, metric, rungs), notices)
 
 
 def is_array(base: RunConfig) -> bool:
@@ -192,9 +192,8 @@ def _describe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Me
     write_atomically(str(folder.description), (json.dumps(now, indent=2) + "\n").encode())
 
 
-def _search(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, notices: Notices) -> int:
-    recipe = _recipe(folder, read, base, metric)
-    pruning = pruning_text(recipe.rungs, base.train.steps)
+def _search(folder: SweepFolder, read: SweepWords, recipe: Recipe, notices: Notices) -> int:
+    metric, pruning = recipe.metric, pruning_text(recipe.rungs, recipe.base.train.steps)
     print(f"sweep {folder.sweep_id} in {folder.path}: {read.algorithm} by {metric}, {pruning}")
     table = SweepTable(sys.stdout, sys.stdout.isatty(), metric)
     try:
@@ -211,13 +210,13 @@ def _search(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metr
     return code
 
 
-def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric) -> Recipe:
+def _recipe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, rungs: Rungs) -> Recipe:
     is_grid = read.algorithm is Algorithm.grid
     trials = read.trials()
     return Recipe(
         settings=read.settings,
         metric=metric,
-        rungs=rungs_for(read, base, metric),
+        rungs=rungs,
         base=base,
         min_cpus=_min_cpus(list(map(read.compose, trials))),
         listed=trials if is_grid else [],

@@ -1,6 +1,6 @@
 """What a job does when its driver has ended: leave, go back into the queue, or wait for SLURM. Plan half."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -111,10 +111,14 @@ def moves(bad: Sequence[BadNode], events: Sequence[dict[str, Any]]) -> int:
 
 def saved_after(events: Sequence[dict[str, Any]], since_s: float) -> tuple[int, float] | None:
     """(step, seconds after `since_s`) of the first checkpoint committed since; None where there was none."""
+    return next(saves_since(events, since_s), None)
+
+
+def saves_since(events: Sequence[dict[str, Any]], since_s: float) -> Iterator[tuple[int, float]]:
+    """(step, seconds after `since_s`) of each checkpoint committed since."""
     for event in events:
         if event["event"] == "checkpoint_committed" and event["t"] >= since_s:
-            return int(event["step"]), float(event["t"]) - since_s
-    return None
+            yield int(event["step"]), float(event["t"]) - since_s
 
 
 def slowest_save_s(events: Sequence[dict[str, Any]]) -> float | None:

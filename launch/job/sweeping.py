@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from launch.job.ending import committed_step
+from launch.job.ending import committed_step, saves_since
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.units import plural
 from orchestrator.runfolder import RunFolder
@@ -23,9 +23,5 @@ def saved_steps(trials: Sequence[Sequence[dict[str, Any]]]) -> int:
 
 def saved_words(trials: Sequence[Sequence[dict[str, Any]]], since_s: float) -> str:
     """`saved 3 trials in 9 s`"""
-    saved_s = [
-        max(float(event["t"]) for event in events if event["event"] == "checkpoint_committed") - since_s
-        for events in trials
-        if any(event["event"] == "checkpoint_committed" and event["t"] >= since_s for event in events)
-    ]
+    saved_s = [max(seconds) for events in trials if (seconds := [s for _, s in saves_since(events, since_s)])]
     return f"saved {plural(len(saved_s), 'trial')} in {max(saved_s):.0f} s" if saved_s else "nothing to save"

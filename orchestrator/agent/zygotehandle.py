@@ -63,16 +63,17 @@ class ZygoteHandle:
 
     @property
     def is_gone(self) -> bool:
-        poll = select.poll()
-        poll.register(self._socket, 0)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
+        return self._is_polled(select.POLLHUP)
 
     @property
     def has_spoken(self) -> bool:
         """Whether an answer waits for `hear`."""
+        return self._is_polled(select.POLLIN)
+
+    def _is_polled(self, event: int) -> bool:
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return any(event & select.POLLIN for _, event in poll.poll(0))
+        poll.register(self._socket, event)
+        return any(found & event for _, found in poll.poll(0))
 
     def send(self, message: Message, descriptors: "list[int] | None" = None) -> None:
         """Raises OSError where the zygote is gone."""

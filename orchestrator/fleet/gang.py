@@ -13,13 +13,12 @@ from orchestrator.fleet.coming import ComingAgent
 from orchestrator.fleet.detached import AgentActor, describe, end_actor, layout_of, take_over
 from orchestrator.fleet.members import AgentHandle, Replaced
 from orchestrator.fleet.raylib import available_resources, import_ray, node_names
-from orchestrator.fleet.reserving import Reservation, ask_for, ask_for_all, not_freed, rooms_for
+from orchestrator.fleet.reserving import LOOK_S, Reservation, ask_for, ask_for_all, not_freed, rooms_for
 from orchestrator.fleet.tenancy import Tenancy
 from orchestrator.placement import may_go_on, remaining
 from orchestrator.spec import Placement
 
 START_TRIES = 3
-LOOK_S = 0.5
 SHUN_S = 120.0
 """A node that fell silent, or where no agent came up, is asked for again after so long: Ray has found out by then, or
 it is well."""
@@ -160,9 +159,9 @@ class Gang:
         excluded = self._excluded() if nodes else frozenset[str]()
         for node in nodes:
             reserved = self._reserved.get(node)
-            if reserved is not None and reserved.is_removed():
-                reserved = None
             ray_node = reserved.ray_node() if reserved is not None else None
+            if reserved is not None and ray_node is None and reserved.is_removed():
+                reserved = None
             if reserved is not None and (ray_node in excluded if ray_node else reserved.excluded != excluded):
                 reserved.give_up()
                 reserved = None
