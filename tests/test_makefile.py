@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -29,6 +31,17 @@ def test_demo_installs_torch_first_and_alone_then_the_rest() -> None:
     torch, rest, demo = (steps.index(words) for words in ("torch==2.13.0", "-e .", ".venv/bin/phalanx demo"))
     assert torch < rest < demo
     assert "[test]" not in steps
+
+
+def test_lint_does_not_mind_what_the_demo_leaves_here(tmp_path: Path) -> None:
+    """prepared/ has the name of a module of the tests: it must not be taken for a package of ours."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "tests/data", tmp_path / "tests/data", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("prepared", "runs"):
+        (tmp_path / name / "demo").mkdir(parents=True)
+    words = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "I", "."]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_test_belongs_to_exactly_one_stage() -> None:
