@@ -15,7 +15,10 @@ class JsonLines:
     """Appends objects to `path`, each in one write, so that readers never see two lines mixed.
 
     A line that a dead writer left unfinished is closed with a newline before the first append: it is lost,
-    and nothing else is. Errors: OSError (no space left, ...); the next append then starts on its own line.
+    and nothing else is. A line that a living writer is in the middle of looks the same (the kernel grows a file
+    page by page), so opening beside one may leave an empty line, which readers pass over: a lock would keep it
+    away, but could be held by a stopped process.
+    Errors: OSError (no space left, ...); the next append then starts on its own line.
     """
 
     def __init__(self, path: Path) -> None:
