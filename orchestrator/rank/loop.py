@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -198,12 +199,12 @@ class Loop:
         if is_persisted or self._snapshots.is_due_on_disk(done) or (every > 0 and done % every == 0):
             is_last = is_leaving or done == self._spec.steps
             self._progress.enter(Phase.storing if is_last else Phase.saving)
-            self._snapshots.take(done, self._facts(report), is_persisted=is_persisted, is_last=is_last)
+            self._snapshots.take(done, partial(self._facts, report), is_persisted=is_persisted, is_last=is_last)
 
     def _pause(self, done: int, report: Message) -> None:
         """Leave with a snapshot in memory, from which another attempt goes on."""
         self._progress.enter(Phase.storing)
-        self._snapshots.secure(done, self._facts(report))
+        self._snapshots.secure(done, partial(self._facts, report))
         self._progress.enter(Phase.done)
         self._channel.send({"kind": "done", "step": done, "is_drained": False, "is_paused": True})
 

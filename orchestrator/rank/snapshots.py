@@ -1,6 +1,7 @@
 """A rank's snapshots as its loop sees them: restore from memory, take one at a step boundary, see it to storage."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -157,8 +158,9 @@ class Snapshots:
         """Before an update: until the snapshot under way is whole; returns the seconds that took."""
         return self._snapshotter.wait() if self._snapshotter else 0.0
 
-    def take(self, step: int, facts: dict[str, Any], *, is_persisted: bool, is_last: bool) -> None:
-        """Begin the snapshot of `step`; `facts` are what the loop wants back with it.
+    def take(self, step: int, facts: Callable[[], Message], *, is_persisted: bool, is_last: bool) -> None:
+        """Begin the snapshot of `step`; `facts`, called before the next update in another thread, gives what the loop
+        wants back with it.
 
         Where `is_last`, return only once it is in storage or was given up.
 
@@ -176,8 +178,9 @@ class Snapshots:
             "is_on_disk": self.is_due_on_disk(step) and not is_last,
             "is_last": is_last,
         }
-        small = self._small(is_stored=how["is_persisted"] or how["is_on_disk"])
-        parts, small = self._engine.state_parts, {**small, **facts}
+        # It goes to storage only, since every stream is seeded by formula at each step; it must be read now.
+        generator = torch.get_rng_state() if how["is_persisted"] or how["is_on_disk"] else None
+        parts, small = self._engine.state_parts, partial(self._small, facts, generator)
         is_taken = snapshotter.take(step, parts, small, **how)
         while not is_taken and is_last:
             self._inbox.wait()
@@ -194,13 +197,13 @@ class Snapshots:
             while snapshotter.num_persisting:
                 self._inbox.wait()
 
-    def secure(self, step: int, facts: Message) -> None:
+    def secure(self, step: int, facts: Callable[[], Message]) -> None:
         """Return once `step` is whole in memory, and in a peer's where there are peers, whether a snapshot or a copy
         of it was due or not: this node may be one that is left now."""
         snapshotter = self._snapshotter or self._open()
         snapshotter.wait()
         if snapshotter.sealed_step != step:
-            parts, small = self._engine.state_parts, {**self._small(is_stored=False), **facts}
+            parts, small = self._engine.state_parts, partial(self._small, facts)
             how = {"is_persisted": False, "is_replicated": False, "is_on_disk": False}
             while not snapshotter.take(step, parts, small, **how):
                 self._inbox.wait()
@@ -245,14 +248,14 @@ class Snapshots:
         self._snapshotter = snapshotter
         return snapshotter
 
-    def _small(self, *, is_stored: bool) -> dict[str, Any]:
-        """The generator's state goes to storage only: every stream is seeded by formula at each step."""
+    def _small(self, facts: Callable[[], Message], generator: torch.Tensor | None = None) -> Message:
         return {
             "counters": self._engine.counters(),
-            "rng_torch": torch.get_rng_state().numpy().tobytes().hex() if is_stored else None,
+            "rng_torch": None if generator is None else generator.numpy().tobytes().hex(),
             "is_replicated": self._engine.is_replicated,
             "skipped_windows": list(self._spec.resume.skipped_windows),
             "branch": self._spec.resume.branch,
+            **facts(),
         }
 
     def close(self) -> None:

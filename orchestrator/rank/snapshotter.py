@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from model.partition import StatePart
@@ -45,7 +45,7 @@ class _Copy:
     slot: int
     step: int
     parts: Callable[[], Sequence[StatePart]]
-    small: dict[str, Any]
+    small: Callable[[], dict[str, Any]]
     is_persisted: bool
     is_replicated: bool
     is_on_disk: bool
@@ -81,8 +81,9 @@ class Snapshotter:
         """Whether no rank's disk is still busy: all ranks say the same, so they write the same steps."""
         self._channel = channel
         self._slots = list(slots)
-        self._headers = [slot.header() for slot in self._slots]
-        """As they will be; nobody else changes them during an attempt."""
+        headers = [slot.header() for slot in self._slots]
+        self._sealed_steps = [header.step if header.state is SlotState.sealed else NO_STEP for header in headers]
+        """Of each slot, NO_STEP where it holds none; nobody else changes them during an attempt."""
         self._staging = staging
         self._held: Counter[int] = Counter(held)
         self._replicating_step = NO_STEP
@@ -118,7 +119,7 @@ class Snapshotter:
         self,
         step: int,
         parts: Callable[[], Sequence[StatePart]],
-        small: dict[str, Any],
+        small: Callable[[], dict[str, Any]],
         *,
         is_persisted: bool,
         is_replicated: bool,
@@ -126,11 +127,11 @@ class Snapshotter:
         is_last: bool = False,
     ) -> bool:
         """Begin the snapshot of `step`, at once; False where no slot is free. `wait` before the next update: until
-        then `small` and what `parts` gives must not change."""
+        then what `parts` and `small` give, in another thread, must not change."""
         slot = self._free_slot()
         if slot is None:
             return False
-        self._headers[slot] = replace(self._headers[slot], state=SlotState.writing, step=step)
+        self._sealed_steps[slot] = NO_STEP
         with self._changed:
             self._held[slot] += is_persisted + is_replicated + is_on_disk
             if is_persisted:
@@ -144,11 +145,11 @@ class Snapshotter:
         return True
 
     def _free_slot(self) -> int | None:
-        for index, header in enumerate(self._headers):
-            # A copy that has arrived may be the newest of all ranks' soon: the others' votes are not heard yet.
-            copied = (self.common_replicated_step, self.replicated_step)
-            is_needed = header.step >= self.common_step or header.step in copied
-            if not self._held[index] and not (header.state is SlotState.sealed and is_needed):
+        # A copy that has arrived may be the newest of all ranks' soon: the others' votes are not heard yet.
+        copied = (self.common_replicated_step, self.replicated_step)
+        for index, step in enumerate(self._sealed_steps):
+            is_needed = step != NO_STEP and (step >= self.common_step or step in copied)
+            if not is_needed and not self._held[index]:
                 return index
         return None
 
@@ -158,10 +159,7 @@ class Snapshotter:
         return None if index is None else self._slots[index]
 
     def _index_of(self, step: int) -> int | None:
-        for index, header in enumerate(self._headers):
-            if header.state is SlotState.sealed and header.step == step:
-                return index
-        return None
+        return self._sealed_steps.index(step) if step in self._sealed_steps else None
 
     def replicate(self, step: int) -> None:
         """Begin to copy the slot of `step`, which is sealed, to the peer; the copy before it must have arrived."""
@@ -235,9 +233,9 @@ class Snapshotter:
 
     def _fill(self, copy: _Copy) -> None:
         slot = self._slots[copy.slot]
-        slot.begin(copy.step, self._attempt, copy.small)
+        slot.begin(copy.step, self._attempt, copy.small())
         self._staging.save(slot, copy.parts())
-        self._headers[copy.slot] = slot.header()
+        self._sealed_steps[copy.slot] = copy.step
         self.sealed_step = copy.step
         with contextlib.suppress(OSError):  # the agent is gone, and this rank will be soon
             if copy.is_replicated:

@@ -41,7 +41,7 @@ class Rank:
         self, step: int, *, persist: bool = False, replicate: bool = False, disk: bool = False, last: bool = False
     ) -> bool:
         how = {"is_persisted": persist, "is_replicated": replicate, "is_on_disk": disk, "is_last": last}
-        taken = self.snapshotter.take(step, lambda: parts_of(step), SMALL, **how)
+        taken = self.snapshotter.take(step, lambda: parts_of(step), SMALL.copy, **how)
         self.snapshotter.wait()
         return taken
 
@@ -117,7 +117,7 @@ def test_what_stops_the_copy_is_raised_by_wait(a_rank):
     rank = a_rank(2)
     (first, second) = parts_of(1)
     too_many = [first, second, second]
-    rank.snapshotter.take(1, lambda: too_many, SMALL, is_persisted=False, is_replicated=False)
+    rank.snapshotter.take(1, lambda: too_many, SMALL.copy, is_persisted=False, is_replicated=False)
     with pytest.raises(RuntimeError):
         rank.snapshotter.wait()
     assert rank.sealed() == []
