@@ -32,6 +32,8 @@ _VERBS = {
 def run(argv: list[str]) -> int:
     """The verb; the exit code. Raises ConfigError, with nothing started, for what can be known before."""
     options = _parser(argv[0]).parse_args(argv[1:])
+    if argv[0] != "up" and options.name is not None and (problem := name_problem(options.name)):
+        raise ConfigError(problem)
     if shutil.which("ssh") is None:
         raise ConfigError("ssh is not on the PATH; install its client (openssh-client)")
     return {"up": _up, "down": _down, "status": _status}[argv[0]](options)

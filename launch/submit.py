@@ -3,12 +3,15 @@
 Imports neither torch nor ray: it runs on a login node.
 """
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from launch.cli_help import parser
@@ -23,6 +26,7 @@ from launch.slurm.record import Submission, append_submission, newest_submission
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.slurm.sharing import not_shared
+from orchestrator import holding
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig, Scheduler
 from orchestrator.control.badnodes import excluded, read_bad_nodes
@@ -93,15 +97,16 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
         return 0
     check_store(config, plan, folder)
     check_site(config, device, folder)
-    check_not_queued(folder)
     is_new = not folder.path.exists()
-    try:
-        spec = spec_of(config, overrides, device, folder)
-        job_id, expected = write_and_submit(config, spec, device, folder)
-    except BaseException:
-        if is_new and not folder.jobs.exists():
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
+    with alone(folder):
+        check_not_queued(folder)
+        try:
+            spec = spec_of(config, overrides, device, folder)
+            job_id, expected = write_and_submit(config, spec, device, folder)
+        except BaseException:
+            if is_new and not folder.jobs.exists():
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
     shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
     bad = ", ".join(dict.fromkeys(entry.node for entry in read_bad_nodes(folder)))
     without = [("without", f"{bad}, found bad before; to use them again, edit {folder.bad_nodes}")] if bad else []
@@ -170,6 +175,23 @@ def check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+
+
+@contextlib.contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """Of two that submit a run at once the second is refused, with ConfigError: it would queue a second job."""
+    folder.slurm.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder.slurm / "submit.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        holding.lock(descriptor)
+        holding.sign(descriptor)
+        yield
+    except holding.HeldError as holder:
+        raise ConfigError(
+            f"{folder.run_id} is being submitted already ({holder}); follow it with phalanx status {folder.path}"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def check_not_queued(folder: RunFolder) -> None:

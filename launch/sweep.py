@@ -18,6 +18,8 @@ from orchestrator.control.opening import read_data
 from orchestrator.data.files import join, write_atomically
 from orchestrator.errors import EXIT_PREEMPTED, ConfigError
 from orchestrator.fleet.surroundings import here, is_joining
+from orchestrator.observe.jsonlines import read_records
+from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder
@@ -182,10 +184,11 @@ def _check_data(read: SweepWords) -> None:
 
 
 def _describe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Metric, *, is_accepted: bool) -> None:
-    """Hold the sweep to what its first start recorded, and record this one."""
+    """Hold the sweep to what its first start recorded, where that made trials, and record this one."""
     common = base_recipe(base, read_data(base), read.space)
     now = describe(read.settings, read.algorithm, metric, read.space, common)
-    if folder.description.exists() and not is_accepted:
+    has_trials = any(read_records(folder.study)) or RunFolder(folder.path).jobs.exists()
+    if folder.description.exists() and has_trials and not is_accepted:
         found = differences(json.loads(folder.description.read_text()), now, folder.sweep_id)
         if found:
             raise ConfigError(*found)

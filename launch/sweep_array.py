@@ -50,6 +50,7 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
     """One array of all trials that are to be started; the sweep's lock is held. The exit code."""
     log = StudyLog(folder)
     try:
+        check_site(recipe.base, wanted_device(recipe.base), folder.trial(next(iter(log.study.trials), "")))
         _add_all(folder, recipe, log)
         _settle_ended(folder, Judge(folder, recipe, log), log)
         waiting = [t for t in log.study.trials.values() if is_startable(t, recipe.settings.max_retries)]
@@ -106,14 +107,13 @@ def _settle_ended(folder: SweepFolder, judge: Judge, log: StudyLog) -> None:
         newest = newest_submission(folder.trial(trial.id))
         view = commands.job(newest.slurm_id) if newest else None
         if view is None or view.state.is_end:
-            is_cut_off = run_state(folder.trial(trial.id)).state is RunState.interrupted
+            is_cut_off = run_state(folder.trial(trial.id)).state in (RunState.interrupted, RunState.preempted)
             judge.at_end(trial, is_stopping=is_cut_off)
 
 
 def _submit(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], words: Sequence[str]) -> int:
     """The array's job id. A task's number is its trial's own, for good: what is queued already still finds it."""
     config, device = recipe.base, wanted_device(recipe.base)
-    check_site(config, device, folder.trial(trials[0].id))
     folder.slurm.mkdir(parents=True, exist_ok=True)
     specs = [_write_spec(folder, recipe, trial, config, device) for trial in trials]
     tasks = {**tasks_of(folder), **{str(trial.number): trial.id for trial in trials}}

@@ -24,8 +24,11 @@ from orchestrator.sweep.wording import HEADER, counts_text, table_row, value_tex
 
 def find_sweep(name: str, root: Path) -> SweepFolder | None:
     """The sweep with the id `name` under `root`, or whose folder `name` is; None where there is none."""
-    folders = (SweepFolder(path) for path in (root / name, Path(name)))
-    return next((folder for folder in folders if folder.description.is_file()), None)
+    try:
+        folders = (SweepFolder(path) for path in (root / name, Path(name)))
+        return next((folder for folder in folders if folder.description.is_file()), None)
+    except OSError:  # no folder can have that name, or nobody may look into it
+        return None
 
 
 def sweep_folders(root: Path) -> list[SweepFolder]:

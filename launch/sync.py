@@ -10,6 +10,7 @@ from launch.compose import from_yaml
 from launch.runs import find_run
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
+from orchestrator.control.opening import locked
 from orchestrator.data.shards import read_manifest
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, DataError
 from orchestrator.observe.artifacts import Artifact, committed_artifact, data_artifact, wandb_safe
@@ -43,11 +44,16 @@ def run(argv: list[str]) -> int:
         raise ConfigError(
             f"run {folder.run_id} is running and sends its steps itself; see: phalanx status {folder.path}"
         )
+    with locked(folder):  # a second one, or a driver, would send the same steps beside us
+        return _send(folder, options.timeout_s)
+
+
+def _send(folder: RunFolder, timeout_s: float) -> int:
     config = from_yaml(folder.config.read_text())
     events = read_events(folder.events)
     committed = [event for event in events if event["event"] == EventName.checkpoint_committed]
     tracker = start_tracking(
-        replace(config.tracking.wandb, close_timeout_s=options.timeout_s),
+        replace(config.tracking.wandb, close_timeout_s=timeout_s),
         run_id=folder.run_id,
         run_folder=folder,
         run_config=encode(config),
@@ -56,7 +62,7 @@ def run(argv: list[str]) -> int:
         made=[committed_artifact(wandb_id(folder.run_id, os.environ), event) for event in committed[-1:]],
         must_be_online=True,
     )
-    where = tracker.wait_until_known(options.timeout_s)
+    where = tracker.wait_until_known(timeout_s)
     if where is not None:
         print(f"sending to {where}", flush=True)
         tracker.summarise(summary_values(goodput_ledger(events, stream_rows(folder.metrics)).closed()))

@@ -18,8 +18,8 @@ _PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
 """`user:password@` behind a URL's scheme."""
 SECRET_NAME = re.compile(r"(^|_)(api_?key|access_?key|secret|secret_key|password|passwd|credentials|token)$", re.I)
 """Of a variable or a key whose value nobody else may read."""
-_ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=(?![\"']?[$`])\S")
-"""A variable that a shell line sets to something that stands there."""
+_ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=(?![\"']?[$`])(?=\S)")
+"""A variable that a shell line, or an option as in `--env=NAME=VALUE`, sets to something that stands there."""
 
 
 def place_problems(config: RunConfig) -> Iterator[str]:
@@ -47,10 +47,15 @@ def variable_problems(config: RunConfig) -> Iterator[str]:
         for name, value in environment.items():
             if SECRET_NAME.search(name) or _PASSWORD.search(str(value)):
                 yield _variable_problem(f"cluster.{scheduler}.environment.{name}", ways_out[scheduler])
-    for line in slurm.setup:
-        for name in _ASSIGNED.findall(line):
+    texts = {
+        "cluster.slurm.setup": slurm.setup,
+        "cluster.slurm.extra": map(str, slurm.extra.values()),
+        "cluster.slurm.container.arguments": slurm.container.arguments,
+    }
+    for key, lines in texts.items():
+        for name in (name for line in lines for name in _ASSIGNED.findall(line)):
             if SECRET_NAME.search(name):
-                yield _variable_problem(f"cluster.slurm.setup, which sets {name},", ways_out["slurm"])
+                yield _variable_problem(f"{key}, which sets {name},", ways_out["slurm"])
 
 
 def _variable_problem(where: str, way_out: str) -> str:

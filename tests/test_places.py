@@ -42,6 +42,15 @@ def test_other_places_pass(word):
         ("cluster.slurm.environment={WANDB_API_KEY: pa55}", "cluster.slurm.environment.WANDB_API_KEY looks like"),
         ("cluster.slurm.environment={HTTPS_PROXY: 'http://me:pa55@proxy'}", "cluster.slurm.environment.HTTPS_PROXY "),
         ("cluster.slurm.setup=['export HF_TOKEN=pa55']", "cluster.slurm.setup, which sets HF_TOKEN, looks like"),
+        ("cluster.slurm.extra={export: 'ALL,HF_TOKEN=pa55'}", "cluster.slurm.extra, which sets HF_TOKEN, looks like"),
+        (
+            "cluster.slurm.container={runtime: apptainer, image: x.sif, arguments: ['--env=WANDB_API_KEY=pa55']}",
+            "cluster.slurm.container.arguments, which sets WANDB_API_KEY, looks like",
+        ),
+        (
+            "cluster.slurm.container={runtime: apptainer, image: x.sif, arguments: ['--env', 'A=1,HF_TOKEN=pa55']}",
+            "cluster.slurm.container.arguments, which sets HF_TOKEN, looks like",
+        ),
         ("cluster.kuberay.environment={HF_TOKEN: pa55}", "cluster.kuberay.environment.HF_TOKEN looks like"),
     ],
 )

@@ -6,7 +6,7 @@ import sys
 
 import psutil
 
-from orchestrator.processes import birth_s, find_process
+from orchestrator.processes import birth_s, find_process, named
 
 
 def test_a_number_that_was_given_away_again_is_nobody() -> None:
@@ -23,3 +23,17 @@ def test_what_has_ended_is_nobody_also_before_it_is_reaped() -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie
         assert find_process(process.pid, born_s) is None
     assert find_process(process.pid, born_s) is None
+
+
+def test_what_ends_while_its_name_is_asked_for_is_passed_over() -> None:
+    """As the short-lived helpers of a Ray that has just started."""
+    lasting, brief = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+    try:
+        listed = psutil.Process().children()
+        brief.kill()
+        brief.wait()
+        assert [(process.pid, name) for process, name in named(listed, ("sleep",))] == [(lasting.pid, "sleep")]
+    finally:
+        for process in (lasting, brief):
+            process.kill()
+            process.wait()

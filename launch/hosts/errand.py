@@ -17,7 +17,7 @@ import psutil
 from launch.hosts.marks import processes_of
 from launch.job.node import MAIN_PROCESSES
 from orchestrator.fleet.surroundings import TEMP_PREFIX
-from orchestrator.processes import find_process
+from orchestrator.processes import find_process, named
 
 END_TIMEOUT_S = 30.0
 """How long the host's program may take to end what descends from it, before that is done from here."""
@@ -47,8 +47,7 @@ def end(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any
 def look(mark: str, pid: int | None, born_s: float, folder: str) -> dict[str, Any]:
     """Whether the host's program and its Ray live."""
     processes = processes_of(mark, folder)
-    names = {process.name() for process in processes if process.is_running()}
-    is_up = _holder(pid, born_s) is not None and bool(names & {*MAIN_PROCESSES})
+    is_up = _holder(pid, born_s) is not None and bool(named(processes, MAIN_PROCESSES))
     return {"op": "looked", "is_up": is_up, "processes": len(processes)}
 
 

@@ -41,18 +41,26 @@ def raise_cluster(
             connections[host.name].tell(_start(record, host, token))
         record = _gather(record, connections, timeout_s, say)
         write(record)
-        for connection in connections.values():
-            connection.tell({"op": "keep"})
-        kept: set[str] = set()
-        for connection, message in _heard(connections, None):
-            if message["op"] in ("failed", "died"):
-                raise PhalanxError(f"{connection.host} was lost while the cluster came up: {message['text']}")
-            kept |= {connection.host} if message["op"] == "kept" else set()
-            if len(kept) == len(connections):
-                break
+        try:
+            _keep(connections)
+        except BaseException:
+            ask_all(record, "end")  # one that was told to stay does not end with its connection
+            raise
         for connection in connections.values():
             connection.cut()
     return record
+
+
+def _keep(connections: Mapping[str, Connection]) -> None:
+    for connection in connections.values():
+        connection.tell({"op": "keep"})
+    kept: set[str] = set()
+    for connection, message in _heard(connections, None):
+        if message["op"] in ("failed", "died"):
+            raise PhalanxError(f"{connection.host} was lost while the cluster came up: {message['text']}")
+        kept |= {connection.host} if message["op"] == "kept" else set()
+        if len(kept) == len(connections):
+            return
 
 
 def _start(record: ClusterRecord, host: Host, token: str) -> Message:

@@ -303,9 +303,10 @@ class Job:
                 return "leaving"
 
     def _record_requeue(self, job_id: int) -> None:
+        """Also of a job that did not come as far as its driver: one with too little time would go on for ever."""
         events = read_events(self._folder.events)
-        if not self._folder.events.exists() and not self._spec.is_sweep:
-            return
+        if self._has_bad_nodes and not events and not self._spec.is_sweep:
+            return  # bad_nodes.txt counts these
         attempt = max((event["attempt"] for event in events), default=0)
         ledger = Ledger(self._folder.events, time.time)
         more = {"bad_nodes": True} if self._has_bad_nodes else {}

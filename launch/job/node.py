@@ -37,6 +37,7 @@ from launch.slurm import commands
 from launch.slurm.jobstate import JobState
 from orchestrator.errors import PhalanxError
 from orchestrator.fleet.surroundings import RAY_SETTINGS, locked_temp_dir, remove_stale_temp_dirs
+from orchestrator.processes import named
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 START_TRIES = 3
@@ -170,7 +171,7 @@ class Node:
         self._starting = None
         if exit_code == 0:
             descendants = psutil.Process().children(recursive=True)
-            self._main = {process.pid: process.name() for process in descendants if process.name() in MAIN_PROCESSES}
+            self._main = {process.pid: name for process, name in named(descendants, MAIN_PROCESSES)}
             self._say("head" if self._is_head else "up", address=self._address, folder=self._temp_dir)
         elif self._tries < START_TRIES:  # a port was taken between probe and use, or the machine is slow
             end_descendants()

@@ -8,6 +8,7 @@ from typing import Any
 
 from launch.machine_size import machine_size_problems
 from orchestrator.config import ClusterConfig
+from orchestrator.errors import ConfigError
 from orchestrator.slurm_config import ContainerRuntime, SlurmRequeue
 
 _DIRECTIVE = re.compile(r"[a-z][a-z0-9-]*")
@@ -161,8 +162,13 @@ def directives(
 ) -> list[str]:
     """`--partition=gpu` and so on, in the order of the script, each quoted as sbatch reads it.
 
-    `exclude`: nodes not to use, by the config or found bad by a preflight.
+    `output`: a file, in whose name SLURM fills in %j. `exclude`: nodes not to use, by the config or found bad by a
+    preflight. Raises ConfigError where a folder's name can't be in a script: the shell would read what follows a
+    line's end.
     """
+    for what, path in (("run.root", output), ("the folder that you are in", chdir)):
+        if _CONTROL.search(path) or "\\" in path:
+            raise ConfigError(f"{what} has a line's end or a backslash in its name ({path!r}); use another folder")
     slurm = cluster.slurm
     gpus = f"{request.gpu_type}:{request.gpus_per_node}" if request.gpu_type else str(request.gpus_per_node)
     wanted: dict[str, Any] = {
@@ -184,11 +190,17 @@ def directives(
         "no-requeue" if slurm.requeue is SlurmRequeue.never else "requeue": True,
         "no-kill": True,
         "open-mode": "append",
-        "output": output,
+        "output": _pattern(output),
         "chdir": chdir,
         **slurm.extra,
     }
     return list(_written(wanted))
+
+
+def _pattern(output: str) -> str:
+    """As `--output` takes it: a % in the folder's name is no blank of SLURM's."""
+    folder, _, name = output.rpartition("/")
+    return f"{folder.replace('%', '%%')}/{name}"
 
 
 def _written(wanted: Mapping[str, Any]) -> Iterator[str]:

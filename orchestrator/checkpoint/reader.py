@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from io import FileIO
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from orchestrator.errors import CheckpointError
 if TYPE_CHECKING:
     from orchestrator.checkpoint.encryption import SealedFile
 
+_FP32 = np.dtype("<f4")
+_START = attrgetter("start")
 _MAX_OPEN_FILES = 64
 """Of a checkpoint that thousands of ranks wrote."""
 
@@ -67,8 +70,8 @@ class CheckpointReader:
         self._small: dict[str, tuple[str, SmallEntry]] = {
             key: (file.file, entry) for file in marker.files for key, entry in file.small.items()
         }
-        # (name, kind) -> pieces by rising start, and their starts; made on first use.
-        self._index: dict[tuple[str, str], tuple[list[Piece], list[int]]] = {}
+        self._index: dict[tuple[str, str], _Held] = {}
+        """By name and kind; made on first use."""
 
     @functools.cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -104,16 +107,17 @@ class CheckpointReader:
 
         `count=None` reads to the tensor's end. Raises CheckpointError for what is not held.
         """
-        numel = self.numel(name)
-        count = numel - start if count is None else count
-        if start < 0 or count < 0 or start + count > numel:
-            raise CheckpointError(f"elements [{start}, {start + count}) of {name} were asked for, it has {numel}")
-        target = np.empty(count, "<f4") if out is None else out
-        if target.dtype != np.dtype("<f4") or target.shape != (count,) or not target.flags.c_contiguous:
+        held = self._index.get((name, kind)) or self._held(name, kind)
+        count = held.numel - start if count is None else count
+        if start < 0 or count < 0 or start + count > held.numel:
+            raise CheckpointError(
+                f"elements [{start}, {start + count}) of {name} were asked for, it has {held.numel}"
+            )
+        target = np.empty(count, _FP32) if out is None else out
+        if target.dtype != _FP32 or target.shape != (count,) or not target.flags.c_contiguous:
             raise ValueError(f"out must be float32[{count}], contiguous; got {target.dtype}{list(target.shape)}")
-        pieces, starts = self._pieces(name, kind)
         if count:
-            self._fill(name, pieces, max(0, bisect_right(starts, start) - 1), start, target)
+            self._fill(name, held.pieces, max(0, bisect_right(held.starts, start) - 1), start, target)
         return target
 
     def small(self, key: str) -> np.ndarray:
@@ -173,14 +177,13 @@ class CheckpointReader:
         except KeyError:
             raise CheckpointError(f"{self.where} has no tensor {name!r}") from None
 
-    def _pieces(self, name: str, kind: str) -> tuple[list[Piece], list[int]]:
-        if (name, kind) not in self._index:
-            kinds = self._entry(name).kinds
-            if kind not in kinds:
-                raise CheckpointError(f"{self.where} has no {kind} of {name}; it has {', '.join(kinds)}")
-            pieces = sorted((piece for piece in kinds[kind] if piece.count), key=lambda piece: piece.start)
-            self._index[name, kind] = pieces, [piece.start for piece in pieces]
-        return self._index[name, kind]
+    def _held(self, name: str, kind: str) -> "_Held":
+        entry = self._entry(name)
+        if kind not in entry.kinds:
+            raise CheckpointError(f"{self.where} has no {kind} of {name}; it has {', '.join(entry.kinds)}")
+        pieces = sorted((piece for piece in entry.kinds[kind] if piece.count), key=_START)
+        held = self._index[name, kind] = _Held(entry.numel, pieces, list(map(_START, pieces)))
+        return held
 
     def _fill(self, name: str, pieces: list[Piece], first: int, start: int, target: np.ndarray) -> None:
         data = memoryview(target).cast("B")
@@ -201,6 +204,15 @@ class CheckpointReader:
             done += count
         if done < len(target):
             raise CheckpointError(f"{self.where} does not hold element {start + done} of {name}")
+
+
+class _Held(NamedTuple):
+    """One kind of a tensor."""
+
+    numel: int
+    pieces: list[Piece]
+    """By rising start, none of them empty."""
+    starts: list[int]
 
 
 def _read_at_once(file: FileIO | None, offset: int, out: memoryview) -> bool:

@@ -70,9 +70,11 @@ def wandb() -> Finding:
     try:
         port = urlsplit(url).port or (443 if url.startswith("https") else 80)
         socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no such port can be
         cure = "runs are recorded offline meanwhile; check the proxy, or set tracking.wandb.mode=offline"
-        return Finding("wandb", Level.warn, f"{host} does not answer: {error.strerror or error}", cure)
+        return Finding(
+            "wandb", Level.warn, f"{host} does not answer: {getattr(error, 'strerror', None) or error}", cure
+        )
     return Finding("wandb", Level.ok, f"key found, {host} answers")
 
 

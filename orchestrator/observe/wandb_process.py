@@ -176,7 +176,7 @@ class WandbRun:
 
             with contextlib.suppress(Exception):
                 wandb.teardown()
-            self._begin("online")
+            self._begin("online" if is_online else "offline")
             self._newest_step, self._has_own_step = step, True
             what = f"W&B can't take back the steps after {step:,} ({_reason(error)})"
             self.say(notice=f"{what}: its charts show both branches")
@@ -213,6 +213,8 @@ def main(log: Path) -> None:
         signal.signal(number, signal.SIG_IGN)
     commands, answers = _detach_standard_streams(log)
     start = json.loads(commands.readline())["start"]
+    if exported := os.environ.pop("WANDB_RESUME", None):  # from there it would forbid `resume_from`
+        start["init"]["resume"] = exported
     run = WandbRun(start, answers)
     try:
         run.begin()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config import RunConfig
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PlacementError
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PhalanxError, PlacementError
 from orchestrator.fleet.surroundings import is_joining
 from orchestrator.observe.metrics import StepRow, read_last_rows
 from orchestrator.observe.state import is_held
@@ -29,6 +29,12 @@ from orchestrator.sweep.wording import start_words
 POLL_S = 0.3
 MAX_HOST_LOSSES = 3
 """So many losses of Ray in a row, without a step by any trial between them, are suffered."""
+
+
+class RayLostError(PhalanxError):
+    """The sweep has no Ray any more; the same command goes on."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 @dataclass(slots=True)
@@ -149,11 +155,14 @@ class SweepDriver:
                 live.process.kill()
         self._host.close()
         if self._host_losses > MAX_HOST_LOSSES:
-            raise ConfigError(
+            raise RayLostError(
                 f"Ray was lost {self._host_losses} times without a step in between ({words}); mend it, then repeat "
                 "the command: nothing is lost"
             )
-        self._open_host()
+        try:
+            self._open_host()
+        except ConfigError as error:
+            raise RayLostError(f"{error}; mend it, then repeat the command: nothing is lost") from None
 
     def _nodes(self) -> Sequence[NodeFacts]:
         assert self._host is not None

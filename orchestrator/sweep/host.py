@@ -22,6 +22,7 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import EXIT_FAILED, PhalanxError
 from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.surroundings import knock
+from orchestrator.processes import named
 from orchestrator.spec import NodeFacts
 
 LOOK_S = 0.5
@@ -143,7 +144,7 @@ def _environment(address: str, environment: Mapping[str, str], *, is_ours: bool)
 
 
 def _ray_processes() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name() in RAY_PROCESSES]
+    return [child for child, _ in named(psutil.Process().children(recursive=True), RAY_PROCESSES)]
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -1,7 +1,7 @@
 """Judges trials at their rungs and at their end, by what their run folders say."""
 
 from orchestrator.observe.metrics import surviving_rows
-from orchestrator.observe.state import run_state
+from orchestrator.observe.state import RunState, RunStatus, run_state
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.measure import metric_at
 from orchestrator.sweep.pruning import goes_on
@@ -44,7 +44,7 @@ class Judge:
         """Record what the end of a trial's process means; returns the trial as it is then."""
         status = run_state(self._folder.trial(trial.id))
         result = outcome(
-            status.state,
+            _since(trial, status),
             trial,
             step=status.step,
             is_stopping=is_stopping,
@@ -73,3 +73,10 @@ class Judge:
         log = self._folder.log(trial.id)
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         return lines[-1] if lines else None
+
+
+def _since(trial: Trial, status: RunStatus) -> RunState:
+    """The run's state as far as the trial's newest start made it: one that has died before it said anything has not
+    been told to stop, though an earlier one was."""
+    is_silent = None not in (trial.started_s, status.last_event_s) and status.last_event_s < trial.started_s
+    return RunState.interrupted if is_silent and status.state is RunState.preempted else status.state

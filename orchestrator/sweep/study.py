@@ -64,6 +64,8 @@ class Trial:
     """Of a population; else None."""
     state: TrialState = TrialState.waiting
     starts: int = 0
+    started_s: float | None = None
+    """Of the newest start, in unix seconds."""
     failures: int = 0
     step: int = 0
     """Steps done when it last ended."""
@@ -168,7 +170,8 @@ def _after(trial: Trial, record: Mapping[str, Any], known: int) -> Trial:
                 trial, state=TrialState.failed, is_condemned=True, reason=record["reason"], ended_before=known
             )
         case Record.trial_started:
-            return replace(trial, state=TrialState.running, starts=trial.starts + 1, ended_before=None)
+            starts, started_s = trial.starts + 1, record.get("t")
+            return replace(trial, state=TrialState.running, starts=starts, started_s=started_s, ended_before=None)
         case Record.rung:
             rungs = {**trial.rungs, int(record["step"]): record["value"]}
             return replace(trial, rungs=rungs, is_condemned=trial.is_condemned or not record["goes_on"])

@@ -1,5 +1,6 @@
 """Runs as SLURM jobs on real daemons: across nodes, through signals, requeues and ends, beside each other."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 from cluster.jobs import job_fields
 from cluster.submitting import SLOW, SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
 
+from launch.slurm.record import submissions
 from launch.virtual.cluster import VirtualCluster
 from orchestrator.observe.metrics import StepRow
 
@@ -84,7 +86,12 @@ class TestLife:
         assert "next        phalanx submit cluster=slurm " in run.output()
         saved = run.events("checkpoint_committed")[-1]["step"]
         wait_until("clean nodes", lambda: not any(left_on(site, node) for node in site.nodes))
-        run.submit()
+        words = (sys.executable, "-m", "launch.cli", "submit", *run.words)
+        at_once = [site.start(site.head, *words, stdout=subprocess.PIPE) for _ in range(2)]
+        said = {typed.communicate()[0]: typed.returncode for typed in at_once}
+        assert sorted(said.values()) == [0, 2], said
+        run.job = re.findall(r"^Submitted batch job (\d+)$", "".join(said), re.MULTILINE)[0]
+        assert [submission.slurm_id for submission in submissions(run.folder)][1:] == [run.job]
         assert phalanx(site, "submit", *run.words).returncode == 2
         run.wait_for_step(saved + 1, attempt=2)
         assert f"running, job {run.job}" in phalanx(site, "status", "--root", f"{site.shared}/runs").stdout

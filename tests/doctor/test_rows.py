@@ -17,7 +17,8 @@ def test_this_environment_is_fit_to_run_its_own_tests():
 
 
 def test_a_folder_that_is_not_there_yet_is_judged_by_its_parent(tmp_path: Path):
-    assert machine.disk(str(tmp_path / "a" / "b")).level is not Level.fail
+    for name in ("a", "a" * 300):
+        assert machine.disk(str(tmp_path / name / "b")).level is not Level.fail
 
 
 def test_a_folder_that_cannot_be_written_fails():
@@ -103,3 +104,12 @@ def test_wandb_with_a_key_and_nobody_there_is_a_warning(monkeypatch: pytest.Monk
         finding = services.wandb()
     assert finding.level is Level.warn
     assert "x" * 40 not in finding.found + finding.cure
+
+
+def test_a_server_of_wandb_s_that_can_t_be_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:none")
+    finding = services.wandb()
+    assert finding.level is Level.warn
+    assert finding.found.startswith("127.0.0.1 does not answer: Port could not be cast")

@@ -10,6 +10,7 @@ from comparing import final_digest, learned
 from typed import Driver, Run
 
 from orchestrator.observe.jsonlines import read_records
+from orchestrator.processes import named
 from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.study import Study, Trial, TrialState, read_study
@@ -67,7 +68,7 @@ class Sweep:
 
 def ray_process(driver: Driver, name: str) -> psutil.Process:
     """A process of the Ray that the sweep started: `raylet` or `gcs_server`."""
-    (found,) = [p for p in psutil.Process(driver.process.pid).children(recursive=True) if p.name() == name]
+    ((found, _),) = named(psutil.Process(driver.process.pid).children(recursive=True), (name,))
     return found
 
 

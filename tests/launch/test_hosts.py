@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from launch.hosts.marks import MARK, processes_of
+from launch.hosts.raising import raise_cluster
 from launch.hosts.record import ClusterRecord, Host, Started, parse_hosts
 from orchestrator.codec import decode, encode
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, PhalanxError
+from orchestrator.processes import find_process
 
 
 def phalanx(home: Path, *words: str, path: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -56,6 +58,8 @@ WRONG_WORDS = {
     "a wrong name": (["up", "n1", "--name", "../../x"], "--name '../../x' is not a name"),
     "no CPUs": (["up", "n1", "--cpus", "0"], "--cpus 0 is too small; use 1 or more"),
     "no time": (["up", "n1", "--timeout", "0"], "--timeout 0 is out of range"),
+    "no name of a cluster": (["down", "--name", "a/b"], "--name 'a/b' is not a name"),
+    "nor this": (["status", "--name", "x" * 300], f"--name '{'x' * 300}' is not a name"),
     "an unknown one": (["status", "--name", "other"], "no cluster is up; to make one: phalanx cluster up HOST ..."),
 }
 
@@ -129,3 +133,54 @@ def test_processes_are_found_by_mark_file_and_descent(tmp_path: Path) -> None:
         for process in started:
             process.wait()
             process.stdout.close()
+
+
+SSH = '#!/bin/sh\nHOST=$2 exec sh -c "$3"\n'
+PYTHON = '#!/bin/sh\nif [ "$3" = launch.hosts.node ]; then exec {python} {program}; fi\nexec {python} "$@"\n'
+PROGRAM = """
+import json, os, signal, sys
+from orchestrator.leash import die_with_parent
+from orchestrator.processes import birth_s
+
+die_with_parent(os.getppid())
+
+def say(op):
+    own = {"pid": os.getpid(), "born_s": birth_s(os.getpid()), "folder": "", "node": ""}
+    print(json.dumps({"op": op, "address": "first:1", **own}), flush=True)
+
+for text in sys.stdin:
+    match json.loads(text):
+        case {"op": "start", "is_head": True}:
+            say("head")
+        case {"op": "join"} if os.environ["HOST"] != "first":
+            say("up")
+        case {"op": "keep"} if os.environ["HOST"] == "first":
+            say("kept")
+            signal.pause()
+        case {"op": "keep"}:
+            sys.exit("the power is gone")
+"""
+"""A host's program without a Ray: the first host's stays when it is told to, the other one's dies then."""
+
+
+def test_a_host_that_is_lost_at_the_last_moment_leaves_nothing_on_the_others(tmp_path: Path) -> None:
+    """What was told to stay does not end with its connection."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for name, text in (
+        ("ssh", SSH),
+        ("python", PYTHON.format(python=sys.executable, program=tmp_path / "program.py")),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    asked = ClusterRecord(
+        name="a",
+        mark="b",
+        hosts=(Host(name="first"), Host(name="second")),
+        ssh=(str(tmp_path / "ssh"),),
+        python=str(tmp_path / "python"),
+        started={},
+    )
+    written: list[ClusterRecord] = []
+    with pytest.raises(PhalanxError, match="second was lost while the cluster came up: the power is gone"):
+        raise_cluster(asked, "token", 600.0, write=written.append, say=lambda _: None)
+    assert [find_process(host.pid, host.born_s) for host in written[0].started.values()] == [None, None]

@@ -14,6 +14,7 @@ from launch.slurm.script import script_text
 from launch.submit import TEMPLATE
 from orchestrator.codec import decode, encode
 from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError
 
 TWO_BY_EIGHT = ["cluster=slurm_h100x8", "train.global_batch_size=64"]
 EVERYTHING = [
@@ -85,6 +86,23 @@ def test_bash_reads_values_as_text(tmp_path: Path) -> None:
         ["bash", "-c", last.replace("exec ", 'printf "%s|" ')], capture_output=True, text=True, check=True
     )
     assert words.stdout == "/env/bin/python|-P|-m|launch.job.batch|/shared/my runs/r1|"
+
+
+def test_folders_with_odd_names() -> None:
+    """A % of a folder's own is none of SLURM's blanks; a line's end would hand the rest to the shell."""
+    cluster = compose(["cluster=slurm"]).config.cluster
+
+    def written(chdir: str, output: str) -> list[str]:
+        asked = job_request(cluster, "cpu")
+        return directives(cluster, asked, name="r1", chdir=chdir, output=output, exclude=None)
+
+    assert written("/w", "/50% of it's ü/slurm/%j.out")[-2:] == [
+        "--output='/50%% of it'\"'\"'s ü/slurm/%j.out'",
+        "--chdir=/w",
+    ]
+    for chdir, output, what in (("/w", "/a\nid/%j.out", "run.root"), ("/a\\b", "/a/%j.out", "the folder that you")):
+        with pytest.raises(ConfigError, match=f"^{what} .*has a line's end or a backslash in its name"):
+            written(chdir, output)
 
 
 def test_the_template_has_no_logic() -> None:

@@ -12,7 +12,8 @@ from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.record import newest_submission
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
-from launch.submit import spec_of, write_and_submit
+from launch.submit import alone, spec_of, write_and_submit
+from orchestrator.errors import ConfigError
 from orchestrator.runfolder import RunFolder
 from orchestrator.slurm_config import SlurmConfig
 
@@ -172,3 +173,12 @@ def test_a_job_that_slurm_has_taken_is_written_down_whatever_comes_amid_it(
     assert newest is not None
     assert newest.job_id == 12
     assert capsys.readouterr().out == "Submitted batch job 12\n"
+
+
+def test_of_two_that_submit_a_run_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs/first")
+    refused = pytest.raises(ConfigError, match=f"^first is being submitted already .pid {os.getpid()} on ")
+    with alone(folder), refused, alone(folder):
+        pass
+    with alone(folder):
+        pass

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from launch import sweep_job
 from launch.compose import compose
 from launch.slurm.array import array_text
+from launch.slurm.commands import NoSlurmError
 from launch.slurm.jobspec import driver_words
 from launch.slurm.record import Submission
 from launch.slurm.request import directives, job_request
@@ -16,7 +18,12 @@ from launch.sweep import run
 from launch.sweep_array import check
 from launch.sweep_words import read_words
 from orchestrator.errors import ConfigError
+from orchestrator.observe.jsonlines import read_records
 from orchestrator.runfolder import RunFolder
+from orchestrator.sweep.folder import SweepFolder
+
+if TYPE_CHECKING:
+    from rank.ranks import Data
 
 SWEPT = ["cluster=slurm", "model=tiny", "cluster.device=cpu", "optim.lr=1e-3,2e-3"]
 
@@ -106,3 +113,16 @@ def test_the_driver_of_one_job_is_the_sweep() -> None:
     step = driver_words(spec, ["v2"], "v1")
     assert step[step.index("-m") + 1 :] == ["launch.job.driver", "sweep", *words, "cluster.scheduler=null"]
     assert spec.submitted_as == "phalanx sweep --one-job cluster=slurm optim.lr=1e-3,2e-3"
+
+
+def test_a_sweep_that_never_began_is_held_to_nothing(
+    tmp_path: Path, data: "Data", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by the site, corrected, typed again: there is no trial yet with which the others would not compare."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = [*SWEPT, "sweep.id=s", f"data.path={data.path}", f"run.root={tmp_path / 'runs'}", "train.seq_len=64"]
+    for more in ([], ["--one-job", "sweep.max_concurrent=2"]):
+        for steps in (10, 20):
+            with pytest.raises(NoSlurmError, match="sinfo is not on the PATH"):
+                run([*words, f"train.steps={steps}", *more])
+    assert list(read_records(SweepFolder(tmp_path / "runs/s").study)) == []

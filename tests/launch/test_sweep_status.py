@@ -3,15 +3,17 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch import cancel, status
 from launch.slurm.jobstate import SlurmError
 from launch.slurm.record import Submission, append_submission
 from launch.status import run
+from orchestrator.errors import ConfigError
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.study import Record
 from orchestrator.sweep.studylog import StudyLog
@@ -96,3 +98,9 @@ def test_a_sweep_is_told_of_although_slurm_does_not_answer(
         with pytest.raises(SlurmError, match="squeue failed"):
             run(words)
         assert "2 trials: 1 running, 1 finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [status.run, cancel.run])
+def test_a_name_that_no_folder_can_have_is_refused_as_any_unknown_one(verb: Callable[[list[str]], int]) -> None:
+    with pytest.raises(ConfigError, match=r"^run a+ was not found"):
+        verb(["a" * 300])

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -55,7 +55,12 @@ def recorded(segment: Path) -> bytes:
 
 
 def children_named(name: str) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if name in child.name()]
+    """Whose names hold `name`; one that ends while it is looked at is left out."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [child] if name in child.name() else []
+    return found
 
 
 @contextmanager

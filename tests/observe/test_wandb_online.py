@@ -199,6 +199,26 @@ def test_what_a_server_missed_that_died_in_the_middle_is_sent_by_the_verb(
     assert run.exit_codes[-1] == 0
 
 
+def test_of_two_that_send_at_once_the_second_is_refused(
+    server: WandbServer, told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is typed while the server has the first one's question."""
+    told.drive(1, 10, mode=WandbMode.offline)
+    answer, second = server.answer, list[int]()
+
+    def asked(operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        if not second:
+            second.append(-1)
+            second[0] = cli.main(["sync", str(told.folder.path)])
+        return answer(operation, variables)
+
+    monkeypatch.setattr(server, "answer", asked)
+    assert cli.main(["sync", str(told.folder.path)]) == 0
+    assert second == [2]
+    assert "run demo is running and sends its steps itself" in capsys.readouterr().err
+    assert steps_of(server.runs["demo"]) == list(range(1, 11))
+
+
 def test_a_server_that_comes_back_gets_everything_from_the_running_client(server: WandbServer, told: Told) -> None:
     tracker = told.drive(1, 10, exit_code=None, close_timeout_s=90.0)
     until(server, lambda: "demo" in server.runs and len(server.runs["demo"].history) >= 9)
@@ -248,6 +268,18 @@ def test_a_rollback_offline_is_taken_back_at_the_upload(server: WandbServer, tol
     assert run.rewinds == [6]
     assert steps_of(run) == list(range(1, 13))
     assert [row["train/attempt"] for row in run.rows] == [1] * 6 + [2] * 6
+
+
+def test_an_offline_run_stays_offline_after_a_rollback_whatever_is_exported(
+    server: WandbServer, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers and a key are there, and yet nothing may go there."""
+    monkeypatch.setenv("WANDB_RESUME", "allow")
+    rolled_back(told, mode=WandbMode.offline)
+    assert server.operations == []
+    assert server.runs == {}
+    assert cli.main(["sync", str(told.folder.path)]) == 0
+    assert steps_of(server.runs["demo"]) == list(range(1, 13))
 
 
 def test_a_server_that_can_t_take_back_shows_both_branches(server: WandbServer, told: Told) -> None:

@@ -2,7 +2,29 @@
 
 from typing import Any
 
+from orchestrator.config import RunConfig
+from orchestrator.sweep.pruning import rungs_of
+from orchestrator.sweep.recipe import Recipe
+from orchestrator.sweep.settings import Metric, SweepConfig
 from orchestrator.sweep.study import Record, Study, read_study
+
+
+def recipe_of(base: RunConfig, settings: SweepConfig) -> Recipe:
+    """Of a sweep that starts nothing by itself."""
+    return Recipe(
+        settings=settings,
+        metric=Metric.loss,
+        rungs=rungs_of(settings, base.train.steps),
+        base=base,
+        min_cpus=1,
+        listed=[],
+        corners=[],
+        compose=lambda _: base,
+        config=lambda _: base,
+        command=lambda _: [],
+        suggest=lambda *_: None,
+        breed=lambda _: [],
+    )
 
 
 def added(name: str, **parameters: str) -> dict[str, Any]:
