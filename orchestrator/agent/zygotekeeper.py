@@ -81,7 +81,10 @@ class ZygoteKeeper:
                 os.close(descriptor)
 
     def start_store(self) -> int:
-        """Port of the TCPStore on this node, started if none lives; it outlives attempts. Raises WorkerFailedError."""
+        """Port of the TCPStore on this node, started if none lives; it outlives attempts.
+
+        Raises WorkerFailedError where it can't be.
+        """
         for _ in range(STORE_TRIES):
             self.revive()
             store = self._store
