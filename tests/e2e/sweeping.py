@@ -1,5 +1,6 @@
 """A sweep's folder as tests look at it: its study, its trials as runs, the processes to kill."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +55,35 @@ class Sweep:
         return dict(json.loads(self.folder.summary.read_text()))
 
     def trial_within(self, driver: Driver, low: int, high: int) -> Trial:
-        """Wait for a running trial whose newest attempt has done `low` steps or more, and not yet `high`."""
+        """Wait for a running trial whose newest attempt has done `low` steps or more, and not yet `high`.
+
+        One that this driver has started: what the study says of those that an earlier one started is not yet news,
+        nor is the death of a process that was killed just now.
+        """
 
         def look() -> Trial | None:
+            own = running_children(driver)
             for trial in self.study().in_state(TrialState.running):
+                if self.trial_pid(trial) not in own:
+                    continue
                 row = self.run(trial).newest_row()
                 if row and low <= row.step < high and row.attempt == self.run(trial).newest_attempt():
                     return trial
             return None
 
         return driver.wait_for(f"a trial between steps {low} and {high}", look)
+
+    def trial_pid(self, trial: Trial) -> int:
+        """Of the process that it was started in last."""
+        starts = [record for record in self.records() if record["event"] == "trial_started"]
+        return next(int(record["pid"]) for record in reversed(starts) if record["trial"] == trial.id)
+
+
+def running_children(driver: Driver) -> set[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(driver.process.pid).children()
+        return {child.pid for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE}
+    return set()
 
 
 def ray_process(driver: Driver, name: str) -> psutil.Process:

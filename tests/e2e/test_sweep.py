@@ -1,5 +1,6 @@
 """Sweeps on real processes: killed in every way, they are the sweep that nothing disturbed."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -50,16 +51,27 @@ def type_sweep(typist: Typist, sweep: Sweep, *words: str) -> Driver:
 
 
 def kill_a_worker(driver: Driver, sweep: Sweep) -> None:
-    trial = sweep.trial_within(driver, 5, STEPS - 30)
-    run = sweep.run(trial)
-    pid = driver.wait_for("the rank's process id", lambda: run.rank_pid(run.newest_attempt(), 0))
-    os.kill(pid, signal.SIGKILL)
+    def strike() -> bool:
+        run = sweep.run(sweep.trial_within(driver, 5, STEPS - 30))
+        pid = run.rank_pid(run.newest_attempt(), 0)
+        return bool(pid) and has_killed(pid)
+
+    driver.wait_for("a rank to kill", strike)
 
 
 def kill_a_trial(driver: Driver, sweep: Sweep) -> None:
-    trial = sweep.trial_within(driver, 5, STEPS - 30)
-    starts = [record for record in sweep.records() if record["event"] == "trial_started"]
-    os.kill(next(r["pid"] for r in reversed(starts) if r["trial"] == trial.id), signal.SIGKILL)
+    def strike() -> bool:
+        return has_killed(sweep.trial_pid(sweep.trial_within(driver, 5, STEPS - 30)))
+
+    driver.wait_for("a trial to kill", strike)
+
+
+def has_killed(pid: int) -> bool:
+    """False where it has ended since somebody looked."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
 
 
 def kill_ray(driver: Driver, sweep: Sweep) -> None:
