@@ -10,6 +10,7 @@ from orchestrator.agent.channel import Channel, Message
 from orchestrator.agent.zygotehandle import ZygoteHandle, problem_of_canary
 from orchestrator.errors import WorkerFailedError
 
+STORE_TRIES = 3
 ANSWER_S = 5.0
 """It answers in milliseconds: one that does not for so long has been stopped, or hangs."""
 START_TIMEOUT_S = 300.0
@@ -80,16 +81,27 @@ class ZygoteKeeper:
                 os.close(descriptor)
 
     def start_store(self) -> int:
-        """Port of the TCPStore on this node, started if there is none; it outlives attempts."""
-        self.revive()
-        if self._store is None:
-            channel, theirs = Channel.pair()
-            self.fork("store", "store", [theirs, os.dup(2)])
-            channel.send({"host": self._address})
-            if not channel.ready(START_TIMEOUT_S):
-                raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
-            self._store = channel, channel.receive()["port"]
-        return self._store[1]
+        """Port of the TCPStore on this node, started if none lives; it outlives attempts.
+
+        Raises WorkerFailedError where it can't be.
+        """
+        for _ in range(STORE_TRIES):
+            self.revive()
+            store = self._store
+            if store is not None and not store[0].ready():  # after its port it says nothing any more but its end
+                return store[1]
+            with contextlib.suppress(EOFError, OSError):  # it has died as it started, or its zygote has
+                self._store = store = self._new_store()
+                return store[1]
+        raise WorkerFailedError(f"the rendezvous store on {self._address} died {STORE_TRIES} times as it started")
+
+    def _new_store(self) -> tuple[Channel, int]:
+        channel, theirs = Channel.pair()
+        self.fork("store", "store", [theirs, os.dup(2)])
+        channel.send({"host": self._address})
+        if not channel.ready(START_TIMEOUT_S):
+            raise WorkerFailedError(f"the rendezvous store on {self._address} did not start in time")
+        return channel, channel.receive()["port"]
 
     def warm_up(self) -> None:
         """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""

@@ -22,6 +22,7 @@ from orchestrator.control.inheritance import Heritage
 from orchestrator.control.lifecycle import Action, Decide, State, decide
 from orchestrator.control.memorytrust import MemoryTrust
 from orchestrator.control.opening import OpenRun
+from orchestrator.control.preemption import UntakenNotices
 from orchestrator.control.reports import Reports
 from orchestrator.control.resuming import Resuming
 from orchestrator.control.rollback import Rollbacks, anomaly_digest, anomaly_fields
@@ -68,15 +69,14 @@ class Controller:
         self._decide = decide
         self._cluster = cluster
         self._chronicle = chronicle
-        self._count_notices = count_notices
-        self._notices_taken = 0
+        self._notices = UntakenNotices(count_notices)
         self._budget = full_budget(self._run.config.fault)
         self._fleet = Fleet(run, cluster, chronicle, self._disks)
         self._avoidance = Avoidance(run.folder, run.config.fault, self._fleet, clock)
         self._growth = Growth(self._fleet, self._avoidance, clock, run.config.cluster.grow_interval_s)
         self._rollbacks = Rollbacks(run.folder, clock)
         parts = (run, store, self._disks, self._fleet, self.reports, self._rollbacks)
-        self._resuming = Resuming(*parts, chronicle, clock, self._has_notice)
+        self._resuming = Resuming(*parts, chronicle, clock, self._notices.are_there)
         self._attempt: Attempt | None = None
         self._claims = Claims(run, store, claim)
         self._memory = MemoryTrust()
@@ -153,16 +153,15 @@ class Controller:
             self._budget = self._budget.renewed(full, is_past_anomaly=is_past_anomaly)
         self._give_way_if_fenced()
         self._conclude_if_done()
-        while self._has_notice() and not self.state.is_end:
-            self._notices_taken += 1
-            self._chronicle.event("preemption_notice", self._number, self._last_step)
-            self._tell(lifecycle.PreemptionNotice())
+        self._take_notices()
         self._check_start_timeout()
         if self.state is State.running and self._growth.is_possible(self._attempt):
             self._tell(lifecycle.NodesBack())
 
-    def _has_notice(self) -> bool:  # that is still to be acted on
-        return self._notices_taken < self._count_notices()
+    def _take_notices(self) -> None:
+        while not self.state.is_end and self._notices.take():
+            self._chronicle.event("preemption_notice", self._number, self._last_step)
+            self._tell(lifecycle.PreemptionNotice())
 
     @property
     def _number(self) -> int:
@@ -184,7 +183,7 @@ class Controller:
             self._give_way_if_fenced()
             return
         except CheckpointError as error:
-            self._give_up(str(error))
+            self._give_up_waiting(str(error))
             return
         if resume is None:
             return
@@ -218,13 +217,20 @@ class Controller:
         self._reason = reason
         self._tell(lifecycle.GaveUp())
 
+    def _give_up_waiting(self, reason: str) -> None:
+        """For nodes, or the store. A notice ends such a wait, too: then the run may be resumed."""
+        self._take_notices()
+        if self.state is State.draining:  # no rank is there to leave
+            self._tell(lifecycle.AttemptFailed(reason))
+        elif not self.state.is_end:
+            self._give_up(reason)
+
     def _place_again(self) -> None:
         """After a node was lost, or came back: others keep their agents, and so their snapshots."""
         try:
             self._fleet.replace_lost()
         except PlacementError as error:
-            if not self._has_notice():  # else that is what ends it, and it may be resumed
-                self._give_up(str(error))
+            self._give_up_waiting(str(error))
             return
         self._introduce()
 
@@ -271,10 +277,9 @@ class Controller:
     # ---- hearing
 
     def _hear_agents(self, timeout_s: float) -> None:
-        events, dead = self._fleet.poll(timeout_s)
-        for event in events:
+        for event in self._fleet.hear(timeout_s):
             self._hear(event)
-        agents = [agent for agent in dead if agent in self._fleet.agents]
+        agents = self._fleet.take_dead()
         self._avoidance.lost([agent.host for agent in agents])
         self._lose_nodes(agents)
 
@@ -296,10 +301,7 @@ class Controller:
                 self._conclude_if_done()
             case "snapshot_rejected":
                 self._memory.rejected(attempt.number, is_emptied=message["is_emptied"])
-                where = f"memory of rank {message['rank']}"
-                self._chronicle.event(
-                    "checkpoint_rejected", attempt.number, message["step"], path=where, message=message["message"]
-                )
+                telling.tell_rejected(self._chronicle, message)
             case "failed":
                 attempt.said[message["rank"]] = message
             case "exited":

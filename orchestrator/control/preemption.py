@@ -60,3 +60,20 @@ class Preemptions:
         if drain is not None:
             when = "" if left_s is None else f" in {duration_text(max(0.0, left_s))}"
             self._say(f"node {drain.host} will be taken away{when} (Ray drains it): saving, then leaving")
+
+
+class UntakenNotices:
+    """Those that are still to be acted on, one after the other."""
+
+    def __init__(self, count_notices: Callable[[], int]) -> None:
+        self._count_notices = count_notices
+        self._taken = 0
+
+    def are_there(self) -> bool:
+        return self._taken < self._count_notices()
+
+    def take(self) -> bool:
+        """Whether there was one; it is acted on from here on."""
+        is_there = self.are_there()
+        self._taken += is_there
+        return is_there

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.attempt import Attempt
+from orchestrator.control.attempt import Attempt, Message
 from orchestrator.control.chronicle import Chronicle
 from orchestrator.control.snapshotmemory import memory_words
 from orchestrator.control.stragglers import straggler_fields
@@ -41,6 +41,12 @@ def tell_memory(
     facts = {"tier": "memory", **found, "planned_bytes": planned_bytes}
     chronicle.event("snapshot", attempt, step, is_told=False, **facts)
     return memory_words(found["bytes"], planned_bytes, found["agent_bytes"])
+
+
+def tell_rejected(chronicle: Chronicle, message: Message) -> None:
+    """A rank was given a damaged snapshot."""
+    facts = {"path": f"memory of rank {message['rank']}", "message": message["message"]}
+    chronicle.event("checkpoint_rejected", message["attempt"], message["step"], **facts)
 
 
 def tell_lost(

@@ -5,7 +5,8 @@ The controller decides; this is how it reaches the nodes.
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 from orchestrator.config import WorkerStart
 from orchestrator.control.attempt import Message
@@ -53,6 +54,9 @@ class Fleet:
         self._shares: WantedShares | None = None
         """Where the snapshots of the former world are that the next attempt starts from."""
         self._stream: Events | None = None
+        self._unheard = deque[Message]()
+        self._dead: list[AgentHandle] = []
+        """Found so, and not taken yet."""
         self._standbys: StandbyWorld | None = None
         """Ranks that stand by for the next attempt."""
 
@@ -147,14 +151,26 @@ class Fleet:
                 self._chronicle.console.warn(problem)
         self._untried = []
 
-    def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
-        """(events, agents found dead) within `timeout_s`."""
+    def hear(self, timeout_s: float) -> Iterator[Message]:
+        """What is told within `timeout_s`, one by one.
+
+        What is told together, and which agents are found dead with it, is known together: whoever stops ranks because
+        of the first of it hears the rest, and takes the dead, before the next attempt begins.
+        """
         assert self._stream is not None
         events, dead = self._stream.poll(timeout_s)
+        self._dead += dead
         for event in events:
             if self._standbys is not None:
                 self._standbys.hear(event)
-        return [event for event in events if event["kind"] not in STANDBY_KINDS], dead
+        self._unheard += (event for event in events if event["kind"] not in STANDBY_KINDS)
+        while self._unheard:
+            yield self._unheard.popleft()
+
+    def take_dead(self) -> list[AgentHandle]:
+        """Agents found dead, of those that it still counts on."""
+        dead, self._dead = self._dead, []
+        return [agent for agent in dead if agent in self.agents]
 
     def lose(self, agent: AgentHandle, *, is_left: bool = False) -> list[int]:
         """The ranks that end with this agent. Until `replace_lost` it is missing. `is_left`: it lives, and is left on

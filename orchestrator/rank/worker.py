@@ -17,7 +17,7 @@ import torch
 
 from model.engine import Engine, EngineSettings, Fetch, join_process_group
 from model.optimizer import OptimizerSettings
-from orchestrator.agent.channel import Channel
+from orchestrator.agent.channel import Channel, Message
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.slots import SnapshotDamagedError
 from orchestrator.codec import decode
@@ -36,7 +36,7 @@ RANK_OOM_SCORE_ADJ = 500
 
 def run_worker(channel: Channel) -> int:
     stopwatch = Stopwatch()
-    message = channel.receive()
+    message = receive_spec(channel)
     (page,) = channel.receive_descriptors(message)
     spec, progress = decode(WorkerSpec, message["spec"]), Progress(page)
     inbox = Inbox(channel)
@@ -101,12 +101,20 @@ def open_gpu_health(spec: WorkerSpec) -> GpuHealth | None:
     return GpuHealth.open(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
 
 
+def receive_spec(channel: Channel) -> Message:
+    """What a rank is told first. Ends of an earlier attempt's transfers may come before it: they are of no concern,
+    because which slots are still held is asked later."""
+    while (message := channel.receive()).get("kind") in ("persisted", "replicated"):
+        pass
+    return message
+
+
 def stand_by(spec: WorkerSpec, engine: Engine, channel: Channel) -> WorkerSpec | None:
     """Be ready for an attempt, and wait for it; None where the agent goes without one."""
     engine.rehearse(spec.batch.micro_batch_size, spec.batch.seq_len)
     channel.send({"kind": "standing_by"})
     try:
-        called = decode(WorkerSpec, channel.receive()["spec"])
+        called = decode(WorkerSpec, receive_spec(channel)["spec"])
     except (EOFError, OSError):
         return None
     seed_generators(called.seed)

@@ -1,15 +1,19 @@
 """A zygote that is there before its agent: taken over by one, with its environment, and left behind by nobody."""
 
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
-from agent.processes import Watched, descendants
+from agent.processes import Watched, descendants, zygotes_below
 
 from orchestrator.agent.agent import NodeAgent
 from orchestrator.agent.channel import Channel
@@ -99,6 +103,33 @@ def test_an_agent_needs_no_zygote_of_its_own_where_one_is_ahead(ahead):
     with closing(NodeAgent(0, "127.0.0.1", is_warm=False, threads=1, zygote_ahead=ahead.path)) as agent:
         assert agent.start_store() > 0
         assert descendants() - before == descendants(ahead.pid)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def kill_store(zygote: int) -> None:
+    """As soon as there is one."""
+    while not (children := psutil.Process(zygote).children()):
+        pass
+    with Watched([children[0].pid]) as watched:
+        os.kill(children[0].pid, signal.SIGKILL)
+        assert watched.living(SAFETY_S) == []
+
+
+def test_a_store_that_has_died_is_started_again():
+    others = zygotes_below()
+    with closing(NodeAgent(0, "127.0.0.1", is_warm=False, threads=1)) as agent:
+        (zygote,) = zygotes_below() - others
+        with ThreadPoolExecutor(1) as caller:
+            port = caller.submit(agent.start_store)
+            kill_store(zygote)  # while it still imports
+            port.result()
+        assert is_listening(agent.start_store())
+        kill_store(zygote)
+        assert is_listening(agent.start_store())
 
 
 PAGE_FAULTS_OF_STEPS = """

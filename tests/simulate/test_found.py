@@ -11,12 +11,14 @@ from orchestrator.control.anomalies import Anomaly, Kind
 from orchestrator.control.opening import OpenRun
 from orchestrator.errors import StoreFault
 from orchestrator.observe.ledger import read_events
+from orchestrator.observe.metrics import surviving_rows
 from orchestrator.runfolder import RunFolder
 from orchestrator.simulate.faults import Fault, Scenario
 from orchestrator.simulate.injecting import Injector
 from orchestrator.simulate.outcome import Course
 from orchestrator.simulate.saving import Payloads
 from orchestrator.simulate.schedule import Schedule
+from orchestrator.simulate.world import EPOCH_S
 
 STEPS = 400
 SAVE_EVERY = 100
@@ -230,3 +232,77 @@ def test_a_run_that_is_told_to_stop_while_its_store_fails_may_be_resumed(tmp_pat
     events = read_events(RunFolder(tmp_path).events)
     assert [event for event in events if event["event"] == "run_failed"] == []
     assert [e["resume_step"] for e in events if e["event"] == "attempt_started"] == [0, SAVE_EVERY]
+
+
+def test_a_run_that_is_told_to_stop_while_it_waits_for_its_checkpoints_may_be_resumed(tmp_path: Path) -> None:
+    """Nobody is there to be drained: it leaves, and has not failed."""
+    schedule = schedule_in(tmp_path)
+
+    def go_down() -> None:
+        driver = schedule.drivers[0]
+        schedule.files.fault = StoreFault.busy
+        assert Injector(schedule).inject(Fault.damaged_snapshot)
+        for node in driver.cluster.nodes:
+            node.damaged.add(node.ranks[0])
+        schedule.world.after(60, lambda: setattr(driver, "notices", 1))
+        schedule.expect_end(driver, 120)
+        schedule.world.after(130, lambda: setattr(schedule.files, "fault", None))
+
+    when_step_is_done(schedule, SAVE_EVERY + 20, go_down)
+    course = schedule.run()
+    assert_clean(course)
+    assert course.drivers == 2
+    events = read_events(RunFolder(tmp_path).events)
+    assert len([event for event in events if event["event"] == "preemption_notice"]) == 1
+    assert [event for event in events if event["event"] == "run_failed"] == []
+
+
+def stop_with_an_end(schedule: Schedule) -> int:
+    """All ranks stand still, and one's end is the first that the driver hears of it; the last step done."""
+    cluster = schedule.drivers[0].cluster
+    training, node = cluster.training, cluster.nodes[-1]
+    assert training is not None
+    cluster.halt()
+    about = {"kind": "exited", "attempt": training.attempt, "rank": node.ranks[0], "node": node.index}
+    end = {"exit_code": None, "signal": 9, "is_stopped": False, "tail": [], "stack": [], "reason": None}
+    cluster.emit({**about, **end, "time": EPOCH_S + schedule.world.now_s})
+    return training.steps_done()
+
+
+def test_a_nodes_loss_that_is_heard_with_a_ranks_end_costs_no_memory(tmp_path: Path) -> None:
+    schedule = schedule_in(tmp_path)
+
+    def hit() -> None:
+        cluster = schedule.drivers[0].cluster
+        schedule.invariants.furthest_step = stop_with_an_end(schedule)
+        lost = cluster.nodes[2]
+        cluster.lose(lost)
+        lost.is_told = True
+        cluster._dead += [agent for agent in cluster._agents if agent.actor is lost]
+
+    when_step_is_done(schedule, SAVE_EVERY + 50, hit)
+    course = schedule.run()
+    assert_clean(course)
+    assert (course.drivers, course.attempts) == (1, 2)
+    (recovery,) = course.recoveries
+    assert recovery["source"] == "peer"
+    assert recovery["steps_lost"] <= 1
+
+
+def test_reports_that_are_heard_with_a_ranks_end_are_written_down(tmp_path: Path) -> None:
+    schedule = schedule_in(tmp_path)
+    told: list[int] = []
+
+    def hit() -> None:
+        cluster = schedule.drivers[0].cluster
+        step = stop_with_an_end(schedule)
+        told.extend(range(step - 3, step + 1))
+        assert cluster.training is not None
+        for each in told:
+            schedule.report(cluster, cluster.training, each)
+
+    when_step_is_done(schedule, SAVE_EVERY + 50, hit)
+    course = schedule.run()
+    assert_clean(course)
+    assert course.recoveries[0]["source"] == "memory"
+    assert set(told) <= set(surviving_rows(RunFolder(tmp_path).metrics))
