@@ -92,9 +92,11 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
 
 
 def test_without_a_next_driver_nothing_is_left(typist: Typist, run: Run) -> None:
-    words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1"]
+    words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1", "fault.hang_constant_s=600"]
     driver = typist.train(run, *words)
     driver.wait_for_step(run, KILL_STEP)
+    driver.wait_for("a checkpoint", run.committed_steps)
+    os.kill(run.rank_pids()[1], signal.SIGSTOP)  # else they might reach the last step while Ray is asked
     zygote = psutil.Process(zygote_of(run.rank_pids()[0]))
     agent = zygote.parent()
     name = json.loads(run.folder.agents.read_text())["name"]
