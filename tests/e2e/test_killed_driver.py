@@ -133,6 +133,13 @@ def test_a_reservation_that_an_ending_agent_took_along_is_known_to_be_gone(typis
     assert said_by(typist, "removed_reservation.py") == [here, gone]
 
 
+def test_what_agents_have_said_is_heard_however_late_ray_brings_it(typist: Typist) -> None:
+    heard = said_by(typist, "late_words.py")
+    assert heard["at_once"] == []
+    assert sorted(heard["caught_up"]) == [0, 1]
+    assert heard["dead"] == 1
+
+
 def test_a_driver_that_was_only_stopped_starts_its_ranks_again(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run, "checkpoint.every_steps=0", "fault.lease_timeout_s=3", "fault.driver_grace_s=600")
     driver.wait_for_step(run, KILL_STEP)
