@@ -81,10 +81,13 @@ def hosts(asked: list[str]) -> set[str]:
 def hosts_of_page(page: Path, blank: Path) -> set[str]:
     """The hosts that `page` makes the browser ask, without those that it asks by itself, on a blank page as well."""
     blank.write_text("<!doctype html><title>blank</title>")
-    itself = {"clients2.google.com", "update.googleapis.com", "accounts.google.com"}
-    for path in (blank, page):
-        with Proxy() as proxy:
-            opened(path, "--dump-dom", proxy=proxy)
-        if path is blank:
-            itself |= hosts(proxy.asked)
-    return hosts(proxy.asked) - itself
+    itself = asked_by(blank) | {"clients2.google.com", "update.googleapis.com", "accounts.google.com"}
+    found = asked_by(page) - itself
+    # A page asks each time it is opened; what the browser does in the background comes now and then.
+    return found & asked_by(page) if found else found
+
+
+def asked_by(page: Path) -> set[str]:
+    with Proxy() as proxy:
+        opened(page, "--dump-dom", proxy=proxy)
+    return hosts(proxy.asked)

@@ -9,6 +9,7 @@ missing shared file system loses a line. What they say becomes events: dictionar
     exited   {"exit_code", "signal", "is_stopped", "tail", "stack", "reason"}  after everything else from that
              rank; is_stopped where the agent was told to stop it; reason: what the agent knows of its end
     stalled  {}                                           the watchdog finds that this rank hangs
+    mark     {"mark"}                                     the driver has asked for it; of no attempt and no rank
     standing_by, standby_lost  {}                         a standby rank is ready for the next attempt; has died
 """
 
@@ -253,6 +254,10 @@ class NodeAgent:
     def next_events(self, timeout_s: float) -> list[Event]:
         """Everything since the last call; waits for the first event, and briefly for company where that may wait."""
         return self._mailbox.take(timeout_s)
+
+    def mark(self, mark: int) -> None:
+        """What has been said so far comes before it."""
+        self._mailbox.put({"kind": "mark", "mark": mark, "attempt": 0, "rank": -1, "node": self._node})
 
     def tell_again(self) -> None:
         """For a new driver: the reports that the last one may not have written down come once more."""

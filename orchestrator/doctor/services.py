@@ -26,6 +26,10 @@ def services(ray_address: str | None) -> Iterator[Finding]:
 def ray(address: str | None) -> Finding:
     if address in (None, "auto"):
         return Finding("ray", Level.ok, "none is named: phalanx starts its own, or joins the one on this machine")
+    host, _, port = address.rpartition(":")
+    if "://" not in address and address != "local" and not (host and port.isdecimal()):
+        cure = "name the head's GCS port, as in 10.0.0.1:6379"
+        return Finding("ray", Level.fail, f"{address} is not HOST:PORT", cure)
     try:
         knock(address)
     except OSError as error:

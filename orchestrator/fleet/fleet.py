@@ -158,14 +158,16 @@ class Fleet:
         of the first of it hears the rest, and takes the dead, before the next attempt begins.
         """
         assert self._stream is not None
-        events, dead = self._stream.poll(timeout_s)
+        self._note(*self._stream.poll(timeout_s))
+        while self._unheard:
+            yield self._unheard.popleft()
+
+    def _note(self, events: Sequence[Message], dead: Sequence[AgentHandle]) -> None:
         self._dead += dead
         for event in events:
             if self._standbys is not None:
                 self._standbys.hear(event)
         self._unheard += (event for event in events if event["kind"] not in STANDBY_KINDS)
-        while self._unheard:
-            yield self._unheard.popleft()
 
     def take_dead(self) -> list[AgentHandle]:
         """Agents found dead, of those that it still counts on."""
@@ -204,8 +206,10 @@ class Fleet:
             self._standbys = StandbyWorld(number, self.placement)
 
     def stop_ranks(self) -> None:
-        """Stop every rank; what they said last is still to be heard."""
+        """Stop every rank; what they said last is there to be heard."""
+        assert self._stream is not None
         self._cluster.call_living(self.agents, "stop_ranks", STOP_TIMEOUT_S)
+        self._note(*self._stream.catch_up())
 
     def memory(self) -> dict[str, int] | None:
         """Bytes of snapshots and copies on the node that has most of them, and the largest agent's own peak; None

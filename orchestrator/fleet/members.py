@@ -47,6 +47,9 @@ class Events(Protocol):
     def poll(self, timeout_s: float) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
         """(events, agents found dead) within `timeout_s`; returns as soon as there is anything."""
 
+    def catch_up(self) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
+        """(everything that agents have said by now, those found dead meanwhile), also what is still on its way."""
+
 
 class Cluster(Protocol):
     def start_agents(self, placement: Placement, *, is_warm: bool, threads: int) -> list[AgentHandle]: ...

@@ -1,5 +1,6 @@
 """What agents say, over Ray."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from orchestrator.fleet.raylib import import_ray
 from orchestrator.fleet.renewals import Renewals
 
 LONG_POLL_S = 10.0
+CATCH_UP_S = 30.0
 
 
 class EventStream:
@@ -18,6 +20,7 @@ class EventStream:
         self._generation = generation
         self._renewals = renewals
         self._polls: dict[Any, AgentHandle] = {}
+        self._marks = itertools.count(1)
         for agent in agents:
             self.add(agent)
 
@@ -52,4 +55,22 @@ class EventStream:
             if self._renewals.is_silent(agent):
                 del self._polls[reference]
                 dead.append(agent)
+        return events, dead
+
+    def catch_up(self) -> tuple[list[dict[str, Any]], list[AgentHandle]]:
+        """See members.Events. Ray may bring the answer to a later call before what was said earlier: so each agent is
+        asked for a mark behind all that it has to say."""
+        awaited = {next(self._marks): agent for agent in self._polls.values()}
+        for mark, agent in awaited.items():
+            agent.actor.command.remote(self._generation, "mark", mark)
+        events: list[dict[str, Any]] = []
+        dead: list[AgentHandle] = []
+        while awaited:
+            said, lost = self.poll(CATCH_UP_S)
+            marks = {event["mark"] for event in said if event["kind"] == "mark"}
+            awaited = {m: agent for m, agent in awaited.items() if m not in marks and agent not in lost}
+            events += (event for event in said if event["kind"] != "mark")
+            dead += lost
+            if not said and not lost:  # who says nothing is found lost in time
+                break
         return events, dead

@@ -279,6 +279,9 @@ class FakeEvents:
     def poll(self, timeout_s: float) -> tuple[list[Message], list[AgentHandle]]:
         return self._cluster.take()
 
+    def catch_up(self) -> tuple[list[Message], list[AgentHandle]]:
+        return self._cluster.take()
+
 
 def _newest(held: dict[int, Trained]) -> dict[int, Trained]:
     return {step: held[step] for step in sorted(held)[-2:]}

@@ -98,6 +98,9 @@ class ImaginedCluster:
         said, self.said = self.said, []
         return said, []
 
+    def catch_up(self) -> tuple[list[Message], list[AgentHandle]]:
+        return self.poll(0.0)
+
 
 def step_messages(placement: Placement, attempt: int, step: int) -> list[Message]:
     said: Message = {

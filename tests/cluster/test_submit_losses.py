@@ -120,7 +120,8 @@ def test_real_time_limits_to_the_end(new_cluster: NewCluster, tmp_path: Path) ->
     """SLURM's own clock, three nodes: a job of two minutes sends its notice some 40 s before, again and again."""
     site = new_cluster(nodes=3)
     data = prepare_data(site)
-    words = ["cluster.num_workers=3", "train.steps=1500", "optim.schedule_steps=1500", "checkpoint.every_steps=100"]
+    words = ["cluster.num_workers=3", "train.global_batch_size=12", "checkpoint.every_steps=100"]
+    words += ["train.steps=1500", "optim.schedule_steps=1500"]
     reference = local_rows(data, tmp_path, *words)
     limits = ["cluster.slurm.time_limit_min=2", "cluster.slurm.notice_s=30", "tracking.wandb.mode=offline"]
     run = SubmittedRun(site, data, "minutes", *words, *limits)

@@ -60,6 +60,12 @@ def test_a_ray_that_does_not_answer_fails():
     assert f"127.0.0.1:{port}" in finding.found
 
 
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:gcs"])
+def test_what_is_no_address_of_a_ray_fails(address: str):
+    finding = services.ray(address)
+    assert (finding.level, finding.found) == (Level.fail, f"{address} is not HOST:PORT")
+
+
 def test_a_ray_that_listens_is_seen():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

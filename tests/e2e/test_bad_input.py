@@ -183,8 +183,11 @@ def resize(disk: Path, size: str) -> None:
 
 
 def test_two_drivers_of_one_run(typist: Typist, run: Run) -> None:
-    first = typist.train(run)
+    endless = ["train.steps=100000", "optim.schedule_steps=60"]  # however long the second takes to start
+    first = typist.train(run, *endless)
     first.wait_for_step(run, 1)
-    assert_refused(typist.train(run), "is already running", f"pid {first.process.pid}", "phalanx status")
-    first.finish()
+    second = typist.train(run, *endless)
+    assert_refused(second, "is already running", f"pid {first.process.pid}", "phalanx status")
+    first.process.terminate()
+    assert first.wait() == 75
     assert len(run.events("attempt_started")) == 1

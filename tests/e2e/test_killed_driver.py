@@ -92,9 +92,11 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
 
 
 def test_without_a_next_driver_nothing_is_left(typist: Typist, run: Run) -> None:
-    words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1"]
+    words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1", "fault.hang_constant_s=600"]
     driver = typist.train(run, *words)
     driver.wait_for_step(run, KILL_STEP)
+    driver.wait_for("a checkpoint", run.committed_steps)
+    os.kill(run.rank_pids()[1], signal.SIGSTOP)  # else they might reach the last step while Ray is asked
     zygote = psutil.Process(zygote_of(run.rank_pids()[0]))
     agent = zygote.parent()
     name = json.loads(run.folder.agents.read_text())["name"]
@@ -129,6 +131,13 @@ def test_a_reservation_that_an_ending_agent_took_along_is_known_to_be_gone(typis
     """So that the driver who waits for it asks anew."""
     here, gone = {"granted": True, "removed": False}, {"granted": False, "removed": True}
     assert said_by(typist, "removed_reservation.py") == [here, gone]
+
+
+def test_what_agents_have_said_is_heard_however_late_ray_brings_it(typist: Typist) -> None:
+    heard = said_by(typist, "late_words.py")
+    assert heard["at_once"] == []
+    assert sorted(heard["caught_up"]) == [0, 1]
+    assert heard["dead"] == 1
 
 
 def test_a_driver_that_was_only_stopped_starts_its_ranks_again(typist: Typist, run: Run, reference: Run) -> None:

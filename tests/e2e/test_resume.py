@@ -101,9 +101,12 @@ def test_interrupted_twice_then_three_workers_at_another_stage(typist: Typist, r
 
 
 def test_a_notice_saves_at_the_boundary_and_damage_goes_back_one(typist: Typist, run: Run, reference: Run) -> None:
-    driver = typist.train(run)
+    driver = typist.train(run, "fault.hang_constant_s=600")
     driver.wait_for_step(run, 22)
+    rank = run.rank_pids()[1]
+    os.kill(rank, signal.SIGSTOP)  # else they might reach the last step while it is typed
     cancel = typist.type("cancel", str(run.folder.path))
+    os.kill(rank, signal.SIGCONT)
     assert f"(pid {driver.process.pid}) was told to save" in cancel.output
     assert driver.wait() == EXIT_PREEMPTED
     assert typist.type("cancel", str(run.folder.path)).process.returncode == 2

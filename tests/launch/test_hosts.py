@@ -135,14 +135,11 @@ def test_processes_are_found_by_mark_file_and_descent(tmp_path: Path) -> None:
             process.stdout.close()
 
 
-SSH = '#!/bin/sh\nHOST=$2 exec sh -c "$3"\n'
+SSH = '#!/bin/sh\nHOST=$2 exec sh -c "$3; exit"\n'
 PYTHON = '#!/bin/sh\nif [ "$3" = launch.hosts.node ]; then exec {python} {program}; fi\nexec {python} "$@"\n'
 PROGRAM = """
 import json, os, signal, sys
-from orchestrator.leash import die_with_parent
 from orchestrator.processes import birth_s
-
-die_with_parent(os.getppid())
 
 def say(op):
     own = {"pid": os.getpid(), "born_s": birth_s(os.getpid()), "folder": "", "node": ""}
@@ -181,6 +178,11 @@ def test_a_host_that_is_lost_at_the_last_moment_leaves_nothing_on_the_others(tmp
         started={},
     )
     written: list[ClusterRecord] = []
-    with pytest.raises(PhalanxError, match="second was lost while the cluster came up: the power is gone"):
-        raise_cluster(asked, "token", 600.0, write=written.append, say=lambda _: None)
-    assert [find_process(host.pid, host.born_s) for host in written[0].started.values()] == [None, None]
+    try:
+        with pytest.raises(PhalanxError, match="second was lost while the cluster came up: the power is gone"):
+            raise_cluster(asked, "token", 600.0, write=written.append, say=lambda _: None)
+        assert [find_process(host.pid, host.born_s) for host in written[0].started.values()] == [None, None]
+    finally:
+        for host in (host for record in written for host in record.started.values()):
+            if (left := find_process(host.pid, host.born_s)) is not None:
+                left.kill()

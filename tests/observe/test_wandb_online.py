@@ -49,18 +49,24 @@ class Told:
     def __init__(self, root: Path) -> None:
         self.folder = RunFolder(root / "runs/demo")
         self.folder.path.mkdir(parents=True)
-        words = ["experiment=quickstart", "run.id=demo", "tracking.wandb.start_timeout_s=2"]
-        self.folder.config.write_text(resolved_yaml(compose(words).config))
         self.attempt = 0
         self.notices: list[str] = []
         self._now_s = 1000.0
+        self.configure(start_timeout_s=PATIENCE_S)
+
+    def configure(self, *, start_timeout_s: float) -> None:
+        """What `phalanx sync` reads: how long a server may take to answer at all."""
+        words = ["experiment=quickstart", "run.id=demo", f"tracking.wandb.start_timeout_s={start_timeout_s}"]
+        self.folder.config.write_text(resolved_yaml(compose(words).config))
 
     def drive(
         self, first: int, last: int, *, exit_code: int | None = 0, used: Any = (), **settings: Any
     ) -> WandbTracker:
         """A driver that does the steps `first` to `last`; with `exit_code` None it is left open."""
         is_resumed = self.folder.metrics.exists()
-        config = WandbConfig(**({"tags": ["a"], "start_timeout_s": 5.0, "close_timeout_s": 20.0} | settings))
+        config = WandbConfig(
+            **({"tags": ["a"], "start_timeout_s": PATIENCE_S, "close_timeout_s": PATIENCE_S} | settings)
+        )
         tracker = start_tracking(
             config,
             run_id="demo",
@@ -188,8 +194,10 @@ def test_what_a_server_missed_that_died_in_the_middle_is_sent_by_the_verb(
     told.event(tracker, "run_finished", 50)
     tracker.close(0)
     assert any(f"phalanx sync {told.folder.path}" in notice for notice in tracker.take_notices())
+    told.configure(start_timeout_s=2.0)
     assert cli.main(["sync", str(told.folder.path)]) == 1
     assert "W&B" in capsys.readouterr().err
+    told.configure(start_timeout_s=PATIENCE_S)
     server.start()
     for _ in range(2):
         assert cli.main(["sync", str(told.folder.path)]) == 0
