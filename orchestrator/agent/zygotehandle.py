@@ -18,11 +18,16 @@ from orchestrator.agent.channel import Channel, Message, receive_with_descriptor
 from orchestrator.fleet.surroundings import has_gpu
 
 MODULE = "orchestrator.agent.zygote"
-KEEP_FREED_MEMORY = (
+MALLOC_TUNABLES = (
     "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
+    ":glibc.malloc.hugetlb=1"
 )
 """A step frees what the next one needs again. By default glibc gives blocks of 32 MiB and more back to the kernel,
 which then clears every page anew: tens of thousands of page faults a step with 10 M parameters, a fifth of its time.
+
+And memory is of huge pages where the kernel gives them on request (`madvise`): it takes back the memory of a killed
+process before anybody hears of the death, page by page. With 10 M parameters that was half of the time until the
+driver heard of it and until the others were gone, 0.11 of 0.42 s from the kill to the next step.
 """
 
 
@@ -153,7 +158,7 @@ def environment(threads: int, accelerator: str) -> dict[str, str]:
         "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", accelerator),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC_TUNABLES),
     }
 
 

@@ -16,7 +16,7 @@ LIBRARY_BYTES = 316_000_000
 """Of a rank's process on a CPU before any of its model: Python, torch, DeepSpeed, gloo. Measured: 310 to 335 MB."""
 KEPT_COPIES = {0: 0.0, 1: 5.0, 2: 5.5, 3: 6.5}
 """By ZeRO stage, in parameters of compute type: the copies that DeepSpeed and gloo make of them in a step on a CPU,
-and what the ranks' malloc keeps of the freed ones (agent.zygotehandle.KEEP_FREED_MEMORY). Measured on 2 and 4 ranks
+and what the ranks' malloc keeps of the freed ones (agent.zygotehandle.MALLOC_TUNABLES). Measured on 2 and 4 ranks
 with 2.4 to 34 M parameters."""
 KEPT_COPIES_ALONE = 3.0
 """The same with one rank, which sends nothing."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from launch.compose import compose
-from orchestrator.agent.zygotehandle import KEEP_FREED_MEMORY
+from orchestrator.agent.zygotehandle import MALLOC_TUNABLES
 from orchestrator.codec import encode
 from orchestrator.control.specs import worker_specs
 from orchestrator.data.manifest import Manifest
@@ -68,7 +68,7 @@ def torchrun(words: Sequence[str], manifest: Manifest, root: Path, run_id: str, 
     folder, num_ranks = write_specs(words, manifest, root, run_id, device)
     arguments = [str(BARE_WORKER), str(folder / "specs.json"), str(folder)]
     command = [*torchrun_command(num_ranks), *arguments]
-    allocator = {"GLIBC_TUNABLES": KEEP_FREED_MEMORY}
+    allocator = {"GLIBC_TUNABLES": MALLOC_TUNABLES}
     timed = _timed(command, folder / "rank_0.jsonl", root / f"{run_id}.log", allocator)
     ranks = [_read(folder / f"rank_{rank}.jsonl") for rank in range(num_ranks)]
     return Run(**timed, rows=list(_joined(ranks)))
