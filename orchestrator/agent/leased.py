@@ -16,21 +16,32 @@ from orchestrator.errors import SupersededError
 LOOKS_PER_TIMEOUT = 10
 MAX_INTERVAL_S = 1.0
 STOP_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 1800.0
+"""For what is on its way to storage when no driver came: the ranks are gone, but a store that does not answer must
+not keep the node reserved for good."""
 
 
 class LeasedAgent:
     """Any thread may call."""
 
     def __init__(
-        self, agent: NodeAgent, generation: int, terms: LeaseTerms, facts: dict[str, Any], on_end: Callable[[], None]
+        self,
+        agent: NodeAgent,
+        generation: int,
+        terms: LeaseTerms,
+        facts: dict[str, Any],
+        on_end: Callable[[], None],
+        *,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
         """`facts` are for the driver that adopts it: what it was made for. `on_end` is called when everything is
-        released because no driver came."""
+        released because no driver came, or could not be released in `close_timeout_s`."""
         self._agent = agent
         self._generation = generation
         self._facts = facts
         self._lease = Lease(terms)
         self._on_end = on_end
+        self._close_timeout_s = close_timeout_s
         self._has_lapsed = False
         self._obeying = threading.Lock()
         """Whoever holds it decides whether ranks may live: a lapse is over before the next driver's word counts."""
@@ -85,7 +96,9 @@ class LeasedAgent:
             verdict = self._look(now_s - looked_s, interval_s)
             looked_s = now_s
             if verdict is Verdict.ended:
-                self._agent.close()
+                closing = threading.Thread(target=self._agent.close, name="close", daemon=True)
+                closing.start()
+                closing.join(self._close_timeout_s)
                 self._on_end()
 
     def _look(self, elapsed_s: float, interval_s: float) -> Verdict:

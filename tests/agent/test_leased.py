@@ -2,13 +2,15 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from agent.processes import Watched, descendants
 from rank.ranks import SAFETY_S, Data, Ranks, open_run
 
+from orchestrator.agent.agent import NodeAgent
 from orchestrator.agent.lease import LeaseTerms
 from orchestrator.agent.leased import LeasedAgent
 from orchestrator.errors import SupersededError
@@ -86,3 +88,27 @@ def test_words_keep_it_alive(own: Ranks, tmp_path: Path) -> None:
         leased.close(2)
         live.hear_all()
     assert not ended.is_set()  # it was told to end
+
+
+class Unreleased:
+    """An agent whose store does not answer, or that fails as it ends."""
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.close = close
+
+    def stop_ranks(self, timeout_s: float, why: str) -> None:
+        """It has none."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_can_not_be_released_keeps_no_node() -> None:
+    answers, terms = threading.Event(), LeaseTerms(timeout_s=0.01, grace_s=0.02)
+
+    def fail() -> None:
+        raise RuntimeError("a disk that is gone")
+
+    for close in (answers.wait, fail):
+        ended = threading.Event()
+        LeasedAgent(cast(NodeAgent, Unreleased(close)), 1, terms, FACTS, ended.set, close_timeout_s=0.1)
+        assert ended.wait(SAFETY_S)
+    answers.set()
