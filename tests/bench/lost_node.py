@@ -64,9 +64,10 @@ def lose(fault: Callable[[VirtualCluster, str], None]) -> tuple[float, float]:
 
 
 def newest_attempts_step_s(run: SubmittedRun) -> float | None:
-    """When the newest attempt's first step had been done, in unix seconds."""
-    rows = [row for row in read_rows(run.folder.metrics) if row.attempt == run.newest_attempt()]
-    return rows[0].time if rows else None
+    """When the newest attempt's first step had been done, in unix seconds. (Not of its first row: that may be of the
+    step before the loss, told again because the lost agent took its report along.)"""
+    newest = run.newest_attempt()
+    return next((event["t"] for event in run.events("first_step") if event["attempt"] == newest), None)
 
 
 def slow_down() -> tuple[list[float], list[float]]:
