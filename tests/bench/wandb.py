@@ -101,12 +101,17 @@ def _stop_in_the_middle(server: WandbServer, folder: RunFolder, steps: int, has_
             return
 
 
+CAUSE = """No step waits for the server: one that answers late or not at all costs less than one that answers.
+What is left is the work of the client's own processes: with two ranks on two cores, there is no core free for
+them."""
+
 BENCH = Bench(
     name="wandb",
     title="Step time with W&B up, slow, dead and dying against W&B disabled",
     about=ABOUT,
     pairs=7,
     measure=measure,
+    cause=CAUSE,
 )
 
 if __name__ == "__main__":
