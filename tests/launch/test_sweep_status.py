@@ -101,6 +101,9 @@ def test_a_sweep_is_told_of_although_slurm_does_not_answer(
 
 
 @pytest.mark.parametrize("verb", [status.run, cancel.run])
-def test_a_name_that_no_folder_can_have_is_refused_as_any_unknown_one(verb: Callable[[list[str]], int]) -> None:
+def test_a_name_that_no_folder_can_have_is_refused_as_any_unknown_one(
+    verb: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a demo has left runs, those are named
     with pytest.raises(ConfigError, match=r"^run a+ was not found"):
         verb(["a" * 300])
