@@ -107,12 +107,20 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)
 
     def _fork(self, entry: str, label: str, descriptors: list[int]) -> None:
-        parent = os.getpid()
-        pid = os.fork()
+        parent, failure = os.getpid(), None
+        try:
+            pid = os.fork()
+        except OSError as error:  # a limit of processes or memory: what is forked already goes on
+            pid, failure = -1, error
         if pid == 0:
             self._become(entry, descriptors, parent)
         for descriptor in descriptors:
             os.close(descriptor)
+        if failure is not None:
+            reason = f"could not be forked ({failure}); raise the node's limits of processes and memory"
+            end = {"exit_code": None, "signal": None, "is_stopped": False, "reason": reason}
+            send_with_descriptors(self._agent, {"op": "exited", "label": label, "pid": None, **end}, [])
+            return
         pidfd = os.pidfd_open(pid)
         self._children[pid] = (label, pidfd)
         self._selector.register(pidfd, selectors.EVENT_READ, pid)

@@ -141,3 +141,40 @@ def test_children_end_with_a_killed_zygote(zygote):
     with Watched(pid for pid, _, _ in children) as watched:
         zygote.process.kill()
         assert watched.living(SAFETY_S) == []
+
+
+@pytest.fixture
+def process_limit() -> Iterator[Path]:
+    """A pids cgroup (version 1), without a limit yet."""
+    group = Path("/sys/fs/cgroup/pids") / f"phalanx-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no pids cgroup of version 1 can be made here: {error}")
+    yield group
+    for pid in (group / "cgroup.procs").read_text().split():
+        (group.parent / "cgroup.procs").write_text(pid)
+    group.rmdir()
+
+
+def test_what_can_not_be_forked_ends_nothing_else(zygote: Spoken, process_limit: Path) -> None:
+    pid, channel, output = zygote.fork("store")
+    (process_limit / "cgroup.procs").write_text(str(zygote.process.pid))
+    (process_limit / "pids.max").write_text("1")
+    ours, theirs = Channel.pair()
+    readable, writable = os.pipe()
+    send_with_descriptors(zygote.socket, {"op": "fork", "entry": "store", "label": "another"}, [theirs, writable])
+    os.close(theirs)
+    os.close(writable)
+    answer = zygote.hear()
+    assert (answer["op"], answer["label"], answer["exit_code"], answer["signal"]) == ("exited", "another", None, None)
+    assert "could not be forked ([Errno 11]" in answer["reason"]
+    assert read_all(readable) == ""  # nobody holds its other end
+    ours.close()
+
+    (process_limit / "pids.max").write_text("max")
+    later, later_channel, later_output = zygote.fork("store")  # it goes on, and so does what it had forked
+    for channel_of, output_of, pid_of in ((channel, output, pid), (later_channel, later_output, later)):
+        channel_of.close()
+        os.close(output_of)
+        assert zygote.hear()["pid"] == pid_of
