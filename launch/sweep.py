@@ -96,7 +96,8 @@ def recipe_of(folder: SweepFolder, words: Sequence[str]) -> tuple[Recipe, SweepW
     """Of a sweep that was typed with `words`."""
     read = read_words(words)
     base = read.compose(read.trials()[0])
-    return _recipe(folder, read, base, metric_of(read, base)), read
+    metric = metric_of(read, base)
+    return _recipe(folder, read, base, metric, rungs_for(read, base, metric)), read
 
 
 def run_grid(argv: list[str]) -> int:

@@ -14,13 +14,14 @@ from launch.slurm.jobspec import driver_words
 from launch.slurm.record import Submission
 from launch.slurm.request import directives, job_request
 from launch.submit import spec_of
-from launch.sweep import run
+from launch.sweep import recipe_of, run
 from launch.sweep_array import check
 from launch.sweep_words import read_words
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.settings import Metric, Pruner
 
 if TYPE_CHECKING:
     from rank.ranks import Data
@@ -47,6 +48,12 @@ def test_the_directive_comes_after_the_name() -> None:
 def test_a_task_is_not_taken_for_its_whole_array() -> None:
     assert Submission(job_id=12, time_s=0.0).slurm_id == "12"
     assert Submission(job_id=12, time_s=0.0, task=0).slurm_id == "12_0"
+
+
+def test_a_task_reads_the_sweep_as_the_command_did(tmp_path: Path) -> None:
+    recipe, read = recipe_of(SweepFolder(tmp_path), SWEPT)
+    assert recipe.listed == read.trials() == [{"optim.lr": "0.001"}, {"optim.lr": "0.002"}]
+    assert (recipe.metric, recipe.rungs.pruner) == (Metric.loss, Pruner.none)
 
 
 @pytest.mark.parametrize(
