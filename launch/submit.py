@@ -5,7 +5,6 @@ Imports neither torch nor ray: it runs on a login node.
 
 import contextlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -181,17 +180,13 @@ def check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
 def alone(folder: RunFolder) -> Iterator[None]:
     """Of two that submit a run at once the second is refused, with ConfigError: it would queue a second job."""
     folder.slurm.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.slurm / "submit.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        holding.lock(descriptor)
-        holding.sign(descriptor)
-        yield
+        with holding.held(folder.slurm / "submit.lock"):
+            yield
     except holding.HeldError as holder:
         raise ConfigError(
             f"{folder.run_id} is being submitted already ({holder}); follow it with phalanx status {folder.path}"
         ) from None
-    finally:
-        os.close(descriptor)
 
 
 def check_not_queued(folder: RunFolder) -> None:

@@ -1,16 +1,44 @@
 """A lock file that says who holds it: the kernel frees the lock however its process ends."""
 
+import contextlib
 import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 PAUSE_S = 0.005
+WAIT_POLL_S = 0.2
 
 
 class HeldError(Exception):
     """Another process holds it; the text says which."""
+
+
+@contextlib.contextmanager
+def held(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file at `path`, signed. Raises HeldError where another holds it for longer than `wait_s`."""
+    until_s = time.monotonic() + wait_s
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _wait_for(descriptor, until_s)
+        sign(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, until_s: float) -> None:
+    """`until_s` is monotonic."""
+    while True:
+        try:
+            lock(descriptor)
+            return
+        except HeldError:
+            if time.monotonic() >= until_s:
+                raise
+        time.sleep(WAIT_POLL_S)
 
 
 def lock(descriptor: int, pause: Callable[[], object] = lambda: time.sleep(PAUSE_S)) -> None:

@@ -11,7 +11,7 @@ Commands:  {"op": "environment", "environment": {name: value}}: the agent's, for
            {"op": "kill", "pid": int}, {"op": "dump", "pid": int}: SIGKILL; its stacks (stacks.py)
 Answers:   {"op": "ready", "seconds": float, "pid"}, {"op": "forked", "label", "pid"},
            {"op": "exited", "label", "pid", "exit_code": int | None, "signal": int | None,
-            "is_stopped": bool}
+            "is_stopped": bool}; without a pid, and with a "reason", where it could not be forked
 """
 
 import contextlib

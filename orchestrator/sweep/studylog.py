@@ -1,7 +1,6 @@
 """The study and its file: each record is on disk before it counts."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +11,6 @@ from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import JsonLines, read_records
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.study import Part, Record, Study, Trial, read_study
-
-POLL_S = 0.2
 
 
 class StudyLog:
@@ -51,28 +48,11 @@ def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[None]:
 
     Raises ConfigError where another holds it for longer than `wait_s`.
     """
-    until_s = time.monotonic() + wait_s
     folder.path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _wait_for(descriptor, until_s)
-        holding.sign(descriptor)
-        yield
+        with holding.held(folder.lock, wait_s):
+            yield
     except holding.HeldError as holder:
         raise ConfigError(
             f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
         ) from None
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for(descriptor: int, until_s: float) -> None:
-    """`until_s` is monotonic."""
-    while True:
-        try:
-            holding.lock(descriptor)
-            return
-        except holding.HeldError:
-            if time.monotonic() >= until_s:
-                raise
-        time.sleep(POLL_S)

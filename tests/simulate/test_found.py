@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from simulated import assert_clean, setting
 
@@ -213,6 +214,16 @@ def test_a_rank_that_dies_amid_the_news_of_bad_numbers_changes_nothing(tmp_path:
     assert_went_back(tmp_path, course, SAVE_EVERY)
 
 
+def resumed(schedule: Schedule, folder: Path) -> list[dict[str, Any]]:
+    """The events of a run that a second driver went on with, and that had not failed."""
+    course = schedule.run()
+    assert_clean(course)
+    assert course.drivers == 2
+    events = read_events(RunFolder(folder).events)
+    assert [event for event in events if event["event"] == "run_failed"] == []
+    return events
+
+
 def test_a_run_that_is_told_to_stop_while_its_store_fails_may_be_resumed(tmp_path: Path) -> None:
     """It is no failed run: a scheduler goes on with it."""
     schedule = schedule_in(tmp_path)
@@ -226,11 +237,7 @@ def test_a_run_that_is_told_to_stop_while_its_store_fails_may_be_resumed(tmp_pat
         schedule.world.after(limit_s + 100, lambda: setattr(schedule.files, "fault", None))
 
     when_step_is_done(schedule, SAVE_EVERY + 20, tell_to_stop)
-    course = schedule.run()
-    assert_clean(course)
-    assert course.drivers == 2
-    events = read_events(RunFolder(tmp_path).events)
-    assert [event for event in events if event["event"] == "run_failed"] == []
+    events = resumed(schedule, tmp_path)
     assert [e["resume_step"] for e in events if e["event"] == "attempt_started"] == [0, SAVE_EVERY]
 
 
@@ -249,12 +256,8 @@ def test_a_run_that_is_told_to_stop_while_it_waits_for_its_checkpoints_may_be_re
         schedule.world.after(130, lambda: setattr(schedule.files, "fault", None))
 
     when_step_is_done(schedule, SAVE_EVERY + 20, go_down)
-    course = schedule.run()
-    assert_clean(course)
-    assert course.drivers == 2
-    events = read_events(RunFolder(tmp_path).events)
+    events = resumed(schedule, tmp_path)
     assert len([event for event in events if event["event"] == "preemption_notice"]) == 1
-    assert [event for event in events if event["event"] == "run_failed"] == []
 
 
 def stop_with_an_end(schedule: Schedule) -> int:
