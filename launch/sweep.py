@@ -78,12 +78,12 @@ def run(argv: list[str]) -> int:
     else:
         _check_fit(read)
     _check_data(read)
-    with locked(folder), Notices() as notices:
+    with locked(folder) as lock, Notices() as notices:
         _describe(folder, read, base, metric, is_accepted=options.accept_changes)
         if options.one_job:
-            return sweep_job.submit(folder, read, base, words)
+            return sweep_job.submit(folder, read, base, words, lock)
         if is_array(base):
-            return sweep_array.submit(folder, _recipe(folder, read, base, metric, rungs), read, words)
+            return sweep_array.submit(folder, _recipe(folder, read, base, metric, rungs), read, words, lock)
         return _search(folder, read, _recipe(folder, read, base, metric, rungs), notices)
 
 

@@ -43,15 +43,15 @@ class StudyLog:
 
 
 @contextlib.contextmanager
-def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the sweep's lock, which the kernel frees however this process ends.
+def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold the sweep's lock (its descriptor), which the kernel frees however this process ends.
 
     Raises ConfigError where another holds it for longer than `wait_s`.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with holding.held(folder.lock, wait_s):
-            yield
+        with holding.held(folder.lock, wait_s) as lock:
+            yield lock
     except holding.HeldError as holder:
         raise ConfigError(
             f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
