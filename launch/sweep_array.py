@@ -52,15 +52,17 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
     log = StudyLog(folder)
     try:
         check_site(recipe.base, wanted_device(recipe.base), folder.trial(next(iter(log.study.trials), "")))
-        _add_all(folder, recipe, log)
-        _take_up(folder, log)
-        _settle_ended(folder, Judge(folder, recipe, log), log)
-        waiting = [t for t in log.study.trials.values() if is_startable(t, recipe.settings.max_retries)]
-        if not waiting:
+        with log.unless_refused():
+            _add_all(folder, recipe, log)
+            _take_up(folder, log)
+            _settle_ended(folder, Judge(folder, recipe, log), log)
+            waiting = [t for t in log.study.trials.values() if is_startable(t, recipe.settings.max_retries)]
+            # A Ctrl-C is only counted meanwhile: control/notices.py.
+            job = _submit(folder, recipe, waiting, words, lock) if waiting else None
+        if job is None:
             write_report(folder, log.study, read.space, recipe.metric)
             print(f"nothing to submit: {counts_text(log.study)}; see phalanx status {folder.path}")
             return EXIT_FAILED if log.study.in_state(TrialState.failed) else 0
-        job = _submit(folder, recipe, waiting, words, lock)  # a Ctrl-C is only counted meanwhile: control/notices.py
         for trial in waiting:
             _record_start(folder, log, trial, job)
     finally:
@@ -134,8 +136,13 @@ def _submit(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], words:
     specs = [_write_spec(folder, recipe, trial, config, device) for trial in trials]
     tasks = {**tasks_of(folder), **{str(trial.number): trial.id for trial in trials}}
     write_atomically(str(folder.array), json.dumps({"words": list(words), "tasks": tasks}, indent=2).encode())
-    folder.array_script.write_text(_script(folder, recipe, trials, device, specs[0].host_python))
-    commands.test_only(folder.array_script)
+    script = folder.array_script.with_suffix(".new")
+    script.write_text(_script(folder, recipe, trials, device, specs[0].host_python))
+    try:
+        commands.test_only(script)
+        script.replace(folder.array_script)  # with which tasks that are queued may submit their successors
+    finally:
+        script.unlink(missing_ok=True)
     return commands.submit(folder.array_script, lock=lock)
 
 

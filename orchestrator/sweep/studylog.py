@@ -1,6 +1,7 @@
 """The study and its file: each record is on disk before it counts."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ class StudyLog:
         self.study: Study = read_study(read_records(folder.study))
         self.starts = {r["trial"]: r for r in read_records(folder.study) if r["event"] == Record.trial_started}
         """Trial -> the record of its newest start by an earlier driver."""
+        self._path = folder.study
         self._lines = JsonLines(folder.study)
 
     def add(self, trial_id: str, parameters: Mapping[str, str], part: Part | None = None) -> Trial:
@@ -31,6 +33,16 @@ class StudyLog:
         """Returns the trial as it is after the record."""
         self._append({"event": event, "trial": trial.id, **fields})
         return self.study.trials[trial.id]
+
+    @contextlib.contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """What was recorded within is taken back where it raises ConfigError; the log has to be opened anew then."""
+        size = self._path.stat().st_size
+        try:
+            yield
+        except ConfigError:
+            os.truncate(self._path, size)
+            raise
 
     def close(self) -> None:
         self._lines.close()

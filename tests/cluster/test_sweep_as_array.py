@@ -104,6 +104,15 @@ def test_an_array_whose_sweep_was_killed_is_taken_up(slurm: VirtualCluster) -> N
     assert len(re.findall(r"^job \d+_[01] of unrecorded-\w+ is cancelled", cancelled, re.MULTILINE)) == 2, cancelled
 
 
+@pytest.mark.parametrize("more", [[], ["--one-job", "sweep.max_concurrent=2"]])
+def test_what_slurm_refuses_leaves_nothing_behind(slurm: VirtualCluster, more: list[str]) -> None:
+    words = [*ArraySweep(slurm).words, "sweep.id=refused", "optim.lr=1e-3,2e-3", "cluster.slurm.reservation=friday"]
+    done = phalanx(slurm, "sweep", *words, *more)
+    assert done.returncode == 2, done.stdout
+    assert "SLURM refuses the job: allocation failure: Requested reservation is invalid" in done.stderr
+    assert not (slurm.shared / "runs/refused").exists()
+
+
 def test_all_trials_in_one_job(slurm: VirtualCluster) -> None:
     """Three trials on two nodes; all save before the time limit, and the requeued job goes on with them."""
     sweep = ArraySweep(slurm)
