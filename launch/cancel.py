@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 from pathlib import Path
@@ -58,7 +59,7 @@ def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
             commands.cancel(task)  # its `sweep` was killed before it could write it down
             told.append(f"job {task} of {sweep.sweep_id} is cancelled (it was {state})")
     if not told:
-        raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.path}")
+        raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.quoted}")
     return "\n".join(told)
 
 
@@ -73,7 +74,7 @@ def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
     commands.ask_to_leave(job)
     return (
         f"job {job} of {folder.run_id} was told to save at the next step boundary and to leave; "
-        f"follow it with phalanx status {folder.path}"
+        f"follow it with phalanx status {folder.quoted}"
     )
 
 
@@ -91,10 +92,10 @@ def _cancel_driver(what: str, lock: Path, is_now: bool) -> str:
     """`what`: `run first`, or `sweep NAME`."""
     holder = _holder(lock)
     if holder is None:
-        raise ConfigError(f"{what} is not running; see phalanx status {lock.parent}")
+        raise ConfigError(f"{what} is not running; see phalanx status {shlex.quote(str(lock.parent))}")
     pid, host = holder
     if host != socket.gethostname():
-        raise ConfigError(f"{what} runs on {host}; type this there: phalanx cancel {lock.parent}")
+        raise ConfigError(f"{what} runs on {host}; type this there: phalanx cancel {shlex.quote(str(lock.parent))}")
     try:
         os.kill(pid, signal.SIGTERM)
         if is_now:

@@ -93,7 +93,7 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
     folder = RunFolder(Path(config.run.root).absolute() / run_id_of(config, manifest))
     plan = plan_for(config, manifest, folder, device)
     if is_finished(folder, plan):
-        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
+        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.quoted}")
         return 0
     check_store(config, plan, folder)
     check_site(config, device, folder)
@@ -189,7 +189,7 @@ def alone(folder: RunFolder) -> Iterator[int]:
             yield lock
     except holding.HeldError as holder:
         raise ConfigError(
-            f"{folder.run_id} is being submitted already ({holder}); follow it with phalanx status {folder.path}"
+            f"{folder.run_id} is being submitted already ({holder}); follow it with phalanx status {folder.quoted}"
         ) from None
 
 
@@ -199,5 +199,5 @@ def check_not_queued(folder: RunFolder) -> None:
     if view is not None and not view.state.is_end:
         raise ConfigError(
             f"{folder.run_id} is already job {view.job_id}, which is {view.state}; follow it with phalanx status "
-            f"{folder.path}, or end it with phalanx cancel {folder.path}"
+            f"{folder.quoted}, or end it with phalanx cancel {folder.quoted}"
         )

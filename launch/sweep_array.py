@@ -61,7 +61,7 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
             job = _submit(folder, recipe, waiting, words, lock) if waiting else None
         if job is None:
             write_report(folder, log.study, read.space, recipe.metric)
-            print(f"nothing to submit: {counts_text(log.study)}; see phalanx status {folder.path}")
+            print(f"nothing to submit: {counts_text(log.study)}; see phalanx status {folder.quoted}")
             return EXIT_FAILED if log.study.in_state(TrialState.failed) else 0
         for trial in waiting:
             _record_start(folder, log, trial, job)
@@ -71,7 +71,7 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
     for name, value in (
         ("sweep", folder.sweep_id),
         ("trials", f"{len(waiting)} as tasks {array_text([trial.number for trial in waiting], None)}"),
-        ("follow", f"phalanx status {folder.path}"),
+        ("follow", f"phalanx status {folder.quoted}"),
         ("end", f"scancel {job}"),
     ):
         print(f"{name:<12}{value}")

@@ -59,9 +59,9 @@ def submit(folder: SweepFolder, read: SweepWords, base: RunConfig, words: Sequen
     for name, value in (
         ("sweep", folder.sweep_id),
         ("nodes", f"{spec.request.all_nodes}, for {read.settings.max_concurrent} trials at a time"),
-        ("follow", f"phalanx status {folder.path}"),
-        ("", f"phalanx logs {folder.path} --job -f"),
-        ("end", f"phalanx cancel {folder.path}"),
+        ("follow", f"phalanx status {folder.quoted}"),
+        ("", f"phalanx logs {folder.quoted} --job -f"),
+        ("end", f"phalanx cancel {folder.quoted}"),
     ):
         print(f"{name:<12}{value}")
     return 0

@@ -1,6 +1,7 @@
 """How a sweep is, read from the files of its folder, for `phalanx status`."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,9 @@ def sweep_lines(folder: SweepFolder, jobs: Jobs | None) -> list[str]:
         )
     state = _state(folder, study, jobs)
     job = (jobs or {}).get(str(folder.path))
-    next_line = f"open {folder.report}" if folder.report.exists() else f"phalanx logs {folder.trials}/TRIAL"
+    next_line = f"phalanx logs {folder.quoted}/trials/TRIAL"
+    if folder.report.exists():
+        next_line = shlex.join(["open", str(folder.report)])
     if state == "stopped":
         next_line = "the command that started it goes on"
     return [

@@ -153,7 +153,8 @@ class Job:
             if time.time() > until_s:
                 raise SlurmError(
                     f"run {self._folder.run_id} is still held by its earlier driver after "
-                    f"cluster.start_timeout_s={self._spec.start_timeout_s:g}; see phalanx status {self._folder.path}"
+                    f"cluster.start_timeout_s={self._spec.start_timeout_s:g}; see phalanx status "
+                    f"{self._folder.quoted}"
                 )
             self._hear(wakeup.wait([], POLL_S))
             if self._notice is not None:

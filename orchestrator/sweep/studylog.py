@@ -66,5 +66,5 @@ def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[int]:
             yield lock
     except holding.HeldError as holder:
         raise ConfigError(
-            f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
+            f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.quoted}"
         ) from None

@@ -102,8 +102,9 @@ def test_a_job_whose_submit_was_killed_is_found_and_not_submitted_twice(
     slurm.gate.touch()
     with holding.held(folder.slurm / "submit.lock", wait_s=math.inf):
         slurm.queue.write_text(slurm.queue.read_text().splitlines()[0] + "\n")
-    with alone(folder), pytest.raises(ConfigError, match=r"^first is already job 12, which is PENDING"):
+    with alone(folder), pytest.raises(ConfigError, match=r"^first is already job 12, which is PENDING") as refusal:
         check_not_queued(folder)
+    assert str(refusal.value).endswith(f"or end it with phalanx cancel '{folder.path}'")
     root = str(folder.path.parent)
     assert status.run(["--root", root]) == status.run(["first", "--root", root]) == 0
     said = capsys.readouterr().out
