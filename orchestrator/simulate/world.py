@@ -69,6 +69,8 @@ class Background(Executor):
         self._number = 0
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
+        self._has_thread_ended = False
+        """It hands over no more, though it may still look alive for a moment."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "_Drained":
         future = _Drained(self)
@@ -141,6 +143,7 @@ class Background(Executor):
                 break
             self._hand_over()
         self._is_busy = False
+        self._has_thread_ended = True
         self._back.release()
 
     def _do_next(self) -> None:
@@ -155,9 +158,10 @@ class Background(Executor):
 
     def _end_thread(self) -> None:
         self._is_ending = True
-        if self._thread is not None and self._thread.is_alive():
-            self._go.release()
-            self._back.acquire()
+        if self._thread is not None:
+            if not self._has_thread_ended:
+                self._go.release()
+                self._back.acquire()
             self._thread.join()
         self._thread = None
 
