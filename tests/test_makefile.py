@@ -93,7 +93,7 @@ def test_ci_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    assert "exec make test" in script.read_text()
+    assert "exec make --keep-going test\n" in script.read_text()
 
 
 def test_ci_never_skips_the_tests_on_several_hosts() -> None:

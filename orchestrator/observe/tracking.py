@@ -11,8 +11,10 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -35,9 +37,14 @@ from orchestrator.observe.wandb_values import (
     without_secrets,
 )
 from orchestrator.runfolder import RunFolder
+from orchestrator.scratch import locked_folder, sweep_folders
 
 QUEUE_ITEMS = 10_000
 """Rows and events kept while W&B can't take them (about 10 MB); beyond that the oldest go."""
+SCRATCH_PREFIX = "phx-wb-"
+"""Of the client's temporary folder: its end by a signal leaves what it has there, so the folder is ours to remove."""
+LONGEST_PARENT = 32
+"""Bytes: of the 107 that Linux allows for a socket's path, the client's sockets and our folder need the others."""
 
 
 class NullTracker:
@@ -85,14 +92,8 @@ class WandbTracker:
         """Artifacts that W&B shall know as this run's: of a training run its newest checkpoint."""
         self._has: dict[str, int] | None = None
         """What W&B's server says it has of the run, once it has said; offline its segments have what was written."""
-        log = str(run_folder.wandb / "client.log")
-        self._process = subprocess.Popen(
-            # -P: neither our folder nor the working directory may shadow what wandb imports.
-            [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), log],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C on the terminal is the driver's to handle
-        )
+        self._scratch, self._held = locked_folder(SCRATCH_PREFIX, scratch_parent())
+        self._process = start_client(run_folder, self._scratch, self._held)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
         for thread in self._threads:
             thread.start()
@@ -148,6 +149,8 @@ class WandbTracker:
                 f" and was stopped; to send what it lacks: {self._start['sync_command']}"
             )
         self._end_processes()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        os.close(self._held)
         for thread in self._threads:
             thread.join(max(1.0, deadline - time.monotonic()))
         if self._dropped:
@@ -231,6 +234,26 @@ class WandbTracker:
         self._process.wait()
 
 
+def start_client(run_folder: RunFolder, scratch: str, held: int) -> "subprocess.Popen[bytes]":
+    """The client, with `scratch` as its temporary folder, which stays locked until this process and the client have
+    both ended."""
+    program, log = Path(__file__).with_name("wandb_process.py"), run_folder.wandb / "client.log"
+    return subprocess.Popen(
+        # -P: neither our folder nor the working directory may shadow what wandb imports.
+        [sys.executable, "-P", str(program), str(log), scratch],
+        env=os.environ | {"TMPDIR": scratch},
+        pass_fds=[held],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C on the terminal is the driver's to handle
+    )
+
+
+def scratch_parent() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= LONGEST_PARENT else "/tmp"
+
+
 Tracker = WandbTracker | NullTracker
 
 
@@ -271,6 +294,7 @@ def start_tracking(
         "driver_pid": os.getpid(),
     }
     try:
+        sweep_folders(SCRATCH_PREFIX, scratch_parent())
         run_folder.wandb.mkdir(parents=True, exist_ok=True)
         written = read_last_rows(run_folder.metrics, 1)
         step, attempt = (written[0].step, written[0].attempt) if written else (0, 0)

@@ -12,6 +12,7 @@ server at once, or by it when an offline segment is synced.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -244,4 +245,5 @@ if __name__ == "__main__":
     if "wandb" in sys.modules:
         with contextlib.suppress(Exception):
             sys.modules["wandb"].teardown()
+    shutil.rmtree(sys.argv[2], ignore_errors=True)  # our temporary folder; the driver may have been killed
     os._exit(0)  # the client's own exit hooks raise where its service has died

@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import itertools
+import mmap
 import multiprocessing
 import os
 import signal
@@ -29,6 +31,8 @@ RESTARTS = (1, 3, 10)
 DAY_S = 86_400.0
 GC_THRESHOLDS = (20_000, 20, 20)
 """A schedule makes many objects and few cycles: looking for those as often as usual is a fifth of its time."""
+HANDED_OUT = 4096
+"""Seeds that the workers are given at a time: a signal is answered only after the last one was handed out."""
 SCRATCH_PREFIX = "phalanx-simulate-"
 
 
@@ -101,34 +105,67 @@ def scratch_parent() -> str:
 
 
 def rehearse(setting: Setting, seeds: Iterable[int], processes: int | None = None) -> Iterator[Course]:
-    """The courses of `seeds`, in their order, as they are done."""
+    """The courses of `seeds`, in their order, as they are done.
+
+    SIGINT and SIGTERM are answered between two courses, by the handler that was there before.
+    """
     sweep_folders(SCRATCH_PREFIX, scratch_parent())
     processes = processes or os.cpu_count() or 1
     rehearsals = Rehearsals(setting)
     if processes == 1:
         yield from map(rehearsals.run, seeds)
         return
-    fork = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, fork, initializer=_prepare, initargs=(rehearsals, os.getpid()))
+    with _signals_put_off() as heard:
+        fork = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(processes, fork, initializer=_prepare, initargs=(rehearsals, os.getpid(), heard))
+        try:
+            remaining = iter(seeds)
+            while handed_out := list(itertools.islice(remaining, HANDED_OUT)):
+                for course in pool.map(_run, handed_out, chunksize=4):
+                    if course is None:
+                        return
+                    yield course
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _signals_put_off() -> Iterator[mmap.mmap]:
+    """Gives a byte, shared with what is forked, that is 0 until a signal is heard; raises that one again in the end.
+
+    An exception out of a signal's handler may come between the taking of a lock and its release in the executor's
+    Python code: one Ctrl-C of 200 was seen to hang there.
+    """
+    heard = mmap.mmap(-1, 1)
+
+    def note(number: int, _: object) -> None:
+        heard[0] = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield from pool.map(_run, seeds, chunksize=4)
+        yield heard
     finally:
-        pool.shutdown(cancel_futures=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if heard[0]:
+            signal.raise_signal(heard[0])
 
 
-_rehearsals: Rehearsals | None = None
+_work: tuple[Rehearsals, mmap.mmap] | None = None
 
 
-def _prepare(rehearsals: Rehearsals, parent: int) -> None:
-    global _rehearsals  # noqa: PLW0603 -- what a worker process of the pool works on
+def _prepare(rehearsals: Rehearsals, parent: int, heard: mmap.mmap) -> None:
+    global _work  # noqa: PLW0603 -- what a worker process of the pool works on
     die_with_parent(parent)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _rehearsals = rehearsals
+    _work = rehearsals, heard
 
 
-def _run(seed: int) -> Course:
-    assert _rehearsals is not None
-    return _rehearsals.run(seed)
+def _run(seed: int) -> Course | None:
+    """None once a signal was heard."""
+    assert _work is not None
+    rehearsals, heard = _work
+    return None if heard[0] else rehearsals.run(seed)

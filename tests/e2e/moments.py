@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from left_behind import is_alive
 from schedules import Moment
-from typed import POLL_S, Run
+from typed import POLL_S, Driver, Run
 
 from orchestrator.agent.stacks import process_state
 from orchestrator.agent.watchdog import Phase, Position
@@ -22,6 +22,8 @@ from orchestrator.rank.progress import ProgressReader
 
 PULSE_S = 0.0003
 """For which a rank is let go between two looks."""
+NEAR_STEPS = 3
+"""Before a step that is waited for, a rank is no longer only watched but let on pulse by pulse."""
 IN_STEP = frozenset({Phase.data, Phase.compute, Phase.snapshot, Phase.update, Phase.vote})
 
 
@@ -133,6 +135,26 @@ def hold_in(rank: LiveRank, moment: Moment | None, is_right: Ask, is_over: Ask) 
         let_go(rank.pid)
         time.sleep(PULSE_S)
     return False
+
+
+def hold_at_step(driver: Driver, run: Run, rank: int, step: int) -> LiveRank:
+    """The newest attempt's rank, held once it has done `step`. So it can't outrun who looks, as it can while a step
+    is on its way through the driver into a file. The run goes on when it is let go (SIGCONT) or killed."""
+
+    def newest() -> LiveRank | None:
+        pid = run.rank_pid(run.newest_attempt(), rank) if run.newest_attempt() else None
+        return LiveRank(pid, rank, run) if pid is not None and is_alive(pid) else None
+
+    found = driver.wait_for(f"a living rank {rank}", newest)
+
+    def has_done(number: int) -> bool:
+        seen = found.seen()
+        return seen is not None and seen.position.phase is not Phase.starting and seen.position.step >= number
+
+    driver.wait_for(f"a step near {step}", lambda: has_done(step - NEAR_STEPS) or not found.is_alive)
+    is_held = hold_in(found, None, lambda: has_done(step), lambda: not found.is_alive)
+    assert is_held, f"rank {rank} ended before step {step}\n{driver.output}"
+    return found
 
 
 def let_go(pid: int) -> None:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 from comparing import assert_bit_equal
-from typed import Run, Typist
+from left_behind import command_of, is_alive
+from moments import hold_at_step
+from typed import Driver, Run, Typist, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -13,6 +16,16 @@ EVERY = 5
 
 def disk_steps(folder: Path) -> list[int]:
     return sorted(int(path.parent.name[5:]) for path in folder.glob("*/step_*/COMMITTED.json"))
+
+
+def kill(driver: Driver) -> None:
+    """Returns once its agents have ended, too: until then they may still write to their disks."""
+    children = psutil.Process(driver.process.pid).children(recursive=True)
+    agents = [child.pid for child in children if "AgentActor" in command_of(child.pid)]
+    assert agents
+    driver.process.kill()
+    driver.wait()
+    wait_for("the end of the agents", lambda: not any(map(is_alive, agents)))
 
 
 def test_a_killed_driver_costs_the_steps_since_the_disks_interval(
@@ -24,19 +37,17 @@ def test_a_killed_driver_costs_the_steps_since_the_disks_interval(
     disk = tmp_path / "scratch"
     words = [f"checkpoint.local_dir={disk}", f"checkpoint.local_every_steps={EVERY}", "checkpoint.every_steps=0"]
     driver = typist.train(run, *words)
-    driver.wait_for_step(run, 17)
+    hold_at_step(driver, run, 1, 17)
     driver.wait_for("a checkpoint on the disk", lambda: disk_steps(disk)[-1:] >= [10])
-    driver.process.kill()
-    driver.wait()
+    kill(driver)
     assert run.committed_steps() == []
     steps = disk_steps(disk)
     done = max(run.rows())
 
     second = typist.train(run, *words)
-    second.wait_for_step(run, 37)
+    hold_at_step(second, run, 1, 37)
     second.wait_for("two newer ones", lambda: disk_steps(disk)[:1] > [steps[-1]])
-    second.process.kill()
-    second.wait()
+    kill(second)
     started = run.events("attempt_started")[1]
     assert (started["source"], started["resume_step"]) == ("disk", steps[-1])
     assert started["steps_lost"] == done - steps[-1]

@@ -8,6 +8,7 @@ import psutil
 import pytest
 from comparing import assert_bit_equal
 from left_behind import command_of, listening_ports
+from moments import hold_at_step, let_go
 from typed import Run, Typist
 
 pytestmark = pytest.mark.real
@@ -39,11 +40,11 @@ def test_a_stopped_rank_and_one_that_holds_the_gil(local_typist: Typist, run: Ru
     hangs = [(1, 1, 8, signal.SIGSTOP), (2, 0, 30, signal.SIGUSR1)]
     for attempt, rank, step, number in hangs:
         driver.wait_for(f"attempt {attempt}", lambda attempt=attempt: run.newest_attempt() == attempt)
-        driver.wait_for_step(run, step)
         assert_ray_is_for_one_run(driver.process.pid)
-        pid = run.rank_pid(attempt, rank)
-        assert pid is not None
-        os.kill(pid, number)
+        pid = hold_at_step(driver, run, rank, step).pid
+        if number != signal.SIGSTOP:
+            os.kill(pid, number)
+            let_go(pid)
     driver.finish()
 
     found = run.events("hang_detected")

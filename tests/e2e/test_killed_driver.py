@@ -1,7 +1,6 @@
 """The driver dies on a Ray that it joined: its agents wait for the next one, with the newest step in their memory."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import psutil
 import pytest
 from comparing import assert_bit_equal
 from left_behind import is_alive
+from moments import hold_at_step
 from typed import Driver, Run, Typist, wait_for
 
 from orchestrator.errors import EXIT_FAILED
@@ -38,12 +38,11 @@ def oom_score_adj(pid: int) -> int:
 def test_the_next_driver_goes_on_from_memory(typist: Typist, run: Run, reference: Run) -> None:
     words = ["checkpoint.every_steps=0", "fault.lease_timeout_s=3", "fault.driver_grace_s=60"]
     driver = typist.train(run, *words)
-    driver.wait_for_step(run, KILL_STEP)
+    hold_at_step(driver, run, 1, KILL_STEP)  # else they might reach the last step before they are stopped
     ranks = run.rank_pids()
     zygote = zygote_of(ranks[0])
     agent = psutil.Process(zygote).ppid()
     assert oom_score_adj(agent) < oom_score_adj(ranks[0]), "without memory the kernel takes a rank, not the agent"
-    os.kill(ranks[1], signal.SIGSTOP)  # else they might reach the last step before they are stopped
     kill(driver)
     wait_for("the end of the ranks without a lease", lambda: not any(map(is_alive, ranks)))
     assert is_alive(zygote)
@@ -69,8 +68,7 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
     """As after a partition: the older one wakes up beside the newer. Its folder is another one, so no lock helps."""
     words = [f"checkpoint.url={tmp_path / 'checkpoints'}", "fault.driver_grace_s=60"]
     older = typist.train(run, *words)
-    older.wait_for_step(run, KILL_STEP)
-    os.kill(run.rank_pids()[1], signal.SIGSTOP)  # else they might reach the last step before the newer one is there
+    hold_at_step(older, run, 1, KILL_STEP)  # else they might reach the last step before the newer one is there
     older.process.send_signal(signal.SIGSTOP)
     copied = Run(tmp_path / "elsewhere")
     shutil.copytree(run.root, copied.root)
@@ -94,9 +92,8 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
 def test_without_a_next_driver_nothing_is_left(typist: Typist, run: Run) -> None:
     words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1", "fault.hang_constant_s=600"]
     driver = typist.train(run, *words)
-    driver.wait_for_step(run, KILL_STEP)
+    hold_at_step(driver, run, 1, KILL_STEP)  # else they might reach the last step while Ray is asked
     driver.wait_for("a checkpoint", run.committed_steps)
-    os.kill(run.rank_pids()[1], signal.SIGSTOP)  # else they might reach the last step while Ray is asked
     zygote = psutil.Process(zygote_of(run.rank_pids()[0]))
     agent = zygote.parent()
     name = json.loads(run.folder.agents.read_text())["name"]
@@ -142,9 +139,8 @@ def test_what_agents_have_said_is_heard_however_late_ray_brings_it(typist: Typis
 
 def test_a_driver_that_was_only_stopped_starts_its_ranks_again(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run, "checkpoint.every_steps=0", "fault.lease_timeout_s=3", "fault.driver_grace_s=600")
-    driver.wait_for_step(run, KILL_STEP)
+    hold_at_step(driver, run, 1, KILL_STEP)  # else they might reach the last step before they are stopped
     ranks = run.rank_pids()
-    os.kill(ranks[1], signal.SIGSTOP)  # else they might reach the last step before they are stopped
     driver.process.send_signal(signal.SIGSTOP)
     wait_for("the end of the ranks without a lease", lambda: not any(map(is_alive, ranks)))
     driver.process.send_signal(signal.SIGCONT)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_bit_equal
-from moments import LiveRank, hold_in
+from moments import LiveRank, hold_at_step, hold_in
 from typed import Driver, Run, Typist
 
 from launch.kills import Kill, Moment
@@ -35,7 +35,7 @@ def carry_out(kill: Kill, driver: Driver, run: Run, after_attempt: int) -> int:
     attempt = run.newest_attempt()
     pid = driver.wait_for("the rank's process id", lambda: run.rank_pid(attempt, kill.rank))
     if kill.moment is Moment.step:
-        driver.wait_for_step(run, kill.step)
+        assert hold_at_step(driver, run, kill.rank, kill.step).pid == pid
     if kill.moment is Moment.save:
         driver.wait_for("a save", lambda: any(e["attempt"] == attempt for e in run.events("checkpoint_started")))
     os.kill(pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from comparing import assert_bit_equal, assert_same_course
 from left_behind import is_alive
+from moments import hold_at_step, let_go
 from slowing import slowed
 from sweeping import Sweep
 from typed import PHALANX, Run, SharedRay, Typist, wait_for
@@ -95,9 +96,7 @@ def agent_of(rank_pid: int) -> psutil.Process:
 
 def test_a_lost_node_comes_back_from_its_peer(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
     driver = typist_on_nodes.train(run, "checkpoint.every_steps=0", "cluster.failure_domain_label=rack")
-    driver.wait_for_step(run, KILL_STEP)
-    rank_pid = run.rank_pid(1, 1)
-    assert rank_pid is not None
+    rank_pid = hold_at_step(driver, run, 1, KILL_STEP).pid
     agents = [agent_of(pid) for pid in (run.rank_pid(1, 0), rank_pid) if pid is not None]
     assert agents[0].pid != agents[1].pid
     os.kill(agents[1].pid, signal.SIGKILL)
@@ -223,11 +222,10 @@ def test_who_waits_for_nodes_leaves_at_once_when_told_to(
 def test_an_agent_that_says_nothing_for_a_lease_is_lost(typist_on_nodes: Typist, run: Run, reference: Run) -> None:
     """Ray takes it for alive, as it does with a node behind a partition for a minute."""
     driver = typist_on_nodes.train(run, "checkpoint.every_steps=0", "fault.lease_timeout_s=4")
-    driver.wait_for_step(run, KILL_STEP)
-    rank_pid = run.rank_pid(1, 1)
-    assert rank_pid is not None
+    rank_pid = hold_at_step(driver, run, 1, KILL_STEP).pid
     agent = agent_of(rank_pid)
     agent.suspend()
+    let_go(rank_pid)
     driver.finish()
 
     wait_for("the end of the lost agent and its rank", lambda: not (is_alive(rank_pid) or is_alive(agent.pid)))
@@ -341,10 +339,9 @@ def test_the_node_of_a_rank_that_holds_other_bits_is_left(
     fake_nodes.add_one()
     words = ["train.global_batch_size=18", "cluster.num_workers=3", "fault.check_replicas_every_steps=1"]
     driver = typist_on_nodes.train(run, *words, "checkpoint.every_steps=0")
-    driver.wait_for_step(run, 9)
-    pid = run.rank_pid(1, 1)
-    assert pid is not None
+    pid = hold_at_step(driver, run, 1, 9).pid
     os.kill(pid, signal.SIGUSR1)
+    let_go(pid)
     driver.finish()
 
     (anomaly,), (left,) = run.events("anomaly"), run.events("node_lost")

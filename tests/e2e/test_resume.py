@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from comparing import assert_bit_equal, assert_same_course
 from left_behind import is_alive
+from moments import hold_at_step, let_go
 from typed import Run, Typist, marked_processes, wait_for
 
 from orchestrator.errors import EXIT_PREEMPTED
@@ -25,8 +26,10 @@ def test_ctrl_c_and_a_killed_driver_leave_nothing_running(local_typist: Typist, 
     local_typist.environment[name] = value
     words = ["tracking.wandb.mode=offline"]
     driver = local_typist.train(run, *words)
-    driver.wait_for_step(run, 10)
+    rank = hold_at_step(driver, run, 1, 10)
     os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes, too
+    driver.wait_for("the notice", lambda: run.events("preemption_notice"))
+    let_go(rank.pid)
     assert driver.wait() == EXIT_PREEMPTED
     stopped = run.newest_row()
     assert stopped is not None
@@ -34,7 +37,7 @@ def test_ctrl_c_and_a_killed_driver_leave_nothing_running(local_typist: Typist, 
     wait_for("the end of everything the driver had started", lambda: not marked_processes(mark))
 
     driver = local_typist.train(run, *words)
-    driver.wait_for_step(run, 30)
+    hold_at_step(driver, run, 1, 30)
     ranks = run.rank_pids()
     assert len(ranks) == 4
     driver.process.send_signal(signal.SIGKILL)
@@ -86,7 +89,8 @@ def test_more_steps_go_on_with_the_same_schedule(typist: Typist, run: Run, refer
 
 def test_interrupted_twice_then_three_workers_at_another_stage(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run)
-    driver.wait_for_step(run, 9)
+    hold_at_step(driver, run, 1, 9)
+    driver.wait_for("a checkpoint", run.committed_steps)
     driver.process.send_signal(signal.SIGINT)
     driver.wait_for("the first notice", lambda: run.events("preemption_notice"))
     driver.process.send_signal(signal.SIGINT)
@@ -102,11 +106,9 @@ def test_interrupted_twice_then_three_workers_at_another_stage(typist: Typist, r
 
 def test_a_notice_saves_at_the_boundary_and_damage_goes_back_one(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run, "fault.hang_constant_s=600")
-    driver.wait_for_step(run, 22)
-    rank = run.rank_pids()[1]
-    os.kill(rank, signal.SIGSTOP)  # else they might reach the last step while it is typed
+    rank = hold_at_step(driver, run, 1, 22)  # else they might reach the last step while it is typed
     cancel = typist.type("cancel", str(run.folder.path))
-    os.kill(rank, signal.SIGCONT)
+    let_go(rank.pid)
     assert f"(pid {driver.process.pid}) was told to save" in cancel.output
     assert driver.wait() == EXIT_PREEMPTED
     assert typist.type("cancel", str(run.folder.path)).process.returncode == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_bit_equal
+from moments import hold_at_step, let_go
 from noisy import copy_with_noise
 from slowing import slowed
 from typed import Driver, Run, Typist
@@ -86,10 +87,9 @@ def test_a_flipped_bit_is_found_and_leaves_no_trace(local_typist: Typist, run: R
     path = os.pathsep.join(filter(None, [str(CORRUPT), local_typist.environment.get("PYTHONPATH")]))
     local_typist.environment = {**local_typist.environment, "PYTHONPATH": path}
     driver = local_typist.train(run, "fault.recheck_every_steps=1")
-    driver.wait_for_step(run, 9)
-    pid = run.rank_pid(1, 1)
-    assert pid is not None
+    pid = hold_at_step(driver, run, 1, 9).pid
     os.kill(pid, signal.SIGUSR2)
+    let_go(pid)
     driver.finish()
 
     (anomaly,) = run.events("anomaly")

@@ -17,16 +17,17 @@ from step_rows import row
 from orchestrator.config import WandbConfig, WandbMode
 from orchestrator.observe.artifacts import wandb_safe
 from orchestrator.observe.names import row_values
-from orchestrator.observe.tracking import QUEUE_ITEMS, NullTracker, start_tracking
+from orchestrator.observe.tracking import QUEUE_ITEMS, SCRATCH_PREFIX, NullTracker, start_tracking
 from orchestrator.observe.wandb_values import event_values, init_arguments, without_secrets
 from orchestrator.runfolder import RunFolder
+from orchestrator.scratch import sweep_folders
 
 FAKE_KEY = "a" * 40
 PATIENCE_S = 120.0
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_logged_in(monkeypatch, tmp_path):
+def nobody_is_logged_in(monkeypatch, tmp_path, temporary):
     for name in [name for name in os.environ if name.startswith(("WANDB_", "NETRC"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -133,6 +134,25 @@ def test_nothing_is_left_running_after_close(folder):
     tracker.close(0)
     tracker.close(0)
     assert psutil.wait_procs(mine, timeout=PATIENCE_S)[1] == []
+
+
+@pytest.mark.real
+def test_what_a_killed_client_has_in_the_temporary_folder_goes(folder, temporary):
+    """And what clients of killed drivers have left there, as soon as another starts; not what a living one has."""
+    (temporary / f"{SCRATCH_PREFIX}1-stale").mkdir()
+    tracker = started(folder, mode=WandbMode.offline)
+    tracker.wait_until_known(PATIENCE_S)
+    (scratch,) = temporary.iterdir()
+    assert [*scratch.iterdir()]
+    sweep_folders(SCRATCH_PREFIX, str(temporary))
+    assert scratch.is_dir()
+    log = str(folder.wandb / "client.log")
+    (client,) = [child for child in psutil.Process().children() if log in child.cmdline()]
+    for process in [*client.children(recursive=True), client]:
+        process.kill()
+    tracker.close(0)
+    assert any("its client died" in notice for notice in tracker.take_notices())
+    assert [*temporary.iterdir()] == []
 
 
 @pytest.mark.real
