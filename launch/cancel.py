@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from launch.cli_help import parser
 from launch.runs import DEFAULT_ROOT, find_run
 from launch.slurm import commands
+from launch.slurm.commands import NoSlurmError
+from launch.slurm.finding import made_of, newest_job
+from launch.slurm.jobstate import JobView
 from launch.slurm.record import newest_submission
 from launch.sweep_status import find_sweep
 from orchestrator.errors import ConfigError
@@ -50,35 +54,48 @@ def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
         return _cancel_driver(f"sweep {sweep.sweep_id}", sweep.lock, is_now)
     trials = read_study(read_records(sweep.study)).trials
     told = [words for trial in trials if (words := _cancel_job(sweep.trial(trial), is_now)) is not None]
+    for task, state in made_of(sweep.array_script, commands.queue()).items():
+        if state.is_waiting and not any(f"job {task} of " in words for words in told):
+            commands.cancel(task)  # its `sweep` was killed before it could write it down
+            told.append(f"job {task} of {sweep.sweep_id} is cancelled (it was {state})")
     if not told:
-        raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.path}")
+        raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.quoted}")
     return "\n".join(told)
 
 
 def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
     """What was done; None for a run that is no job, or whose job has ended."""
-    newest = newest_submission(folder)
-    view = commands.job(newest.slurm_id) if newest else None
-    if newest is None or view is None or view.state.is_end:
+    job, view = _newest_job(folder) or ("", None)
+    if view is None or view.state.is_end:
         return None
     if view.state.is_waiting or is_now:
-        commands.cancel(newest.slurm_id)
-        return f"job {newest.slurm_id} of {folder.run_id} is cancelled (it was {view.state})"
-    commands.ask_to_leave(newest.slurm_id)
+        commands.cancel(job)
+        return f"job {job} of {folder.run_id} is cancelled (it was {view.state})"
+    commands.ask_to_leave(job)
     return (
-        f"job {newest.slurm_id} of {folder.run_id} was told to save at the next step boundary and to leave; "
-        f"follow it with phalanx status {folder.path}"
+        f"job {job} of {folder.run_id} was told to save at the next step boundary and to leave; "
+        f"follow it with phalanx status {folder.quoted}"
     )
+
+
+def _newest_job(folder: RunFolder) -> tuple[str, JobView | None] | None:
+    """None also where there is no SLURM, and nothing was recorded."""
+    try:
+        return newest_job(folder)
+    except NoSlurmError:
+        if newest_submission(folder) is not None:
+            raise
+        return None
 
 
 def _cancel_driver(what: str, lock: Path, is_now: bool) -> str:
     """`what`: `run first`, or `sweep NAME`."""
     holder = _holder(lock)
     if holder is None:
-        raise ConfigError(f"{what} is not running; see phalanx status {lock.parent}")
+        raise ConfigError(f"{what} is not running; see phalanx status {shlex.quote(str(lock.parent))}")
     pid, host = holder
     if host != socket.gethostname():
-        raise ConfigError(f"{what} runs on {host}; type this there: phalanx cancel {lock.parent}")
+        raise ConfigError(f"{what} runs on {host}; type this there: phalanx cancel {shlex.quote(str(lock.parent))}")
     try:
         os.kill(pid, signal.SIGTERM)
         if is_now:

@@ -188,7 +188,7 @@ def _deepspeed(source: Path, overrides: list[str]) -> Imported:
     if model is None:
         raise ConfigError(
             f"{source} does not say what model it is; name it, as in: "
-            f"phalanx ckpt import {source} --run ID model=gpt_125m"
+            f"phalanx ckpt import {shlex.quote(str(source))} --run ID model=gpt_125m"
         )
     if class_name is not None:
         # What becomes of the moments of joined matrices is the same cutting: all kinds go through our_tensors.

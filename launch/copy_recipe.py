@@ -1,6 +1,7 @@
 """`phalanx cp`: copies a recipe, or one choice of a group, to a file of one's own to edit."""
 
 import re
+import shlex
 from pathlib import Path
 
 from launch.cli_help import parser
@@ -23,8 +24,7 @@ def run(argv: list[str]) -> int:
     group, name = _known_choice(options.choice)
     target = copy_choice(group, name, Path(options.file))
     print(f"{target}: edit it, then")
-    root = target.parent.parent
-    print(f"  phalanx plan --config-dir {root} {group}={target.stem}")
+    print(f"  {shlex.join(['phalanx', 'plan', '--config-dir', str(target.parent.parent), f'{group}={target.stem}'])}")
     return 0
 
 

@@ -169,13 +169,13 @@ class _Demo:
 
 def next_commands(folder: Path) -> list[str]:
     """What to type next, as it stands; `make demo` does not put `phalanx` on the path."""
-    path = shlex.quote(str(folder))
+    quoted = shlex.quote(str(folder))
     activate = Path(sys.prefix, "bin", "activate")
     is_on_path = shutil.which("phalanx") is not None
     return [
         *([] if is_on_path or not activate.exists() else [f"source {shlex.quote(short(activate))}"]),
-        f"phalanx status {path}",
-        f"phalanx generate {path} --prompt 'class ' --count 3",
+        f"phalanx status {quoted}",
+        f"phalanx generate {quoted} --prompt 'class ' --count 3",
         "phalanx plan experiment=gpt_1_3b_h100x8",
         "phalanx train --help",
     ]

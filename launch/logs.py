@@ -96,7 +96,9 @@ def job_log(folder: RunFolder) -> Path:
         raise ConfigError(f"run {folder.run_id} was never submitted as a SLURM job; leave --job out")
     begun = [path for job in jobs if (path := folder.job_output(job)).exists()]
     if not begun:
-        raise ConfigError(f"job {jobs[-1]} of run {folder.run_id} has not started; see phalanx status {folder.path}")
+        raise ConfigError(
+            f"job {jobs[-1]} of run {folder.run_id} has not started; see phalanx status {folder.quoted}"
+        )
     return begun[-1]
 
 

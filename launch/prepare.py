@@ -1,6 +1,7 @@
 """`phalanx prepare`: text to token shards, as Ray tasks of one core each."""
 
 import os
+import shlex
 from collections.abc import Generator, Sequence
 
 from rich.console import Console
@@ -63,7 +64,7 @@ def summary(path: str, prepared: Prepared) -> list[str]:
         f"({100 * manifest.validation.tokens / max(1, tokens):.1f}%)",
         *_validation_note(manifest, documents),
         *_skipped_lines(manifest),
-        f"next: phalanx train data.path={path}",
+        f"next: {shlex.join(['phalanx', 'train', f'data.path={path}'])}",
     ]
 
 

@@ -38,7 +38,8 @@ def is_run(path: Path) -> bool:
     """Whether a folder is a run's: it holds what is written before anything starts, or is a job in a queue."""
     folder = RunFolder(path)
     try:
-        return folder.config.is_file() or folder.plan.is_file() or folder.jobs.is_file()
+        files = folder.config, folder.plan, folder.job_script, folder.jobs
+        return any(file.is_file() for file in files)
     except OSError:  # no folder can have that name, or nobody may look into it
         return False
 

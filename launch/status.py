@@ -202,19 +202,19 @@ def started_by(folder: RunFolder) -> str | None:
 
 def next_lines(status: RunStatus, events: Sequence[dict[str, Any]], command: str | None = None) -> list[str]:
     """The digest of a failed run and the command that is most likely wanted next. `command` goes on with the run."""
-    path = shlex.quote(status.path)
+    quoted = shlex.quote(status.path)
     match status.state:
         case RunState.running:
-            return [f"next        phalanx logs -f {path}"]
+            return [f"next        phalanx logs -f {quoted}"]
         case RunState.finished:
-            return [f"next        phalanx generate {path}"]
+            return [f"next        phalanx generate {quoted}"]
         case RunState.failed:
             failed = [event for event in events if event["event"] == EventName.run_failed]
-            return [*str(failed[-1].get("digest") or "").splitlines(), f"next        phalanx logs {path}"]
+            return [*str(failed[-1].get("digest") or "").splitlines(), f"next        phalanx logs {quoted}"]
         case _ if command is not None:
-            return [f"next        {command}", f"            phalanx logs {path}"]
+            return [f"next        {command}", f"            phalanx logs {quoted}"]
         case _:
-            return [f"next        the command that started it goes on from its checkpoint; phalanx logs {path}"]
+            return [f"next        the command that started it goes on from its checkpoint; phalanx logs {quoted}"]
 
 
 def wandb_words(folder: RunFolder) -> str | None:

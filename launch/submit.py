@@ -19,9 +19,10 @@ from launch.job.ending import slowest_save_s
 from launch.kuberay import submitting as kuberay
 from launch.plan import manifest_if_any, planned_device
 from launch.slurm import commands
+from launch.slurm.finding import newest_job
 from launch.slurm.jobspec import JobSpec, job_spec
 from launch.slurm.partitions import request_problems
-from launch.slurm.record import Submission, append_submission, newest_submission
+from launch.slurm.record import Submission, append_submission
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.slurm.sharing import not_shared
@@ -92,17 +93,17 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
     folder = RunFolder(Path(config.run.root).absolute() / run_id_of(config, manifest))
     plan = plan_for(config, manifest, folder, device)
     if is_finished(folder, plan):
-        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
+        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.quoted}")
         return 0
     check_store(config, plan, folder)
     check_site(config, device, folder)
     is_new = not folder.path.exists()
-    with alone(folder):
+    with alone(folder) as lock:
         check_not_queued(folder)
         try:
             spec = spec_of(config, overrides, device, folder)
-            job_id, expected = write_and_submit(config, spec, device, folder)
-        except BaseException:
+            job_id, expected = write_and_submit(config, spec, device, folder, lock)
+        except (ConfigError, KeyboardInterrupt):  # not where SLURM may have taken it all the same
             if is_new and not folder.jobs.exists():
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
@@ -147,14 +148,14 @@ def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> 
     )
 
 
-def write_and_submit(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> tuple[int, str]:
-    """The job's id, which is printed, and what SLURM expected of it."""
+def write_and_submit(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder, lock: int) -> tuple[int, str]:
+    """The job's id, which is printed, and what SLURM expected of it. `lock`: the run's or sweep's, held."""
     folder.slurm.mkdir(parents=True, exist_ok=True)
     folder.job_script.write_text(render(config, spec, device, folder))
     folder.job_spec.write_text(json.dumps(encode(spec), indent=2) + "\n")
     expected = commands.test_only(folder.job_script)
     with commands.uninterrupted():
-        job_id = commands.submit(folder.job_script)
+        job_id = commands.submit(folder.job_script, lock=lock)
         append_submission(folder, Submission(job_id=job_id, time_s=time.time()))
         print(f"Submitted batch job {job_id}", flush=True)  # as sbatch says it: scripts look for that
     return job_id, expected
@@ -177,24 +178,26 @@ def check_site(config: RunConfig, device: str, folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """Of two that submit a run at once the second is refused, with ConfigError: it would queue a second job."""
+def alone(folder: RunFolder) -> Iterator[int]:
+    """Of two that submit a run at once the second is refused, with ConfigError: it would queue a second job.
+
+    The lock's descriptor.
+    """
     folder.slurm.mkdir(parents=True, exist_ok=True)
     try:
-        with holding.held(folder.slurm / "submit.lock"):
-            yield
+        with holding.held(folder.slurm / "submit.lock") as lock:
+            yield lock
     except holding.HeldError as holder:
         raise ConfigError(
-            f"{folder.run_id} is being submitted already ({holder}); follow it with phalanx status {folder.path}"
+            f"{folder.run_id} is being submitted already ({holder}); follow it with phalanx status {folder.quoted}"
         ) from None
 
 
 def check_not_queued(folder: RunFolder) -> None:
     """`folder` of a run, or of a sweep that is one job."""
-    newest = newest_submission(folder)
-    view = commands.job(newest.slurm_id) if newest else None
+    _, view = newest_job(folder) or ("", None)
     if view is not None and not view.state.is_end:
         raise ConfigError(
             f"{folder.run_id} is already job {view.job_id}, which is {view.state}; follow it with phalanx status "
-            f"{folder.path}, or end it with phalanx cancel {folder.path}"
+            f"{folder.quoted}, or end it with phalanx cancel {folder.quoted}"
         )

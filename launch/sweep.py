@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -78,12 +79,18 @@ def run(argv: list[str]) -> int:
     else:
         _check_fit(read)
     _check_data(read)
-    with locked(folder), Notices() as notices:
+    is_new = not folder.path.exists()
+    with locked(folder) as lock, Notices() as notices:
         _describe(folder, read, base, metric, is_accepted=options.accept_changes)
-        if options.one_job:
-            return sweep_job.submit(folder, read, base, words)
-        if is_array(base):
-            return sweep_array.submit(folder, _recipe(folder, read, base, metric, rungs), read, words)
+        if options.one_job or is_array(base):
+            try:
+                if options.one_job:
+                    return sweep_job.submit(folder, read, base, words, lock)
+                return sweep_array.submit(folder, _recipe(folder, read, base, metric, rungs), read, words, lock)
+            except ConfigError:
+                if is_new and not has_trials(folder):
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                raise
         return _search(folder, read, _recipe(folder, read, base, metric, rungs), notices)
 
 
@@ -188,12 +195,16 @@ def _describe(folder: SweepFolder, read: SweepWords, base: RunConfig, metric: Me
     """Hold the sweep to what its first start recorded, where that made trials, and record this one."""
     common = base_recipe(base, read_data(base), read.space)
     now = describe(read.settings, read.algorithm, metric, read.space, common)
-    has_trials = any(read_records(folder.study)) or RunFolder(folder.path).jobs.exists()
-    if folder.description.exists() and has_trials and not is_accepted:
+    if folder.description.exists() and has_trials(folder) and not is_accepted:
         found = differences(json.loads(folder.description.read_text()), now, folder.sweep_id)
         if found:
             raise ConfigError(*found)
     write_atomically(str(folder.description), (json.dumps(now, indent=2) + "\n").encode())
+
+
+def has_trials(folder: SweepFolder) -> bool:
+    """Or is a job that will make them."""
+    return any(read_records(folder.study)) or RunFolder(folder.path).jobs.exists()
 
 
 def _search(folder: SweepFolder, read: SweepWords, recipe: Recipe, notices: Notices) -> int:

@@ -17,6 +17,7 @@ from launch.slurm.record import Submission, append_submission, newest_submission
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.submit import TEMPLATE, check_site, spec_of, wanted_device
+from launch.sweep_status import live_tasks, tasks_of
 from launch.sweep_words import SweepWords
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
@@ -29,7 +30,7 @@ from orchestrator.sweep.judge import Judge
 from orchestrator.sweep.recipe import Recipe, new_parameters
 from orchestrator.sweep.report import write_report
 from orchestrator.sweep.space import Parameters
-from orchestrator.sweep.study import Record, Trial, TrialState, is_startable, trial_id
+from orchestrator.sweep.study import ENDED, Record, Trial, TrialState, is_startable, trial_id
 from orchestrator.sweep.studylog import StudyLog
 from orchestrator.sweep.wording import counts_text
 
@@ -46,29 +47,31 @@ def check(read: SweepWords) -> None:
         raise ConfigError(*problems)
 
 
-def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequence[str]) -> int:
-    """One array of all trials that are to be started; the sweep's lock is held. The exit code."""
+def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequence[str], lock: int) -> int:
+    """One array of all trials that are to be started; the sweep's `lock` is held. The exit code."""
     log = StudyLog(folder)
     try:
         check_site(recipe.base, wanted_device(recipe.base), folder.trial(next(iter(log.study.trials), "")))
-        _add_all(folder, recipe, log)
-        _settle_ended(folder, Judge(folder, recipe, log), log)
-        waiting = [t for t in log.study.trials.values() if is_startable(t, recipe.settings.max_retries)]
-        if not waiting:
+        with log.unless_refused():
+            _add_all(folder, recipe, log)
+            _take_up(folder, log)
+            _settle_ended(folder, Judge(folder, recipe, log), log)
+            waiting = [t for t in log.study.trials.values() if is_startable(t, recipe.settings.max_retries)]
+            # A Ctrl-C is only counted meanwhile: control/notices.py.
+            job = _submit(folder, recipe, waiting, words, lock) if waiting else None
+        if job is None:
             write_report(folder, log.study, read.space, recipe.metric)
-            print(f"nothing to submit: {counts_text(log.study)}; see phalanx status {folder.path}")
+            print(f"nothing to submit: {counts_text(log.study)}; see phalanx status {folder.quoted}")
             return EXIT_FAILED if log.study.in_state(TrialState.failed) else 0
-        job = _submit(folder, recipe, waiting, words)  # a Ctrl-C is only counted meanwhile: control/notices.py
         for trial in waiting:
-            _note(folder, trial, job)
-            log.record(Record.trial_started, trial, pid=0, born_s=0.0, host="", job=job)
+            _record_start(folder, log, trial, job)
     finally:
         log.close()
     print(f"Submitted batch job {job}")  # as sbatch says it: scripts look for that
     for name, value in (
         ("sweep", folder.sweep_id),
         ("trials", f"{len(waiting)} as tasks {array_text([trial.number for trial in waiting], None)}"),
-        ("follow", f"phalanx status {folder.path}"),
+        ("follow", f"phalanx status {folder.quoted}"),
         ("end", f"scancel {job}"),
     ):
         print(f"{name:<12}{value}")
@@ -79,7 +82,7 @@ def settle(folder: SweepFolder, recipe: Recipe, read: SweepWords, trial: str) ->
     """Record the end of one trial, by its own task; the sweep's lock is held."""
     log = StudyLog(folder)
     try:
-        if log.study.trials[trial].state is TrialState.running:
+        if log.study.trials[trial].state not in ENDED:  # waiting: whoever submitted it was killed
             Judge(folder, recipe, log).at_end(log.study.trials[trial], is_stopping=False)
         write_report(folder, log.study, read.space, recipe.metric)
     finally:
@@ -101,6 +104,21 @@ def _add_all(folder: SweepFolder, recipe: Recipe, log: StudyLog) -> None:
             log.record(Record.trial_refused, trial, reason=str(error))
 
 
+def _record_start(folder: SweepFolder, log: StudyLog, trial: Trial, job: int) -> None:
+    _note(folder, trial, job)
+    log.record(Record.trial_started, trial, pid=0, born_s=0.0, host="", job=job)
+
+
+def _take_up(folder: SweepFolder, log: StudyLog) -> None:
+    """Tasks of an array whose `sweep` was killed before it had written down that they are started."""
+    live = live_tasks(folder)
+    for trial in log.study.in_state(TrialState.waiting, TrialState.interrupted, TrialState.failed):
+        task, _ = live.get(str(folder.trial(trial.id).path), ("", None))
+        job = task.partition("_")[0]
+        if job and log.starts.get(trial.id, {}).get("job") != int(job):
+            _record_start(folder, log, trial, int(job))
+
+
 def _settle_ended(folder: SweepFolder, judge: Judge, log: StudyLog) -> None:
     """Trials whose task has ended without recording it: one that was cancelled or killed is at no fault."""
     for trial in log.study.in_state(TrialState.running):
@@ -111,16 +129,21 @@ def _settle_ended(folder: SweepFolder, judge: Judge, log: StudyLog) -> None:
             judge.at_end(trial, is_stopping=is_cut_off)
 
 
-def _submit(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], words: Sequence[str]) -> int:
+def _submit(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], words: Sequence[str], lock: int) -> int:
     """The array's job id. A task's number is its trial's own, for good: what is queued already still finds it."""
     config, device = recipe.base, wanted_device(recipe.base)
     folder.slurm.mkdir(parents=True, exist_ok=True)
     specs = [_write_spec(folder, recipe, trial, config, device) for trial in trials]
     tasks = {**tasks_of(folder), **{str(trial.number): trial.id for trial in trials}}
     write_atomically(str(folder.array), json.dumps({"words": list(words), "tasks": tasks}, indent=2).encode())
-    folder.array_script.write_text(_script(folder, recipe, trials, device, specs[0].host_python))
-    commands.test_only(folder.array_script)
-    return commands.submit(folder.array_script)
+    script = folder.array_script.with_suffix(".new")
+    script.write_text(_script(folder, recipe, trials, device, specs[0].host_python))
+    try:
+        commands.test_only(script)
+        script.replace(folder.array_script)  # with which tasks that are queued may submit their successors
+    finally:
+        script.unlink(missing_ok=True)
+    return commands.submit(folder.array_script, lock=lock)
 
 
 def _write_spec(folder: SweepFolder, recipe: Recipe, trial: Trial, config: RunConfig, device: str) -> JobSpec:
@@ -159,11 +182,3 @@ def _note(folder: SweepFolder, trial: Trial, job: int) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(folder.slurm / f"{submission.slurm_id}.out", link.parent))
-
-
-def tasks_of(folder: SweepFolder) -> dict[str, str]:
-    """Task -> trial id, of every array so far."""
-    try:
-        return dict(json.loads(folder.array.read_text())["tasks"])
-    except FileNotFoundError:
-        return {}

@@ -48,20 +48,20 @@ def whole_cluster(read: SweepWords, base: RunConfig) -> ClusterConfig:
     )
 
 
-def submit(folder: SweepFolder, read: SweepWords, base: RunConfig, words: Sequence[str]) -> int:
-    """Submit it, with the sweep's lock held; the exit code."""
+def submit(folder: SweepFolder, read: SweepWords, base: RunConfig, words: Sequence[str], lock: int) -> int:
+    """Submit it, with the sweep's `lock` held; the exit code."""
     config, device = replace(base, cluster=whole_cluster(read, base)), wanted_device(base)
     run = RunFolder(folder.path.absolute())
     check_site(config, device, run)
     check_not_queued(run)
     spec = replace(spec_of(config, list(words), device, run), verb="sweep")
-    write_and_submit(config, spec, device, run)
+    write_and_submit(config, spec, device, run, lock)
     for name, value in (
         ("sweep", folder.sweep_id),
         ("nodes", f"{spec.request.all_nodes}, for {read.settings.max_concurrent} trials at a time"),
-        ("follow", f"phalanx status {folder.path}"),
-        ("", f"phalanx logs {folder.path} --job -f"),
-        ("end", f"phalanx cancel {folder.path}"),
+        ("follow", f"phalanx status {folder.quoted}"),
+        ("", f"phalanx logs {folder.quoted} --job -f"),
+        ("end", f"phalanx cancel {folder.quoted}"),
     ):
         print(f"{name:<12}{value}")
     return 0

@@ -1,12 +1,14 @@
 """How a sweep is, read from the files of its folder, for `phalanx status`."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launch.slurm import commands
+from launch.slurm.finding import made_of
 from launch.slurm.jobstate import JobState
 from launch.slurm.standing import live_jobs
 from orchestrator.codec import encode
@@ -43,10 +45,28 @@ Jobs = Mapping[str, tuple[str, JobState]]
 def sweep_jobs(folder: SweepFolder) -> Jobs | None:
     """None for a sweep that was not submitted, or where SLURM can't be asked. Raises SlurmError."""
     whole = RunFolder(folder.path)
-    if not (folder.array.exists() or whole.jobs.exists()) or not commands.is_there():
+    is_array = folder.array.exists()
+    if not (is_array or whole.job_script.exists()) or not commands.is_there():
         return None
     going = read_study(read_records(folder.study)).in_state(TrialState.running)
-    return live_jobs([whole, *(folder.trial(trial.id) for trial in going)])
+    live = live_jobs([whole, *(folder.trial(trial.id) for trial in going)])
+    return {**live_tasks(folder), **live} if is_array else live
+
+
+def live_tasks(folder: SweepFolder) -> Jobs:
+    """Of trials whose tasks wait or run, also where whoever submitted them was killed before writing them down."""
+    trials = tasks_of(folder)
+    tasks = made_of(folder.array_script, commands.queue())
+    found = {trials.get(task.partition("_")[2]): (task, state) for task, state in tasks.items()}
+    return {str(folder.trial(trial).path): job for trial, job in found.items() if trial is not None}
+
+
+def tasks_of(folder: SweepFolder) -> dict[str, str]:
+    """Task -> trial id, of every array so far."""
+    try:
+        return dict(json.loads(folder.array.read_text()).get("tasks", {}))
+    except FileNotFoundError:
+        return {}
 
 
 def sweep_line(folder: SweepFolder, jobs: Jobs | None) -> str:
@@ -69,7 +89,9 @@ def sweep_lines(folder: SweepFolder, jobs: Jobs | None) -> list[str]:
         )
     state = _state(folder, study, jobs)
     job = (jobs or {}).get(str(folder.path))
-    next_line = f"open {folder.report}" if folder.report.exists() else f"phalanx logs {folder.trials}/TRIAL"
+    next_line = f"phalanx logs {folder.quoted}/trials/TRIAL"
+    if folder.report.exists():
+        next_line = shlex.join(["open", str(folder.report)])
     if state == "stopped":
         next_line = "the command that started it goes on"
     return [
@@ -104,12 +126,13 @@ def _seen(folder: SweepFolder, jobs: Jobs | None) -> Study:
     study = read_study(read_records(folder.study))
     if is_held(folder.lock) or (jobs is None and folder.array.exists()):
         return study
-    for trial in study.in_state(TrialState.running):
+    for trial in study.in_state(TrialState.running, TrialState.waiting, TrialState.interrupted):
         run = folder.trial(trial.id)
-        if not is_held(run.lock):
-            job = (jobs or {}).get(str(run.path))
-            state = TrialState.interrupted if job is None else TrialState.waiting
-            study.trials[trial.id] = replace(trial, state=state)
+        job = (jobs or {}).get(str(run.path))
+        if job is None and trial.state is not TrialState.running:
+            continue
+        state = TrialState.interrupted if job is None else TrialState.waiting
+        study.trials[trial.id] = replace(trial, state=TrialState.running if is_held(run.lock) else state)
     return study
 
 

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     folder = find_run(options.run, options.root)
     if is_held(folder.lock):
         raise ConfigError(
-            f"run {folder.run_id} is running and sends its steps itself; see: phalanx status {folder.path}"
+            f"run {folder.run_id} is running and sends its steps itself; see: phalanx status {folder.quoted}"
         )
     with locked(folder):  # a second one, or a driver, would send the same steps beside us
         return _send(folder, options.timeout_s)

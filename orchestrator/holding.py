@@ -17,14 +17,17 @@ class HeldError(Exception):
 
 
 @contextlib.contextmanager
-def held(path: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock file at `path`, signed. Raises HeldError where another holds it for longer than `wait_s`."""
+def held(path: Path, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold the lock file at `path`, signed. Raises HeldError where another holds it for longer than `wait_s`.
+
+    The descriptor: a process that inherits it holds the lock on after this one.
+    """
     until_s = time.monotonic() + wait_s
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _wait_for(descriptor, until_s)
         sign(descriptor)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

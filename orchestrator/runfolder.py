@@ -1,5 +1,6 @@
 """Where everything of a run lies (contract, DESIGN section 5). One place makes paths. Plan half: no disk access."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         return self.path.name
+
+    @property
+    def quoted(self) -> str:
+        """The path as a shell reads it, for commands that a person copies."""
+        return shlex.quote(str(self.path))
 
     @property
     def config(self) -> Path:

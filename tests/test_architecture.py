@@ -1,6 +1,8 @@
 """The rules of the house, held by reading every source file: imports, sizes, what the plan half loads."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 import tomllib
@@ -149,6 +151,19 @@ def test_nothing_unpickles_or_calls_a_shell() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 wrong.append(f"{relative(file)}:{node.value.lineno}")
+    assert wrong == []
+
+
+def test_a_command_that_is_printed_quotes_its_paths() -> None:
+    """`RunFolder.quoted`, shlex.quote or shlex.join: a person copies what is printed."""
+    bare = re.compile(r"(.*\.)?(path|parent|folder|trials|report|source|root|target|path_or_url)|str\(.*\)")
+    wrong = []
+    for file in SOURCES:
+        for text in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.JoinedStr)):
+            for before, value in itertools.pairwise(text.values):
+                is_command = isinstance(before, ast.Constant) and re.search(r"phalanx [^;,(]*$", str(before.value))
+                if is_command and isinstance(value, ast.FormattedValue) and bare.fullmatch(ast.unparse(value.value)):
+                    wrong.append(f"{relative(file)}:{value.lineno} {ast.unparse(value.value)}")
     assert wrong == []
 
 

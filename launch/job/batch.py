@@ -36,7 +36,7 @@ from launch.job.waking import Wakeup
 from launch.slurm import commands
 from launch.slurm.jobspec import SUBMITTED_AS, JobSpec, driver_words, node_words
 from launch.slurm.jobstate import JobView, SlurmError
-from launch.slurm.record import Submission, append_submission
+from launch.slurm.record import Submission, append_submission, submissions
 from orchestrator.codec import decode
 from orchestrator.control.badnodes import add_bad_nodes, excluded, read_bad_nodes
 from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, PhalanxError
@@ -153,7 +153,8 @@ class Job:
             if time.time() > until_s:
                 raise SlurmError(
                     f"run {self._folder.run_id} is still held by its earlier driver after "
-                    f"cluster.start_timeout_s={self._spec.start_timeout_s:g}; see phalanx status {self._folder.path}"
+                    f"cluster.start_timeout_s={self._spec.start_timeout_s:g}; see phalanx status "
+                    f"{self._folder.quoted}"
                 )
             self._hear(wakeup.wait([], POLL_S))
             if self._notice is not None:
@@ -356,7 +357,15 @@ def run_job(folder: RunFolder, script: Path) -> int:
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         hosts=commands.hostnames(os.environ["SLURM_JOB_NODELIST"]),
     )
+    record_itself(folder, allocation)
     return Job(spec, allocation, script).run()
+
+
+def record_itself(folder: RunFolder, allocation: Allocation) -> None:
+    """Whoever submitted the job may have been killed before it could write that down."""
+    if allocation.slurm_id not in {submission.slurm_id for submission in submissions(folder)}:
+        job_id = int(allocation.slurm_id.partition("_")[0])
+        append_submission(folder, Submission(job_id=job_id, time_s=time.time(), task=allocation.task))
 
 
 if __name__ == "__main__":

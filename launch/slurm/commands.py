@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launch.slurm.jobstate import ACCOUNTED, JobState, JobView, SlurmError, parse_accounted, parse_job, parse_queue
+from launch.slurm.jobstate import ACCOUNTED, JobView, QueuedJob, SlurmError, parse_accounted, parse_job, parse_queue
 from launch.slurm.partitions import Partition, parse_partitions
 from orchestrator.errors import ConfigError
 
@@ -39,9 +39,12 @@ def test_only(script: Path, *options: str) -> str:
     return _complaint(done)
 
 
-def submit(script: Path, *options: str) -> int:
-    """The new job's id. Raises ConfigError where SLURM refuses it."""
-    done = _run("sbatch", "--parsable", *options, str(script))
+def submit(script: Path, *options: str, lock: int | None = None) -> int:
+    """The new job's id. Raises ConfigError where SLURM refuses it.
+
+    `lock`: a descriptor that sbatch inherits: what it locks stays locked while sbatch asks SLURM, whoever is killed.
+    """
+    done = _run("sbatch", "--parsable", *options, str(script), keep=[] if lock is None else [lock])
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return int(done.stdout.strip().partition(";")[0])
@@ -88,9 +91,9 @@ def accounted(job_id: int | str) -> JobView | None:
     return None
 
 
-def queue() -> dict[str, JobState]:
+def queue() -> dict[str, QueuedJob]:
     """My jobs that wait or run, and the tasks of my arrays as 12_3."""
-    return parse_queue(_checked("squeue", "--noheader", "--me", "--array", "--format=%i %T"))
+    return parse_queue(_checked("squeue", "--noheader", "--me", "--array", "--format=%i %T %o"))
 
 
 def requeue(job_id: int | str) -> None:
@@ -129,7 +132,7 @@ def _checked(*words: str) -> str:
     return done.stdout
 
 
-def _run(*words: str) -> "subprocess.CompletedProcess[str]":
+def _run(*words: str, keep: Sequence[int] = ()) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
             words,
@@ -138,6 +141,7 @@ def _run(*words: str) -> "subprocess.CompletedProcess[str]":
             check=False,
             stdin=subprocess.DEVNULL,
             timeout=_TIMEOUT_S,
+            pass_fds=keep,
             process_group=0,  # a Ctrl-C on the terminal is ours to handle
         )
     except FileNotFoundError:

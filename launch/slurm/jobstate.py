@@ -159,10 +159,17 @@ def parse_accounted(job: int | str, text: str) -> JobView | None:
     )
 
 
-def parse_queue(text: str) -> dict[str, JobState]:
-    """Lines `ID STATE` of squeue, as job id -> state. Raises SlurmError for a state that is not known."""
-    pairs = (line.split() for line in text.splitlines() if line.strip())
-    return {job: known_state(job, state) for job, state in pairs}
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    state: JobState
+    script: str
+    """The path that sbatch was given, made absolute by it; empty where there was none."""
+
+
+def parse_queue(text: str) -> dict[str, QueuedJob]:
+    """Lines `ID STATE SCRIPT` of squeue, by the job's id. Raises SlurmError for a state that is not known."""
+    lines = (line.split(maxsplit=2) for line in text.splitlines() if line.strip())
+    return {job: QueuedJob(known_state(job, state), "".join(script)) for job, state, *script in lines}
 
 
 def job_words(view: JobView, now_s: float) -> str:

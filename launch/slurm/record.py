@@ -31,8 +31,15 @@ def append_submission(folder: RunFolder, submission: Submission) -> None:
 
 
 def submissions(folder: RunFolder) -> list[Submission]:
-    """The oldest first; none for a run that was never submitted."""
-    return [decode(Submission, record) for record in read_records(folder.jobs)]
+    """The oldest first; none for a run that was never submitted.
+
+    One that `submit` and the job itself have written down at the same moment is there once.
+    """
+    found: dict[str, Submission] = {}
+    for record in read_records(folder.jobs):
+        submission = decode(Submission, record)
+        found.setdefault(submission.slurm_id, submission)
+    return list(found.values())
 
 
 def newest_submission(folder: RunFolder) -> Submission | None:

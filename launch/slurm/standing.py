@@ -6,7 +6,8 @@ from typing import Any
 
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
-from launch.slurm.jobstate import JobState, JobView, job_words
+from launch.slurm.finding import made_of, newest_job
+from launch.slurm.jobstate import JobState, job_words
 from launch.slurm.record import newest_submission
 from orchestrator.runfolder import RunFolder
 
@@ -14,15 +15,16 @@ from orchestrator.runfolder import RunFolder
 def slurm_words(folder: RunFolder, now_s: float) -> str | None:
     """One line; None for a run that was never submitted. Raises SlurmError for a state that is not known."""
     newest = newest_submission(folder)
-    if newest is None:
-        return None
     try:
-        view = _job(newest.slurm_id)
+        found = newest_job(folder)
+        if found is None:
+            return None
+        view = found[1] or commands.accounted(found[0])
     except NoSlurmError:
-        return f"job {newest.slurm_id}; SLURM can't be asked from this machine"
+        return newest and f"job {newest.slurm_id}; SLURM can't be asked from this machine"
     if view is None:
         return (
-            f"job {newest.slurm_id}, of which neither scontrol nor sacct knows any more: how it ended, only the "
+            f"job {found[0]}, of which neither scontrol nor sacct knows any more: how it ended, only the "
             "run's own state says"
         )
     return job_words(view, now_s)
@@ -30,25 +32,27 @@ def slurm_words(folder: RunFolder, now_s: float) -> str | None:
 
 def slurm_json(folder: RunFolder) -> dict[str, Any] | None:
     newest = newest_submission(folder)
-    if newest is None:
-        return None
     try:
-        view = _job(newest.slurm_id)
+        found = newest_job(folder)
+        view = found and (found[1] or commands.accounted(found[0]))
     except NoSlurmError:
         view = None
-    return {"job_id": newest.job_id} if view is None else asdict(view)
-
-
-def _job(job_id: str) -> JobView | None:
-    """As slurmctld has it, or, some minutes after its end, accounting."""
-    return commands.job(job_id) or commands.accounted(job_id)
+    if view is None:
+        return None if newest is None else {"job_id": newest.job_id}
+    return asdict(view)
 
 
 def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]]:
     """Run folder's path -> its job that waits or runs, with SLURM asked once; empty where nothing was submitted."""
-    newest = {str(folder.path): newest_submission(folder) for folder in folders}
-    ids = {path: submission.slurm_id for path, submission in newest.items() if submission is not None}
-    if not ids or not commands.is_there():
+    newest = {folder: newest_submission(folder) for folder in folders}
+    asked = [folder for folder, submission in newest.items() if submission or folder.job_script.exists()]
+    if not asked or not commands.is_there():
         return {}
-    queue = commands.queue()
-    return {path: (job, queue[job]) for path, job in ids.items() if job in queue}
+    queue, live = commands.queue(), {}
+    for folder in asked:
+        submission = newest[folder]
+        if submission is not None and submission.slurm_id in queue:
+            live[str(folder.path)] = (submission.slurm_id, queue[submission.slurm_id].state)
+        elif unrecorded := made_of(folder.job_script, queue):
+            live[str(folder.path)] = next(iter(unrecorded.items()))
+    return live

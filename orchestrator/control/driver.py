@@ -53,7 +53,7 @@ def drive(config: RunConfig, typed: Typed) -> int:
     device = wanted_device(config.cluster, local)
     plan = plan_for(config, manifest, folder, device)
     if is_finished(folder, plan):
-        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.path}")
+        print(f"run {plan.run_id} has already done its {plan.steps} steps; next: phalanx generate {folder.quoted}")
         return 0
     check_store(config, plan, folder)
     check_start(config.checkpoint, plan.model, checkpoint_url(config, folder))

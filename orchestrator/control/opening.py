@@ -155,7 +155,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
             holding.lock(descriptor)
         except holding.HeldError as holder:
             raise ConfigError(
-                f"run {folder.run_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
+                f"run {folder.run_id} is already running ({holder}); watch it with: phalanx status {folder.quoted}"
             ) from None
         holding.sign(descriptor)
         try:

@@ -1,5 +1,6 @@
 """What the ledger's events tell of attempts."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def failure_words(attempt: Attempt, restarts: int, folder: Path) -> tuple[int, s
     """(the rank that failed first, the digest) of the last attempt of a run that has failed."""
     rank = attempt.first_failure.rank
     done = f"restarted {restarts} times, then stopped: the budget in fault.* is used up"
-    return rank, digest(attempt.failures, done=done, next_steps=[f"phalanx logs {folder} --rank {rank}"])
+    next_step = shlex.join(["phalanx", "logs", str(folder), "--rank", str(rank)])
+    return rank, digest(attempt.failures, done=done, next_steps=[next_step])
 
 
 def death_fields(failure: RankFailure) -> dict[str, Any]:

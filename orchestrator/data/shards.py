@@ -1,5 +1,6 @@
 """Reading prepared data: the manifest, its checks, and rows of tokens out of the shards."""
 
+import shlex
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ def read_manifest(path_or_url: str) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"data.path={path_or_url} has no {FILE_NAME}; "
-            f"run: phalanx prepare data.source=... data.path={path_or_url}"
+            f"run: phalanx prepare data.source=... {shlex.quote(f'data.path={path_or_url}')}"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{manifest_url} can't be read: {error}") from error

@@ -119,11 +119,11 @@ def is_held(lock: Path) -> bool:
 
 
 def run_folders(root: Path) -> list[RunFolder]:
-    """The runs under `root`, newest first: every folder in it that has a plan, a ledger or a job."""
+    """The runs under `root`, newest first: every folder in it that has a plan, a ledger or a job's script."""
     if not root.is_dir():
         return []
     folders = [RunFolder(path) for path in root.iterdir() if path.is_dir() and not _is_sweep(path)]
-    runs = [folder for folder in folders if folder.plan.exists() or folder.events.exists() or folder.jobs.exists()]
+    runs = [folder for folder in folders if any(path.exists() for path in _firsts(folder))]
     return sorted(runs, key=lambda folder: (_first_written_s(folder), folder.run_id), reverse=True)
 
 
@@ -136,7 +136,12 @@ def _first_written_s(folder: RunFolder) -> float:
     events = read_events(folder.events)
     if events:
         return float(events[0]["t"])
-    return (folder.plan if folder.plan.exists() else folder.jobs).stat().st_mtime
+    return next(path for path in _firsts(folder) if path.exists()).stat().st_mtime
+
+
+def _firsts(folder: RunFolder) -> tuple[Path, ...]:
+    """One of these is there from a run's start on."""
+    return folder.plan, folder.job_script, folder.jobs, folder.events
 
 
 def _named(events: list[dict[str, Any]], name: EventName) -> list[dict[str, Any]]:

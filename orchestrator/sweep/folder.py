@@ -1,5 +1,6 @@
 """Where everything of a sweep lies: one folder under run.root, its trials' run folders inside. Plan half."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,11 @@ class SweepFolder:
     @property
     def sweep_id(self) -> str:
         return self.path.name
+
+    @property
+    def quoted(self) -> str:
+        """The path as a shell reads it, for commands that a person copies."""
+        return shlex.quote(str(self.path))
 
     @property
     def description(self) -> Path:

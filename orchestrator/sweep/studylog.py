@@ -1,6 +1,7 @@
 """The study and its file: each record is on disk before it counts."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ class StudyLog:
         self.study: Study = read_study(read_records(folder.study))
         self.starts = {r["trial"]: r for r in read_records(folder.study) if r["event"] == Record.trial_started}
         """Trial -> the record of its newest start by an earlier driver."""
+        self._path = folder.study
         self._lines = JsonLines(folder.study)
 
     def add(self, trial_id: str, parameters: Mapping[str, str], part: Part | None = None) -> Trial:
@@ -32,6 +34,16 @@ class StudyLog:
         self._append({"event": event, "trial": trial.id, **fields})
         return self.study.trials[trial.id]
 
+    @contextlib.contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """What was recorded within is taken back where it raises ConfigError; the log has to be opened anew then."""
+        size = self._path.stat().st_size
+        try:
+            yield
+        except ConfigError:
+            os.truncate(self._path, size)
+            raise
+
     def close(self) -> None:
         self._lines.close()
 
@@ -43,16 +55,16 @@ class StudyLog:
 
 
 @contextlib.contextmanager
-def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the sweep's lock, which the kernel frees however this process ends.
+def locked(folder: SweepFolder, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold the sweep's lock (its descriptor), which the kernel frees however this process ends.
 
     Raises ConfigError where another holds it for longer than `wait_s`.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with holding.held(folder.lock, wait_s):
-            yield
+        with holding.held(folder.lock, wait_s) as lock:
+            yield lock
     except holding.HeldError as holder:
         raise ConfigError(
-            f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.path}"
+            f"sweep {folder.sweep_id} is already running ({holder}); watch it with: phalanx status {folder.quoted}"
         ) from None

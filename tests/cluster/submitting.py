@@ -1,6 +1,9 @@
 """`phalanx submit` on a virtual cluster as a person types it, and the run folder that comes of it."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -41,11 +44,25 @@ SLOW = ["train.steps=100000", "optim.schedule_steps=40"]
 GIVE_UP_S = 1800.0
 """A safety net: nothing is asserted about how long things take."""
 POLL_S = 0.1
+LATER = "cluster.slurm.extra={begin:'now+1hour'}"
+"""A job that only waits."""
 
 
 def phalanx(cluster: VirtualCluster, *words: str) -> "subprocess.CompletedProcess[str]":
     """Typed on the head, which is the login node."""
     return cluster.run(cluster.head, sys.executable, "-m", "launch.cli", *words, check=False)
+
+
+def killed_by_sbatch(cluster: VirtualCluster, *words: str) -> None:
+    """`phalanx WORDS`, killed the moment it has started sbatch, which goes on and submits the job."""
+    program = cluster.shared / "deadly/sbatch"
+    program.parent.mkdir(exist_ok=True)
+    real = shutil.which("sbatch")
+    program.write_text(f'#!/bin/sh\ncase "$*" in *--test-only*) ;; *) kill -9 $PPID;; esac\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    path = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = cluster.run(cluster.head, sys.executable, "-m", "launch.cli", *words, env=path, check=False)
+    assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stdout + done.stderr
 
 
 def wait_until(what: str, look: Callable[[], T | None]) -> T:

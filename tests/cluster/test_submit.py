@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 from cluster.jobs import job_fields
-from cluster.submitting import SLOW, SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
+from cluster.submitting import (
+    LATER,
+    SLOW,
+    SubmittedRun,
+    killed_by_sbatch,
+    learned,
+    left_on,
+    local_rows,
+    phalanx,
+    prepare_data,
+    wait_until,
+)
 
 from launch.slurm.record import submissions
 from launch.virtual.cluster import VirtualCluster
@@ -101,6 +112,26 @@ class TestLife:
         assert [event["resume_step"] for event in run.events("attempt_started")] == [0, saved]
         refused = phalanx(site, "cancel", str(run.folder.path))
         assert (refused.returncode, "is not running" in refused.stderr) == (2, True)
+
+
+def test_a_job_whose_submit_was_killed_is_found(site: VirtualCluster, data: Path) -> None:
+    run = SubmittedRun(site, data, "unrecorded", LATER)
+    killed_by_sbatch(site, "submit", *run.words)
+    assert submissions(run.folder) == []
+
+    def refused() -> str | None:
+        again = phalanx(site, "submit", *run.words)
+        assert again.returncode == 2, again.stdout
+        found = re.search(r"^unrecorded is already job (\d+), which is PENDING", again.stderr)
+        assert found or "is being submitted already" in again.stderr  # sbatch, which holds the lock
+        return found and found[1]
+
+    run.job = wait_until("SLURM's answer", refused)
+    assert f"queued, job {run.job}" in phalanx(site, "status", "--root", f"{site.shared}/runs").stdout
+    assert f"SLURM       job {run.job} PENDING" in phalanx(site, "status", str(run.folder.path)).stdout
+    cancelled = phalanx(site, "cancel", str(run.folder.path)).stdout
+    assert cancelled == f"job {run.job} of unrecorded is cancelled (it was PENDING)\n"
+    site.run(site.head, "scancel", run.submit())
 
 
 def test_two_jobs_on_the_same_nodes(site: VirtualCluster, data: Path, reference: dict[int, StepRow]) -> None:

@@ -5,11 +5,12 @@ import re
 
 import pytest
 from cluster.jobs import ENDED, job_fields
-from cluster.submitting import WORDS, left_on, phalanx, prepare_data, wait_until
+from cluster.submitting import LATER, WORDS, killed_by_sbatch, left_on, phalanx, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows, surviving_rows
+from orchestrator.observe.state import is_held
 from orchestrator.sweep.folder import SweepFolder
 
 pytestmark = pytest.mark.cluster
@@ -87,6 +88,29 @@ def test_from_the_command_to_the_best_trial(slurm: VirtualCluster) -> None:
     wait_until("the fourth", lambda: [t["state"] for t in sweep.status()["trials"]] == ["finished"] * 4)
     for node in slurm.nodes:
         wait_until("an empty node", lambda n=node: not left_on(slurm, n))
+
+
+def test_an_array_whose_sweep_was_killed_is_taken_up(slurm: VirtualCluster) -> None:
+    sweep = ArraySweep(slurm)
+    folder = SweepFolder(slurm.shared / "runs/unrecorded")
+    words = ["sweep", *sweep.words, "sweep.id=unrecorded", LATER, "optim.lr=1e-3,2e-3"]
+    killed_by_sbatch(slurm, *words)
+    wait_until("the tasks", lambda: str(folder.array_script) in slurm.run(slurm.head, "squeue", "--format=%o").stdout)
+    wait_until("sbatch's end", lambda: not is_held(folder.lock))
+    assert json.loads(phalanx(slurm, "status", str(folder.path), "--json").stdout)["state"] == "queued"
+    again = phalanx(slurm, *words)
+    assert again.stdout.startswith("nothing to submit: 2 trials: 2 running"), again.stdout + again.stderr
+    cancelled = phalanx(slurm, "cancel", str(folder.path)).stdout
+    assert len(re.findall(r"^job \d+_[01] of unrecorded-\w+ is cancelled", cancelled, re.MULTILINE)) == 2, cancelled
+
+
+@pytest.mark.parametrize("more", [[], ["--one-job", "sweep.max_concurrent=2"]])
+def test_what_slurm_refuses_leaves_nothing_behind(slurm: VirtualCluster, more: list[str]) -> None:
+    words = [*ArraySweep(slurm).words, "sweep.id=refused", "optim.lr=1e-3,2e-3", "cluster.slurm.reservation=friday"]
+    done = phalanx(slurm, "sweep", *words, *more)
+    assert done.returncode == 2, done.stdout
+    assert "SLURM refuses the job: allocation failure: Requested reservation is invalid" in done.stderr
+    assert not (slurm.shared / "runs/refused").exists()
 
 
 def test_all_trials_in_one_job(slurm: VirtualCluster) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from launch.compose import compose
 from launch.slurm.commands import way_out
-from launch.slurm.jobstate import JobState, SlurmError, job_words, parse_accounted, parse_job, parse_queue
+from launch.slurm.jobstate import JobState, QueuedJob, SlurmError, job_words, parse_accounted, parse_job, parse_queue
 from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.record import newest_submission
 from launch.slurm.request import JobRequest
@@ -125,7 +125,11 @@ def test_every_state_waits_or_has_ended_or_runs_and_an_unknown_one_is_an_error()
     assert not (JobState.COMPLETING.is_end or JobState.RUNNING.is_end or JobState.SUSPENDED.is_waiting)
     with pytest.raises(SlurmError, match="job 12 is FROBNICATED, which phalanx does not know"):
         parse_job(JOB.format(state="FROBNICATED", reason="None", preempt="None", nodes="v1"))
-    assert parse_queue("12 RUNNING\n13_2 PENDING\n") == {"12": JobState.RUNNING, "13_2": JobState.PENDING}
+    queue = parse_queue("12 RUNNING\n13_2 PENDING /my runs/x/slurm/array.sbatch\n")
+    assert queue == {
+        "12": QueuedJob(JobState.RUNNING, ""),
+        "13_2": QueuedJob(JobState.PENDING, "/my runs/x/slurm/array.sbatch"),
+    }
     with pytest.raises(SlurmError, match="job 13 is DONEISH"):
         parse_queue("12 RUNNING\n13 DONEISH\n")
 
@@ -167,8 +171,9 @@ def test_a_job_that_slurm_has_taken_is_written_down_whatever_comes_amid_it(
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     folder = RunFolder(tmp_path / "runs/first")
     config = compose(["experiment=tiny_test", "cluster=slurm"]).config
-    with pytest.raises(KeyboardInterrupt):
-        write_and_submit(config, spec_of(config, ["experiment=tiny_test"], "cpu", folder), "cpu", folder)
+    spec = spec_of(config, ["experiment=tiny_test"], "cpu", folder)
+    with alone(folder) as lock, pytest.raises(KeyboardInterrupt):
+        write_and_submit(config, spec, "cpu", folder, lock)
     newest = newest_submission(folder)
     assert newest is not None
     assert newest.job_id == 12

@@ -1,5 +1,6 @@
 """A sweep as a SLURM job array: what `--array` says, what can't be one."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,15 @@ from launch.slurm.record import Submission
 from launch.slurm.request import directives, job_request
 from launch.submit import spec_of
 from launch.sweep import recipe_of, run
-from launch.sweep_array import check
+from launch.sweep_array import check, submit
 from launch.sweep_words import read_words
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.settings import Metric, Pruner
+from orchestrator.sweep.study import Record
+from orchestrator.sweep.studylog import locked
 
 if TYPE_CHECKING:
     from rank.ranks import Data
@@ -132,4 +135,39 @@ def test_a_sweep_that_never_began_is_held_to_nothing(
         for steps in (10, 20):
             with pytest.raises(NoSlurmError, match="sinfo is not on the PATH"):
                 run([*words, f"train.steps={steps}", *more])
-    assert list(read_records(SweepFolder(tmp_path / "runs/s").study)) == []
+            assert not (tmp_path / "runs/s").exists()
+
+
+@pytest.mark.parametrize("refused_at", ["--test-only", "--parsable"])
+def test_an_array_that_slurm_refuses_leaves_no_trial_behind(
+    tmp_path: Path, refused_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of one that is there already, nothing is changed."""
+    refusing = f'case "$*" in *{refused_at}*) echo "sbatch: error: Invalid account" >&2; exit 1;; *) echo 12;; esac'
+    programs = {"sbatch": "echo 11", "squeue": "", "sinfo": "echo 'main|main*|3|8|6000|(null)|infinite'"}
+    programs["scontrol"] = "echo 'JobId=11 JobState=PENDING Reason=None'"
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    folder = SweepFolder(tmp_path / "runs/s")
+
+    def submit_with(rates: str) -> None:
+        words = ["cluster=slurm", "model=tiny", "cluster.device=cpu", f"optim.lr={rates}"]
+        words += ["run.root=/home/nobody/runs", "data.path=/home/nobody/data"]
+        with locked(folder) as lock:
+            submit(folder, *recipe_of(folder, words), words, lock)
+
+    submit_with("1e-3,2e-3")
+    before, script = list(read_records(folder.study)), folder.array_script.read_text()
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/sh\n{refusing}\n")
+    with pytest.raises(ConfigError, match=r"^SLURM refuses the job: Invalid account; set cluster.slurm.account"):
+        submit_with("1e-3,2e-3,4e-3,8e-3")
+    assert list(read_records(folder.study)) == before
+    assert refused_at == "--parsable" or folder.array_script.read_text() == script
+    assert not list(folder.slurm.glob("*.new"))
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho 13\n")
+    submit_with("1e-3,2e-3,4e-3,8e-3")
+    started = [record["job"] for record in read_records(folder.study) if record["event"] == Record.trial_started]
+    assert started == [11, 11, 13, 13]

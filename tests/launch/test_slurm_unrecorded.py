@@ -1,0 +1,182 @@
+"""Jobs of which only SLURM knows: `submit` was killed before it had written them down. Scripts play SLURM."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import cancel, status
+from launch.job.batch import Allocation, record_itself
+from launch.slurm.record import Submission, append_submission, submissions
+from launch.submit import alone, check_not_queued
+from launch.sweep import recipe_of
+from launch.sweep_array import submit
+from orchestrator import holding
+from orchestrator.errors import ConfigError
+from orchestrator.runfolder import RunFolder
+from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.studylog import StudyLog, locked
+
+SBATCH = """
+case "$*" in *--test-only*) exit 0;; esac
+for script; do :; done
+kill -KILL $PPID
+until [ -e {gate} ]; do sleep 0.05; done
+for job in {jobs}; do echo "$job PENDING $(realpath "$script")" >> {queue}; done
+"""
+"""Its parent is gone before SLURM has the job, which it has once the gate is there."""
+SCONTROL = """
+for job; do :; done
+grep -q "^$job " {queue} || {{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }}
+echo "JobId=${{job%_*}} JobState=PENDING Reason=Resources Restarts=0"
+"""
+SCANCEL = """
+grep -v "^$1 " {queue} > {queue}.new
+mv {queue}.new {queue}
+"""
+PROGRAM = """
+import sys
+from pathlib import Path
+from launch.compose import compose
+from launch.submit import alone, spec_of, write_and_submit
+from orchestrator.runfolder import RunFolder
+folder, words = RunFolder(Path(sys.argv[1])), ["experiment=tiny_test", "cluster=slurm"]
+config = compose(words).config
+with alone(folder) as lock:
+    write_and_submit(config, spec_of(config, words, "cpu", folder), "cpu", folder, lock)
+"""
+SWEPT = ["experiment=tiny_test", "cluster=slurm", "optim.lr=1e-3,2e-3"]
+SWEPT += ["run.root=/home/nobody/runs", "data.path=/home/nobody/data"]
+SWEEP_PROGRAM = """
+import json
+import sys
+from pathlib import Path
+from launch.sweep import recipe_of
+from launch.sweep_array import submit
+from orchestrator.sweep.folder import SweepFolder
+from orchestrator.sweep.studylog import locked
+folder, words = SweepFolder(Path(sys.argv[1])), sys.argv[2:]
+with locked(folder) as lock:
+    submit(folder, *recipe_of(folder, words), words, lock)
+"""
+
+
+class Slurm:
+    """`queue` is what squeue says."""
+
+    def __init__(self, path: Path, *jobs: str) -> None:
+        self.queue, self.gate = path / "queue", path / "gate"
+        self.queue.touch()
+        (path / "bin").mkdir()
+        squeue, sinfo = f"cat {self.queue}", "echo 'main|main*|3|8|6000|(null)|infinite'"
+        programs = {"sbatch": SBATCH, "scontrol": SCONTROL, "scancel": SCANCEL, "squeue": squeue, "sinfo": sinfo}
+        for name, text in programs.items():
+            filled = text.format(queue=self.queue, gate=self.gate, jobs=" ".join(jobs))
+            (path / "bin" / name).write_text(f"#!/bin/sh\n{filled}\n")
+            (path / "bin" / name).chmod(0o755)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    made = Slurm(tmp_path, "12", "12_0", "12_1")
+    yield made
+    made.gate.touch()
+
+
+def test_a_job_whose_submit_was_killed_is_found_and_not_submitted_twice(
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "my runs/first")
+    killed = subprocess.run([sys.executable, "-c", PROGRAM, str(folder.path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    refused = pytest.raises(ConfigError, match=r"^first is being submitted already")
+    with refused, alone(folder):  # sbatch still asks SLURM
+        pass
+    slurm.gate.touch()
+    with holding.held(folder.slurm / "submit.lock", wait_s=math.inf):
+        slurm.queue.write_text(slurm.queue.read_text().splitlines()[0] + "\n")
+    with alone(folder), pytest.raises(ConfigError, match=r"^first is already job 12, which is PENDING") as refusal:
+        check_not_queued(folder)
+    assert str(refusal.value).endswith(f"or end it with phalanx cancel '{folder.path}'")
+    root = str(folder.path.parent)
+    assert status.run(["--root", root]) == status.run(["first", "--root", root]) == 0
+    said = capsys.readouterr().out
+    assert "queued, job 12" in said and "SLURM       job 12 PENDING (Resources)" in said
+    status.run(["first", "--root", root, "--json"])
+    assert json.loads(capsys.readouterr().out)["slurm"]["job_id"] == 12
+    assert cancel.run(["first", "--root", root]) == 0
+    assert capsys.readouterr().out == "job 12 of first is cancelled (it was PENDING)\n"
+    assert slurm.queue.read_text() == ""
+    with pytest.raises(ConfigError, match="run first is not running"):
+        cancel.run(["first", "--root", root])
+    with alone(folder):
+        check_not_queued(folder)
+
+
+def test_another_run_s_job_is_not_taken_for_it(tmp_path: Path, slurm: Slurm) -> None:
+    folder = RunFolder(tmp_path / "runs/first")
+    folder.slurm.mkdir(parents=True)
+    folder.job_script.touch()
+    append_submission(folder, Submission(job_id=7, time_s=0.0))
+    slurm.queue.write_text(f"11 RUNNING\n12 PENDING {tmp_path}/runs/second/slurm/job.sbatch\n")
+    check_not_queued(folder)
+    slurm.queue.write_text(f"12 PENDING {tmp_path}/runs/../runs/first/slurm/job.sbatch\n")
+    with pytest.raises(ConfigError, match="already job 12"):
+        check_not_queued(folder)
+
+
+def test_a_job_writes_itself_down_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs/first")
+    for slurm_id, job_id, task in (("12", 12, None), ("13_4", 19, 4)):
+        allocation = Allocation(job_id=job_id, slurm_id=slurm_id, task=task, restarts=0, hosts=["v1"])
+        record_itself(folder, allocation)
+        record_itself(folder, allocation)
+        append_submission(folder, Submission(job_id=int(slurm_id.split("_")[0]), time_s=0.0, task=task))
+    assert [submission.slurm_id for submission in submissions(folder)] == ["12", "13_4"]
+    assert len(folder.jobs.read_text().splitlines()) == 4
+
+
+def test_a_job_array_whose_sweep_was_killed_is_taken_up(
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SweepFolder(tmp_path / "runs/s")
+    killed = subprocess.run([sys.executable, "-c", SWEEP_PROGRAM, str(folder.path), *SWEPT], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    slurm.gate.touch()
+    with locked(folder, wait_s=math.inf) as lock:
+        lines = slurm.queue.read_text().splitlines()
+        slurm.queue.write_text("\n".join(lines[1:]) + "\n")
+        folder.description.write_text(json.dumps({"metric": "loss"}))
+        submit(folder, *recipe_of(folder, SWEPT), SWEPT, lock)
+        assert "nothing to submit: 2 trials: 2 running" in capsys.readouterr().out
+    jobs = {submission.slurm_id for n in folder.trials.iterdir() for submission in submissions(RunFolder(n))}
+    assert jobs == {"12_0", "12_1"}
+    assert cancel.run([str(folder.path)]) == 0
+    assert slurm.queue.read_text() == ""
+
+
+def test_tasks_of_which_the_study_knows_nothing_are_shown_and_cancelled(
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SweepFolder(tmp_path / "runs/s")
+    folder.slurm.mkdir(parents=True)
+    folder.description.write_text(json.dumps({"metric": "loss"}))
+    folder.array.write_text(json.dumps({"words": SWEPT, "tasks": {"0": "s-0", "1": "s-1"}}))
+    log = StudyLog(folder)
+    for trial in ("s-0", "s-1"):
+        log.add(trial, {"optim.lr": trial})
+    log.close()
+    slurm.queue.write_text(f"12_1 PENDING {folder.array_script}\n")
+    assert status.run([str(folder.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "queued"
+    assert cancel.run([str(folder.path)]) == 0
+    assert capsys.readouterr().out == "job 12_1 of s is cancelled (it was PENDING)\n"
+    assert status.run([str(folder.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "stopped"
