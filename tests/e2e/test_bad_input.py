@@ -195,8 +195,8 @@ def test_a_run_folder_that_fills_up_stops_the_run_which_goes_on_once_there_is_ro
         while True:
             filler.write(bytes(4096))
     assert stopped.wait() == 1, stopped.error_output
-    (sentence,) = [line for line in stopped.error_output.splitlines() if "No space left" in line]
-    assert re.match(rf"{run.folder.path}/\S+ can't be written \(No space left on device\): the run has sto", sentence)
+    (sentence,) = [line for line in stopped.error_output.splitlines() if "the run has stopped after" in line]
+    assert re.match(rf"{run.folder.path}/\S+ can't be written \(No space left on device\): ", sentence)
     assert (
         f"then this goes on: phalanx train {shlex.join([*typist.words, f'run.root={run.root}', *words])}" in sentence
     )
