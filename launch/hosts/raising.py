@@ -135,7 +135,11 @@ def _connections(record: ClusterRecord, module: str) -> Iterator[dict[str, Conne
 
 
 def _heard(connections: Mapping[str, Connection], until_s: float | None) -> Iterator[tuple[Connection, Message]]:
-    """What comes, until `until_s` by the monotonic clock or the end of all; an end is heard as `failed`."""
+    """What comes, until `until_s` by the monotonic clock or the end of all; an end is heard as `failed`, also one
+    that came with the last words that an earlier listener heard."""
+    for connection in connections.values():
+        if connection.reader.is_closed:
+            yield connection, {"op": "failed", "text": connection.last_words()}
     with selectors.DefaultSelector() as selector:
         for connection in connections.values():
             if not connection.reader.is_closed:

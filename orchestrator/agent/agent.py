@@ -312,10 +312,10 @@ class NodeAgent:
         else:
             self._rank_exited(rank, answer)
 
-    def _lose_ranks(self) -> None:
+    def _lose_ranks(self, why: str) -> None:
         """They died with the zygote."""
         for rank in [*self._ranks.values(), *self._standbys.ranks]:
-            self._rank_exited(rank, KILLED)
+            self._rank_exited(rank, {**KILLED, "reason": f"{KILLED['reason']}{why}"})
 
     def _rank_forked(self, rank: RankHandle, start: dict[str, Any]) -> None:
         with self._changed:

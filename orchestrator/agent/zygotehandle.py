@@ -18,6 +18,8 @@ from orchestrator.agent.channel import Channel, Message, receive_with_descriptor
 from orchestrator.fleet.surroundings import has_gpu
 
 MODULE = "orchestrator.agent.zygote"
+LAST_BYTES = 4096
+"""Of what it printed, where it is told what that was."""
 MALLOC_TUNABLES = (
     "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
     ":glibc.malloc.hugetlb=1"
@@ -34,24 +36,29 @@ driver heard of it and until the others were gone, 0.11 of 0.42 s from the kill 
 class ZygoteHandle:
     """The agent's side. Not thread-safe but for `send`."""
 
-    def __init__(self, sock: socket.socket, process: "subprocess.Popen[bytes] | None") -> None:
-        """`process`: None where the zygote is another process's child."""
+    def __init__(self, sock: socket.socket, process: "subprocess.Popen[bytes] | None", output: int) -> None:
+        """`process`: None where the zygote is another process's child. `output`: descriptor of the file that it
+        prints to, ours from now on."""
         self._socket = sock
         self._process = process
+        self._output = output
         self._pidfd: int | None = None
         """Of the zygote, once it is ready."""
 
     @classmethod
     def start(cls, threads: int, *, is_warm: bool) -> "ZygoteHandle":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        output = os.memfd_create("phalanx-zygote-output")
         with theirs:
             process = subprocess.Popen(
                 _command(theirs, is_warm=is_warm),
                 env=environment(threads, "cuda" if has_gpu() else "cpu"),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
-        return cls(ours, process)
+        return cls(ours, process, output)
 
     @classmethod
     def take_over(cls, path: str, threads: int) -> "ZygoteHandle | None":
@@ -59,7 +66,7 @@ class ZygoteHandle:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.connect(path)
-            handle = cls(sock, None)
+            handle = cls(sock, None, os.open(_log_of(path), os.O_RDONLY))
             handle.send({"op": "environment", "environment": environment(threads, "cuda" if has_gpu() else "cpu")})
         except OSError:
             sock.close()
@@ -91,13 +98,17 @@ class ZygoteHandle:
             self._pidfd = os.pidfd_open(answer["pid"])
         return answer
 
-    def wait(self) -> None:
-        """Call when `hear` has raised: reap it."""
+    def wait(self) -> str:
+        """Call once, when `hear` has raised: reap it. What it printed last."""
         if self._process is not None:
             self._process.wait()
+        start = max(0, os.fstat(self._output).st_size - LAST_BYTES)
+        printed = os.pread(self._output, LAST_BYTES, start).decode(errors="replace").strip()
+        os.close(self._output)
         pidfd, self._pidfd = self._pidfd, None
         if pidfd is not None:
             os.close(pidfd)
+        return printed
 
     def kill(self) -> None:
         """And with it all that was forked; nothing where it is not ready yet."""
@@ -121,7 +132,7 @@ class ZygoteAhead:
         held, self._held = os.pipe()
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-            (folder / "zygote.log").open("wb") as log,
+            Path(_log_of(self.path)).open("wb") as log,
         ):
             listener.bind(self.path)
             Path(self.path).chmod(0o600)
@@ -169,6 +180,11 @@ def problem_of_canary(channel: Channel) -> str | None:
     except (EOFError, OSError):
         problem = "the forked process died"
     return problem
+
+
+def _log_of(path: str) -> str:
+    """Where the zygote that listens at `path` prints to."""
+    return f"{path}.log"
 
 
 def _command(sock: socket.socket, *, is_warm: bool) -> list[str]:

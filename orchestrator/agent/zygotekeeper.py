@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,21 +29,24 @@ class ZygoteKeeper:
         is_warm: bool,
         ahead: str | None,
         on_answer: Callable[[Message], None],
-        on_death: Callable[[], None],
+        on_death: Callable[[str], None],
     ) -> None:
         """`is_warm`: it has imported everything before it forks; else each child imports for itself. `ahead`: where
         one listens that was started before. A thread calls `on_answer` for each `forked` and `exited`, and `on_death`
-        once nothing that was forked lives any more."""
+        once nothing that was forked lives any more, with why in words where that is known."""
         self._address = address
         self._threads = threads
         self._is_warm = is_warm
         self._on_answer = on_answer
         self._on_death = on_death
         self._store: tuple[Channel, int] | None = None
+        self._why_dead = ""
+        """What the last one that died as it started has printed last."""
         self._start(ahead)
 
     def _start(self, ahead: str | None = None) -> None:
-        self._is_ready = threading.Event()
+        self._is_ready, self._is_settled = threading.Event(), threading.Event()
+        """The latter: it is ready, or has died."""
         self._asked_s: float | None = None
         """Since when an answer to a ping is waited for, monotonic."""
         taken = None if ahead is None else ZygoteHandle.take_over(ahead, self._threads)
@@ -58,13 +62,19 @@ class ZygoteKeeper:
                 break
             if answer["op"] == "ready":
                 self._is_ready.set()
+                self._is_settled.set()
             elif answer["op"] == "pong":
                 self._asked_s = None
             elif answer["op"] in ("forked", "exited"):
                 self._on_answer(answer)
-        zygote.wait()
+        printed = zygote.wait()
         self._store = None
-        self._on_death()
+        if printed:
+            print(printed, file=sys.stderr, flush=True)
+        is_told = printed and not self._is_ready.is_set()
+        self._why_dead = f" as it started: {printed.splitlines()[-1]}" if is_told else ""
+        self._on_death(self._why_dead)
+        self._is_settled.set()
 
     def revive(self) -> None:
         """Start another where the last has died, once all that died with it is told of."""
@@ -93,7 +103,10 @@ class ZygoteKeeper:
             with contextlib.suppress(EOFError, OSError):  # it has died as it started, or its zygote has
                 self._store = store = self._new_store()
                 return store[1]
-        raise WorkerFailedError(f"the rendezvous store on {self._address} died {STORE_TRIES} times as it started")
+        why = f"; what it is forked from has died{self._why_dead}" if self._why_dead else ""
+        raise WorkerFailedError(
+            f"the rendezvous store on {self._address} died {STORE_TRIES} times as it started{why}"
+        )
 
     def _new_store(self) -> tuple[Channel, int]:
         channel, theirs = Channel.pair()
@@ -104,9 +117,11 @@ class ZygoteKeeper:
         return channel, channel.receive()["port"]
 
     def warm_up(self) -> None:
-        """Return once the zygote has imported everything, so that the start of ranks need not wait for it."""
+        """Return once the zygote has imported everything, so that the start of ranks need not wait for it. Raises
+        WorkerFailedError where it has died of that."""
         self.revive()
-        self._is_ready.wait(START_TIMEOUT_S)
+        if self._is_settled.wait(START_TIMEOUT_S) and not self._is_ready.is_set():
+            raise WorkerFailedError(f"the process that ranks are forked from has died{self._why_dead}")
 
     def check_cuda_fork(self) -> str | None:
         """A forked canary allocates on the GPU; where it can't, ranks import for themselves from now on. Returns what

@@ -17,7 +17,7 @@ from orchestrator.checkpoint.reader import read_marker
 from orchestrator.checkpoint.retention import MetricOf, Retention, checkpoints_to_delete
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import size_problem, verify
-from orchestrator.errors import CheckpointError, CheckpointMismatchError, StoreError
+from orchestrator.errors import CheckpointError, CheckpointMismatchError, FencedError, StoreError
 
 _MAX_PROBLEMS_NAMED = 3
 
@@ -230,7 +230,9 @@ def _refuse_unless_newer(store: Store, marker: Marker, path: str) -> None:
     except CheckpointError:
         return  # damaged: whoever wrote it, it is nobody's checkpoint
     if present.attempt >= marker.attempt:
-        raise CheckpointError(
+        # A newer one has claimed and committed since we looked for its claim.
+        kind = FencedError if present.attempt > marker.attempt else CheckpointError
+        raise kind(
             f"attempt {marker.attempt} may not commit {store.where(path)}: attempt {present.attempt} of run "
             f"{present.run_id} has; another copy of this run is alive, or was started after this one"
         )

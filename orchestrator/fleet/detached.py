@@ -124,11 +124,13 @@ def _adopt(actors: dict[int, Any], tenancy: Tenancy) -> dict[int, dict[str, Any]
 
 
 def _last_words(agent: AgentHandle, tenancy: Tenancy, attempt: dict[str, Any] | None) -> Inherited:
-    """Stop its ranks; what they said that no driver may have written down. An agent that is gone says nothing."""
+    """Stop its ranks; what they said that no driver may have written down. An agent that is gone, or hangs, says
+    nothing."""
     ray = import_ray()
+    limit_s = STOP_TIMEOUT_S + ADOPT_TIMEOUT_S
     try:
-        ray.get(agent.actor.command.remote(tenancy.generation, "stop_ranks", STOP_TIMEOUT_S))
-        events = ray.get(agent.actor.command.remote(tenancy.generation, "next_events", 0.0))
+        ray.get(agent.actor.command.remote(tenancy.generation, "stop_ranks", STOP_TIMEOUT_S), timeout=limit_s)
+        events = ray.get(agent.actor.command.remote(tenancy.generation, "next_events", 0.0), timeout=limit_s)
     except ray.exceptions.RayError:
         events = []
     return Inherited(agent.node, attempt, events)

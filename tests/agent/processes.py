@@ -4,6 +4,7 @@ import os
 import select
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -40,13 +41,18 @@ class Watched:
 
 def descendants(pid: int | None = None) -> set[int]:
     """Every live process below `pid`, this process by default; not those that are ended but not reaped."""
-    below = psutil.Process(pid).children(recursive=True)
-    return {process.pid for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE}
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends while it is looked at
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
+    return found
 
 
 def zygotes_below(pid: int | None = None) -> set[int]:
     found = set()
     for child in psutil.Process(pid).children():
-        if "orchestrator.agent.zygote" in child.cmdline():
-            found.add(child.pid)
+        with suppress(psutil.NoSuchProcess):  # so is a zombie's
+            if "orchestrator.agent.zygote" in child.cmdline():
+                found.add(child.pid)
     return found

@@ -18,6 +18,7 @@ from agent.processes import Watched, descendants, zygotes_below
 from orchestrator.agent.agent import NodeAgent
 from orchestrator.agent.channel import Channel
 from orchestrator.agent.zygotehandle import ZygoteAhead, ZygoteHandle, environment
+from orchestrator.errors import WorkerFailedError
 
 SAFETY_S = 120.0
 
@@ -96,6 +97,16 @@ def test_an_agent_starts_its_own_where_the_one_ahead_has_died(ahead):
     with closing(NodeAgent(0, "127.0.0.1", is_warm=False, threads=1, zygote_ahead=ahead.path)) as agent:
         assert len(descendants() - before) == 1
         assert agent.start_store() > 0
+
+
+def test_one_that_can_not_import_is_told_of_at_once_with_its_last_words(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError('half installed')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with (
+        closing(NodeAgent(0, "127.0.0.1", is_warm=True, threads=1)) as agent,
+        pytest.raises(WorkerFailedError, match=r"has died as it started: ImportError: half installed$"),
+    ):
+        agent.warm_up()
 
 
 def test_an_agent_needs_no_zygote_of_its_own_where_one_is_ahead(ahead):

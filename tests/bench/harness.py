@@ -131,7 +131,9 @@ class CpuTimes:
         return CpuTimes(busy_s, steal, busy_s + idle + iowait + steal)
 
     def since(self, before: "CpuTimes") -> "CpuTimes":
-        return CpuTimes(self.busy_s - before.busy_s, self.stolen_s - before.stolen_s, self.total_s - before.total_s)
+        busy_s, stolen_s = self.busy_s - before.busy_s, self.stolen_s - before.stolen_s
+        # The kernel's count of time that waits for a disk may fall (proc_stat(5)).
+        return CpuTimes(busy_s, stolen_s, max(busy_s + stolen_s, self.total_s - before.total_s))
 
 
 def busy_share(seconds: float) -> float:

@@ -27,7 +27,7 @@ from orchestrator.checkpoint.lineage import Fork, Lineage
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verify import verify
-from orchestrator.errors import CheckpointError, CheckpointMismatchError
+from orchestrator.errors import CheckpointError, CheckpointMismatchError, FencedError
 
 STATE = random_state({"w": (5,), "b": (2, 2)})
 
@@ -94,12 +94,15 @@ def test_the_same_content_commits_again(store):
     assert read_marker(store, 10) == marker
 
 
-@pytest.mark.parametrize("attempt", [1, 2])
-def test_an_equal_or_older_attempt_is_refused(store, attempt):
+@pytest.mark.parametrize(("attempt", "error"), [(1, FencedError), (2, CheckpointError)])
+def test_an_equal_or_older_attempt_is_refused(store, attempt, error):
+    """The older one has looked for claims before the newer one's was there: to be refused here is to be fenced."""
     newer = save(store, 10, STATE, attempt=2)
     older = write(store, 10, STATE, attempt=attempt, loss=9.0)
-    with pytest.raises(CheckpointError, match=f"attempt {attempt} may not commit .* attempt 2 of run run-1 has"):
+    words = f"attempt {attempt} may not commit .* attempt 2 of run run-1 has"
+    with pytest.raises(CheckpointError, match=words) as caught:
         commit(store, older)
+    assert type(caught.value) is error
     assert read_marker(store, 10) == newer
 
 

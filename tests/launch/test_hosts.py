@@ -135,7 +135,10 @@ def test_processes_are_found_by_mark_file_and_descent(tmp_path: Path) -> None:
             process.stdout.close()
 
 
-SSH = '#!/bin/sh\nHOST=$2 exec sh -c "$3; exit"\n'
+SSH = """#!/bin/sh
+case "$2 $3" in second*launch.hosts.node*) [ -p alive ] && echo $$ > alive;; esac
+HOST=$2 exec sh -c "$3; exit"
+"""
 PYTHON = '#!/bin/sh\nif [ "$3" = launch.hosts.node ]; then exec {python} {program}; fi\nexec {python} "$@"\n'
 PROGRAM = """
 import json, os, signal, sys
@@ -151,17 +154,32 @@ for text in sys.stdin:
             say("head")
         case {"op": "join"} if os.environ["HOST"] != "first":
             say("up")
+            if os.path.exists("alive"):
+                sys.exit("the power is gone")
         case {"op": "keep"} if os.environ["HOST"] == "first":
             say("kept")
             signal.pause()
         case {"op": "keep"}:
             sys.exit("the power is gone")
 """
-"""A host's program without a Ray: the first host's stays when it is told to, the other one's dies then."""
+"""A host's program without a Ray: the first host's stays when it is told to, the other one's dies then, or, where
+there is a FIFO called `alive` (which gets its connection's pid), with its word that it is up."""
 
 
-def test_a_host_that_is_lost_at_the_last_moment_leaves_nothing_on_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["as it is up", "as it is to stay"])
+def test_a_host_that_is_lost_at_the_last_moment_leaves_nothing_on_the_others(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was told to stay does not end with its connection."""
+    monkeypatch.chdir(tmp_path)
+    fifo = tmp_path / "alive"
+    if moment == "as it is up":
+        os.mkfifo(fifo)
+
+    def say(text: str) -> None:
+        if fifo.exists() and text.startswith("first is up"):
+            os.waitid(os.P_PID, int(fifo.read_text()), os.WEXITED | os.WNOWAIT)  # its word and its end come at once
+
     (tmp_path / "program.py").write_text(PROGRAM)
     for name, text in (
         ("ssh", SSH),
@@ -180,7 +198,7 @@ def test_a_host_that_is_lost_at_the_last_moment_leaves_nothing_on_the_others(tmp
     written: list[ClusterRecord] = []
     try:
         with pytest.raises(PhalanxError, match="second was lost while the cluster came up: the power is gone"):
-            raise_cluster(asked, "token", 600.0, write=written.append, say=lambda _: None)
+            raise_cluster(asked, "token", 600.0, write=written.append, say=say)
         assert [find_process(host.pid, host.born_s) for host in written[0].started.values()] == [None, None]
     finally:
         for host in (host for record in written for host in record.started.values()):

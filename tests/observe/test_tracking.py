@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,11 +28,18 @@ PATIENCE_S = 120.0
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_logged_in(monkeypatch, tmp_path, temporary):
+def nobody_is_logged_in(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith(("WANDB_", "NETRC"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(temporary) -> Iterator[None]:
+    """In the system's temporary folder."""
+    yield
+    assert [*temporary.rglob("*")] == []
 
 
 @pytest.fixture
