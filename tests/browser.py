@@ -6,6 +6,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,15 +54,20 @@ class Proxy:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
-            with connection:
-                self.asked.append(connection.recv(4096).partition(b"\r\n")[0].decode(errors="replace"))
-                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            threading.Thread(target=self._refuse, args=(connection,), daemon=True).start()
+
+    def _refuse(self, connection: socket.socket) -> None:
+        """A browser also opens connections over which it asks nothing for long, or that it gives up."""
+        with connection, suppress(OSError):
+            self.asked.append(connection.recv(4096).partition(b"\r\n")[0].decode(errors="replace"))
+            connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
 
 
 def opened(page: Path, *options: str, proxy: Proxy | None = None) -> str:
     """What `page` is in the browser, as it prints it with `options` (--dump-dom, --screenshot=FILE)."""
     assert CHROMIUM is not None
-    with tempfile.TemporaryDirectory() as profile:
+    # Its helpers may write into the profile for a moment after it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         through = () if proxy is None else (f"--proxy-server={proxy.address}", "--proxy-bypass-list=<-loopback>")
         done = subprocess.run(
             [CHROMIUM, *QUIET, *through, f"--user-data-dir={profile}", *options, page.as_uri()],

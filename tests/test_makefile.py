@@ -100,3 +100,7 @@ def test_ci_never_skips_the_tests_on_several_hosts() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "export PHALANX_REQUIRE_CLUSTER=1" in script
     assert "apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2" in script
+
+
+def test_ci_draws_the_same_examples_each_time() -> None:
+    assert "export CI=true\n" in (ROOT / ".ci" / "run").read_text()

@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,6 +49,8 @@ class Proxy(ThreadingHTTPServer):
     """Each store is failed by its own plan, so that many may be at work at a time."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Of a full one, which is short by default, the kernel lets a client wait for seconds."""
 
     def __init__(self, upstream_port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -55,6 +58,8 @@ class Proxy(ThreadingHTTPServer):
         self.port: int = self.server_address[1]
         self.plan = Plan()
         """Of every request that no other plan is for."""
+        self.conditional_put = threading.Lock()
+        """One at a time: moto looks, and then puts, where S3 does both at once."""
         self.ignores_conditions = False
         """As some object stores do: a conditional put is carried out whatever is there."""
         self.plans: dict[str, Plan] = {}
@@ -111,6 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
         left_out = {"transfer-encoding", "expect"} | ({"if-none-match"} if self.server.ignores_conditions else set())
         headers = {key: value for key, value in self.headers.items() if key.lower() not in left_out}
         headers["Content-Length"] = str(len(body))
+        is_conditional = any(key.lower() == "if-none-match" for key in headers)
+        with self.server.conditional_put if is_conditional else nullcontext():
+            return self._ask(headers, body)
+
+    def _ask(self, headers: dict[str, str], body: bytes) -> tuple[HTTPResponse, bytes]:
         connection = HTTPConnection("127.0.0.1", self.server.upstream_port)
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
