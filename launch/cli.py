@@ -7,9 +7,11 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from typing import NoReturn
 
 from launch.suggest import near_miss
 from orchestrator.errors import EXIT_FAILED, EXIT_USAGE, PhalanxError
+from orchestrator.leaving import leave_with
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -73,7 +75,7 @@ Exit codes: 0 done; 1 the run failed; 2 wrong config or arguments; 75 stopped ea
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The console script: what `phalanx` does with its arguments; returns the exit code."""
+    """What `phalanx` does with its arguments; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -171,5 +173,10 @@ def _storage_sentence(error: OSError) -> str | None:
     return None
 
 
+def console() -> NoReturn:
+    """The console script."""
+    leave_with(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

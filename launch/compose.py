@@ -4,8 +4,9 @@ Every problem is reported at once: each override is judged on its own, what is s
 composed config's ranges and combinations are added. Hydra's own exceptions are translated here alone.
 """
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -48,13 +49,47 @@ def compose(overrides: Sequence[str]) -> Composed:
 
     Raises ConfigError with every problem: keys, choices, types, ranges and combinations.
     """
+    return _judge_and_compose(overrides, _compose)
+
+
+class Composer:
+    """Composes many runs as `compose` does, in a tenth of its time: the choices of groups, which take most of it, are
+    composed once, and fields are set in a copy. So files that change in between are not read again."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Raises ConfigError with every problem."""
+        return _judge_and_compose(overrides, self._compose)
+
+    def _compose(self, judged: list[Override], config_dirs: list[Path]) -> RunConfig:
+        last = _last_of_each(judged)
+        if any(override.hydra.startswith("~") for override in last):
+            return _compose(judged, config_dirs)
+        choices = (*(each.hydra for each in last if each.key in GROUPS), *_search_path(config_dirs))
+        try:
+            if choices not in self._chosen:
+                self._chosen[choices] = _by_hydra(choices)
+            config = copy.deepcopy(self._chosen[choices])
+            for override in OverridesParser.create().parse_overrides([e.hydra for e in last if e.key not in GROUPS]):
+                key, value = override.key_or_group, override.value()
+                OmegaConf.update(config, key, value, merge=True, force_add=override.is_force_add())
+            return _to_config(config)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError):
+            return _compose(judged, config_dirs)  # says what is wrong
+
+
+def _judge_and_compose(
+    overrides: Sequence[str], composed: Callable[[list[Override], list[Path]], RunConfig]
+) -> Composed:
     words, config_dirs, found = split_config_dirs(overrides)
     known = {group: choices(group, config_dirs) for group in GROUPS}
     judged = [judge(word, known, parse_value) for word in words]
     found += [override.problem for override in judged if override.problem]
     config: RunConfig | None = None
     try:
-        config = _compose([override for override in judged if not override.problem], config_dirs)
+        config = composed([override for override in judged if not override.problem], config_dirs)
         found += _range_problems(config, judged, has_errors=bool(found))
     except ConfigError as error:
         found += error.problems
@@ -176,18 +211,28 @@ def parse_value(word: str) -> Any:
 
 
 def _compose(judged: list[Override], config_dirs: list[Path]) -> RunConfig:
-    # Of two overrides of one key the last counts, for groups too (Hydra would refuse those).
-    last = {override.key: place for place, override in enumerate(judged)}
-    words = [override.hydra for place, override in enumerate(judged) if last[override.key] == place]
-    if config_dirs:
-        paths = ",".join(f"'file://{folder}'" for folder in config_dirs)
-        words.append(f"hydra.searchpath=[{paths}]")
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    words = [override.hydra for override in _last_of_each(judged)]
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return _to_config(hydra_compose("config", words))
+        return _to_config(_by_hydra([*words, *_search_path(config_dirs)]))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(_sentence(error)) from error
+
+
+def _last_of_each(judged: list[Override]) -> list[Override]:
+    """Of two overrides of one key the last counts, for groups too (Hydra would refuse those)."""
+    last = {override.key: place for place, override in enumerate(judged)}
+    return [override for place, override in enumerate(judged) if last[override.key] == place]
+
+
+def _search_path(config_dirs: list[Path]) -> list[str]:
+    paths = ",".join(f"'file://{folder}'" for folder in config_dirs)
+    return [f"hydra.searchpath=[{paths}]"] if config_dirs else []
+
+
+def _by_hydra(words: Sequence[str]) -> DictConfig:
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return hydra_compose("config", list(words))
 
 
 def _to_config(composed: DictConfig) -> RunConfig:

@@ -29,7 +29,7 @@ from orchestrator.sweep.folder import SweepFolder
 _EXAMPLES = """  phalanx status                        every run under runs/
   phalanx status quickstart-1a2b3c4d    one run: attempts, last events, checkpoint, W&B
   phalanx status quickstart-sweep-1a2b  one sweep: its trials and the best of them
-  phalanx status --json                 the same for programs"""
+  phalanx status --json                 the same for programs: runs have a run_id, sweeps a sweep"""
 _LAST_EVENTS = 8
 T = TypeVar("T")
 
@@ -42,21 +42,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     now_s = time.time()
     if arguments.run is None:
-        folders = run_folders(arguments.root)
-        statuses = [run_state(folder) for folder in folders]
-        problem = None
-        if arguments.json:
-            print(as_json([asdict(status) for status in statuses]))
-        else:
-            jobs, problem = _asked(lambda: live_jobs(folders))
-            print(table(statuses, now_s, jobs))
-        sweeps = sweep_folders(arguments.root)
-        for sweep in sweeps if not arguments.json else ():
-            sweep_problem = _tell_sweep(sweep, lambda sweep, jobs: [sweep_line(sweep, jobs)])
-            problem = problem or sweep_problem
-        if not (statuses or sweeps or arguments.json):
-            print(f"no runs under {arguments.root}/; start one: phalanx train experiment=quickstart")
-        return _told(problem)
+        return _told(_tell_all(arguments.root, now_s, is_json=arguments.json))
     if (sweep := find_sweep(arguments.run, arguments.root)) is not None:
         tell = (lambda sweep, jobs: [as_json(sweep_json(sweep, jobs))]) if arguments.json else sweep_lines
         return _told(_tell_sweep(sweep, tell))
@@ -73,6 +59,29 @@ def run(argv: Sequence[str]) -> int:
         more = {"slurm": slurm, "avoided_nodes": sorted(avoided(folder)), "command": started_by(folder)}
         print("\n".join(details(status, events, goodput, wandb_words(folder), now_s, **more)))
     return _told(problem)
+
+
+def _tell_all(root: Path, now_s: float, *, is_json: bool) -> SlurmError | None:
+    """Print the runs and sweeps under `root`; why SLURM does not say how their jobs are, or None."""
+    folders, sweeps = run_folders(root), sweep_folders(root)
+    statuses = [run_state(folder) for folder in folders]
+    jobs, problem = _asked(lambda: live_jobs(folders))
+    asked = [(sweep, *_asked(lambda sweep=sweep: sweep_jobs(sweep))) for sweep in sweeps]
+    if is_json:
+        runs = [asdict(status) | {"slurm": _job_json((jobs or {}).get(status.path))} for status in statuses]
+        print(as_json([*runs, *(sweep_json(sweep, tasks) for sweep, tasks, _ in asked)]))
+    else:
+        print(table(statuses, now_s, jobs))
+        for sweep, tasks, _ in asked:
+            print(sweep_line(sweep, tasks))
+        if not (statuses or sweeps):
+            print(f"no runs under {root}/; start one: phalanx train experiment=quickstart")
+    return next((found for found in (problem, *(each[2] for each in asked)) if found is not None), None)
+
+
+def _job_json(job: tuple[str, JobState] | None) -> dict[str, Any] | None:
+    """Of a job that waits or runs: two of the fields that `status RUN --json` has."""
+    return None if job is None else {"job_id": int(job[0]), "state": str(job[1])}
 
 
 def _asked(ask: Callable[[], T]) -> tuple[T | None, SlurmError | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch import sweep_array, sweep_job
 from launch.cli_help import parser
+from launch.counting import counted
 from launch.sweep_plan import preview_json, preview_lines, trial_costs
 from launch.sweep_words import SweepWords, read_words
 from orchestrator.config import RunConfig, Scheduler, WandbMode
@@ -58,7 +59,7 @@ GANG_TIMEOUT_S = 3600
 def run(argv: list[str]) -> int:
     """The verb. Raises ConfigError, and starts nothing, where anything can be known to be wrong."""
     options, words = _parser().parse_known_args(argv)
-    read = read_words(words)
+    read = read_words(words, partial(counted, "composing trials"))
     base = read.compose(read.trials()[0])
     folder = SweepFolder(Path(base.run.root) / (read.settings.id or default_id(base, read.algorithm, read.space)))
     metric = metric_of(read, base)

@@ -1,6 +1,6 @@
 """The words of a sweep -> settings, search space and what every trial has in common. Knows nothing of Hydra."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from launch.compose import CONF, GROUPS, choices, compose, parse_value, split_config_dirs, sweep_dimension
+from launch.compose import CONF, GROUPS, Composer, choices, parse_value, split_config_dirs, sweep_dimension
 from launch.keys import key_types, split_optional, value_problem
 from launch.overrides import MalformedError
 from launch.suggest import near_miss, not_known
@@ -53,17 +53,25 @@ class SweepWords:
         return grid(self.space) if self.algorithm is Algorithm.grid else ends(self.space)
 
 
+_COMPOSER = Composer()
+
+
 @cache
 def _composed(words: tuple[str, ...]) -> RunConfig:
-    """Kept: Hydra takes a fifth of a second, and each trial's config is asked for several times."""
-    config = compose(words).config
+    """Kept: each trial's config is asked for several times."""
+    config = _COMPOSER.compose(words).config
     if problems := batch_problems(config):
         raise ConfigError(*problems)
     return config
 
 
-def read_words(words: Sequence[str]) -> SweepWords:
-    """Raises ConfigError with every problem of the settings, the space and the first trial that can't be composed."""
+def read_words(
+    words: Sequence[str], watch: Callable[[Sequence[Parameters]], Iterable[Parameters]] = iter
+) -> SweepWords:
+    """Raises ConfigError with every problem of the settings, the space and the trials that can't be composed.
+
+    `watch`: what the trials go through one by one, to be counted.
+    """
     rest, folders, found = split_config_dirs(words)
     settings, rest, more = _settings(rest, folders)
     found += more
@@ -83,7 +91,7 @@ def read_words(words: Sequence[str]) -> SweepWords:
     if found:
         raise ConfigError(*dict.fromkeys(found))
     read = SweepWords(settings, algorithm, space, (*dir_words, *base_words))
-    _check_trials(read)
+    _check_trials(read, watch)
     return read
 
 
@@ -193,10 +201,10 @@ def _population_problems(space: Space) -> list[str]:
     ]
 
 
-def _check_trials(read: SweepWords) -> None:
+def _check_trials(read: SweepWords, watch: Callable[[Sequence[Parameters]], Iterable[Parameters]]) -> None:
     """Compose every trial that can be named in advance: a bad value is refused before anything starts."""
     found: dict[str, str] = {}
-    for parameters in read.trials():
+    for parameters in watch(read.trials()):
         try:
             read.compose(parameters)
         except ConfigError as error:

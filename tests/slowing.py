@@ -1,12 +1,33 @@
-"""Makes a live process slow: it is stopped and let go again many times a second."""
+"""Makes a live process slow, or holds it at a moment: it is stopped and let go again many times a second."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from orchestrator.agent.stacks import process_state
+
 PULSE_S = 0.015
+SHORT_PULSE_S = 0.0003
+
+
+@contextmanager
+def held_once(pid: int, is_right: Callable[[], bool]) -> Iterator[None]:
+    """Stopped as soon as `is_right`, which is asked while it stands still: it can't outrun who asks."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        while process_state(pid) != "T":
+            os.kill(pid, 0)  # raises where it is gone
+        if is_right():
+            break
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(SHORT_PULSE_S)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

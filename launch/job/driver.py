@@ -9,7 +9,8 @@ import signal
 import sys
 
 from launch.cli import main
+from orchestrator.leaving import leave_with
 
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    sys.exit(main(sys.argv[1:]))
+    leave_with(lambda: main(sys.argv[1:]))

@@ -22,6 +22,7 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import EXIT_FAILED, PhalanxError
 from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.surroundings import knock
+from orchestrator.leaving import leave_with
 from orchestrator.processes import named
 from orchestrator.spec import NodeFacts
 
@@ -163,4 +164,4 @@ def _answers(address: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave_with(lambda: main(sys.argv[1:]))

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +73,21 @@ def wait_until(what: str, look: Callable[[], T | None]) -> T:
         assert time.monotonic() < deadline, f"{what} did not come in {GIVE_UP_S:g} s"
         time.sleep(POLL_S)
     return found
+
+
+@contextmanager
+def held(cluster: VirtualCluster, folder: RunFolder, attempt: int, rank: int) -> Iterator[None]:
+    """A rank stands still meanwhile, and with it the run: it can't end before something has come of what is done.
+    For a run whose `fault.hang_constant_s` allows it."""
+    log = folder.rank_log(attempt, rank).read_text()
+    found = re.search(rf" on (\S+): attempt {attempt}, pid (\d+)\n", log)
+    assert found is not None, log
+    host, pid = found[1], found[2]
+    cluster.run(host, "kill", "-STOP", pid)
+    try:
+        yield
+    finally:
+        cluster.run(host, "kill", "-CONT", pid, check=False)
 
 
 def prepare_data(cluster: VirtualCluster) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from cluster.submitting import SubmittedRun, learned, left_on, local_rows, prepare_data, wait_until
+from cluster.submitting import SubmittedRun, held, learned, left_on, local_rows, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster
 from orchestrator.observe.metrics import read_rows
@@ -15,6 +15,7 @@ from orchestrator.observe.metrics import read_rows
 pytestmark = pytest.mark.cluster
 COURSE = ["train.steps=60", "optim.schedule_steps=60"]
 WORDS = [*COURSE, "cluster.slurm.spare_nodes=1", "cluster.cpus_per_worker=2", "fault.lease_timeout_s=6"]
+WORDS += ["fault.hang_constant_s=600"]  # a rank is held while the test looks around
 
 
 def forked_on(site: VirtualCluster, node: str) -> int:
@@ -36,11 +37,12 @@ def test_a_slow_node_is_kept_and_the_cut_side_stops_and_a_spare_node_takes_its_p
     run = SubmittedRun(site, data, "cut", *WORDS)
     run.submit()
     run.wait_for_step(10)
-    before = hosts_of(run, 1)
-    (cut,) = sorted(before - {run.fields()["BatchHost"]})
-    assert forked_on(site, cut) >= 2, "its zygote and its rank, and perhaps one that stands by"
-    slowed = max(run.rows())
-    site.slow(cut, delay_ms=20, loss=0.01)
+    with held(site, run.folder, 1, 0):
+        before = hosts_of(run, 1)
+        (cut,) = sorted(before - {run.fields()["BatchHost"]})
+        assert forked_on(site, cut) >= 2, "its zygote and its rank, and perhaps one that stands by"
+        slowed = max(run.rows())
+        site.slow(cut, delay_ms=20, loss=0.01)
     run.wait_for_step(slowed + 8)
     site.isolate(cut)
     cut_s = time.time()

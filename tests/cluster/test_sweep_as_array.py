@@ -5,12 +5,13 @@ import re
 
 import pytest
 from cluster.jobs import ENDED, job_fields
-from cluster.submitting import LATER, WORDS, killed_by_sbatch, left_on, phalanx, prepare_data, wait_until
+from cluster.submitting import LATER, WORDS, held, killed_by_sbatch, left_on, phalanx, prepare_data, wait_until
 
 from launch.virtual.cluster import VirtualCluster
 from orchestrator.observe.ledger import read_events
 from orchestrator.observe.metrics import read_last_rows, surviving_rows
 from orchestrator.observe.state import is_held
+from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 
 pytestmark = pytest.mark.cluster
@@ -24,6 +25,7 @@ class ArraySweep:
         self.folder = SweepFolder(cluster.shared / "runs/array")
         places = [f"data.path={data}", f"run.root={cluster.shared}/runs", "sweep.id=array"]
         own = ["cluster.num_workers=1", f"train.steps={STEPS}", "sweep.window_steps=5"]
+        own += ["fault.hang_constant_s=600"]  # a rank is held while a notice is on its way
         self.words = [*WORDS, *places, *own]
 
     def submit(self, learning_rates: str) -> str:
@@ -45,6 +47,10 @@ class ArraySweep:
         return dict(json.loads(phalanx(self.cluster, "status", str(self.folder.path), "--json").stdout))
 
 
+def has_notice(run: RunFolder) -> bool:
+    return any(event["event"] == "preemption_notice" for event in read_events(run.events))
+
+
 def test_from_the_command_to_the_best_trial(slurm: VirtualCluster) -> None:
     sweep = ArraySweep(slurm)
     said = sweep.submit("1e-3,2e-3,4e-3")
@@ -57,7 +63,9 @@ def test_from_the_command_to_the_best_trial(slurm: VirtualCluster) -> None:
     (own,) = [n for n in range(3) if job_fields(slurm, f"{job}_{n}")["JobId"] == job]
     run, task = sweep.folder.trial(sweep.trial(own)), f"{job}_{own}"
     wait_until("a step", lambda: run.metrics.exists() and [*read_last_rows(run.metrics, 1)])
-    slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", task)
+    with held(slurm, run, 1, 0):
+        slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", task)
+        wait_until("the notice", lambda: has_notice(run))
     wait_until("its requeue", lambda: any(e["event"] == "requeued" for e in read_events(run.events)))
 
     for number in range(3):
@@ -130,8 +138,11 @@ def test_all_trials_in_one_job(slurm: VirtualCluster) -> None:
         files = [run / "metrics.jsonl" for run in runs]
         return [file.parent.name for file in files if file.exists() and surviving_rows(file)]
 
-    wait_until("steps of two trials", lambda: len(going()) == 2)
-    slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", job)
+    wait_until("steps of two trials", lambda: len(going()) >= 2)
+    run = min(map(folder.trial, going()), key=lambda run: max(surviving_rows(run.metrics)))
+    with held(slurm, run, 1, 0):
+        slurm.run(slurm.head, "scancel", "--batch", "--signal=USR1", job)
+        wait_until("the notice", lambda: has_notice(run))
     wait_until("the requeue", lambda: job_fields(slurm, job)["Restarts"] == "1")
     wait_until("the end", lambda: sweep.state(job) in ENDED)
     output = (folder.slurm / f"{job}.out").read_text()

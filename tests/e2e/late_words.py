@@ -12,6 +12,7 @@ from orchestrator.fleet.members import AgentHandle
 from orchestrator.fleet.renewals import Renewals
 from orchestrator.fleet.stream import EventStream
 from orchestrator.fleet.tenancy import Tenancy
+from orchestrator.leaving import leave_with
 
 
 class LateAgent:
@@ -56,7 +57,12 @@ def main() -> dict[str, Any]:
     return {"at_once": at_once, "caught_up": [event["rank"] for event in caught_up], "dead": len(dead)}
 
 
-if __name__ == "__main__":
+def told() -> int:
     ray.init(log_to_driver=False, logging_level="ERROR", namespace="phalanx")
     print(json.dumps(main()))
     ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    leave_with(told)

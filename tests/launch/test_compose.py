@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.compose import compose, from_yaml, resolved_yaml
+from launch.compose import Composer, choices, compose, from_yaml, resolved_yaml
 from orchestrator.config import Offload, Precision
 from orchestrator.errors import ConfigError
 
@@ -47,6 +47,39 @@ def test_values_become_the_schemas_types() -> None:
 def test_of_two_overrides_of_one_key_the_last_counts() -> None:
     config = compose(["model=gpt_125m", "train.steps=1", "model=tiny", "train.steps=2"]).config
     assert (config.model.name, config.train.steps) == ("tiny", 2)
+
+
+MANY = [
+    [],
+    *([f"experiment={name}"] for name in choices("experiment")),
+    ["experiment=quickstart", "model=tiny", "parallel=zero3", "optim.lr=1", "optim.betas=[0.8,0.9]"],
+    ["optim.betas=[0.9,0.95]", "data.path=/it's mine/a,b", "train.seq_len=null", "train.seq_len=64"],
+    ["parallel.ds_config={a:{b:1}}", "+parallel.ds_config.a.c=${train.steps}", "parallel.ds_config.d=[1,2]"],
+    ["parallel.ds_config={a:{b:1},c:2}", "~parallel.ds_config.c"],
+    ["cluster.slurm.environment={A:1}", "cluster=slurm", "cluster.slurm.environment.B=x y"],
+    ["run.name=${model.name}", "data.source=[a.txt,'b c.txt']"],
+]
+WRONG = [
+    ["train.steps=abc", "model=gpt_125", "optim.lrr=1"],
+    ["optim.lr=${no.such.key}"],
+    ["train.micro_batch_size=${optim.lr}"],
+    ["~parallel.ds_config.nothing"],
+    ["model.hidden_size=130", "model.num_heads=4"],
+]
+
+
+def test_many_runs_are_composed_as_each_by_itself() -> None:
+    """Twice, in another order: what one run sets is not in the next."""
+    composer = Composer()
+    for words in [*MANY, *reversed(MANY)]:
+        assert composer.compose(words) == compose(words)
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_many_runs_are_refused_as_each_by_itself(words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Composer().compose(words)
+    assert list(caught.value.problems) == refused(*words)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from launch.slurm.jobstate import SlurmError
 from launch.slurm.record import Submission, append_submission
 from launch.status import run
 from orchestrator.errors import ConfigError
+from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.study import Record
 from orchestrator.sweep.studylog import StudyLog
@@ -98,6 +99,26 @@ def test_a_sweep_is_told_of_although_slurm_does_not_answer(
         with pytest.raises(SlurmError, match="squeue failed"):
             run(words)
         assert "2 trials: 1 running, 1 finished" in capsys.readouterr().out
+
+
+def test_the_table_as_json_has_the_sweeps_and_jobs_of_the_screen(
+    sweep: SweepFolder, array: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = RunFolder(sweep.path.parent / "r")
+    append_submission(run_folder, Submission(job_id=8, time_s=0.0))
+    array.write_text("7_1 PENDING\n8 RUNNING")
+    words = ["--root", str(sweep.path.parent)]
+    assert run(words) == run([*words, "--json"]) == 0
+    screen, _, text = capsys.readouterr().out.partition("[\n")
+    assert "interrupted, job 8" in screen and "sweep s  queued  2 trials: 1 waiting, 1 finished" in screen
+    of_run, of_sweep = json.loads(f"[{text}")
+    assert (of_run["run_id"], of_run["state"]) == ("r", "interrupted")
+    assert of_run["slurm"] == {"job_id": 8, "state": "RUNNING"}
+    assert (of_sweep["sweep"], states(of_sweep)) == ("s", ("queued", ["finished", "waiting"]))
+    array.unlink()
+    with pytest.raises(SlurmError, match="squeue failed"):
+        run([*words, "--json"])
+    assert [each.get("slurm") for each in json.loads(capsys.readouterr().out)] == [None, None]
 
 
 @pytest.mark.parametrize("verb", [status.run, cancel.run])

@@ -17,6 +17,7 @@ import pytest
 from launch.compose import compose
 from orchestrator.agent.agent import NodeAgent
 from orchestrator.agent.persist import Saved, save_checkpoint
+from orchestrator.agent.watchdog import Position
 from orchestrator.checkpoint.layout import step_folder
 from orchestrator.checkpoint.lineage import Lineage
 from orchestrator.checkpoint.marker import Marker
@@ -288,6 +289,11 @@ class LiveAttempt:
     def hear_all(self) -> Heard:
         """Until every rank is gone."""
         return self.hear_until(lambda heard: len(heard.exits) == heard.world_size)
+
+    def position(self, rank: int) -> Position:
+        """What it is doing now, as its page says."""
+        (handle,) = [handle for handle in self._agent._ranks.values() if handle.rank == rank]
+        return handle.reader.position()
 
     def pids(self) -> dict[int, int]:
         """Rank -> its pid, as each says at its start."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rank.ranks import Data, Heard, LiveAttempt, Ranks, open_run
+from slowing import held_once
 
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.verify import logical_digest
@@ -44,9 +45,9 @@ def final_digest(heard: Heard) -> str:
 
 def flip(live: LiveAttempt, rank: int, number: signal.Signals, after_step: int = 6) -> Anomaly:
     """The anomaly that all ranks leave with, after the signal."""
-    pids = live.hear_pids()
-    live.hear_until(lambda heard: len(heard.rows) >= after_step)
-    os.kill(pids[rank], number)
+    pid = live.hear_pids()[rank]
+    with held_once(pid, lambda: live.position(rank).step >= after_step):
+        os.kill(pid, number)
     heard = live.hear_all()
     heard.check_all_done()
     said = [decode(Anomaly, message["anomaly"]) for message in heard.by_kind["anomaly"]]

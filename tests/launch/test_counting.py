@@ -1,0 +1,36 @@
+"""Progress of many trials: a bar on a terminal, lines elsewhere, nothing for a few."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from launch.counting import FEWEST_SHOWN, counted
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        (FEWEST_SHOWN - 1, []),
+        (FEWEST_SHOWN, [f"trials: {done} of 100" for done in range(10, 100, 10)]),
+        (2005, [f"trials: {done:,} of 2,005" for done in (201, 401, 602, 802, 1003, 1203, 1404, 1604, 1805)]),
+    ],
+)
+def test_lines_on_standard_error(items: int, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(counted("trials", range(items))) == list(range(items))
+    told = capsys.readouterr()
+    assert (told.out, told.err.splitlines()) == ("", said)
+
+
+def test_a_bar_on_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    program = f"from launch.counting import counted; print(sum(1 for _ in counted('trials', range({FEWEST_SHOWN}))))"
+    try:
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=theirs, check=True)
+        assert int(done.stdout) == FEWEST_SHOWN
+        assert b"trials" in os.read(ours, 1000)
+    finally:
+        os.close(theirs)
+        os.close(ours)
