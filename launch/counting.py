@@ -1,5 +1,6 @@
 """Progress of what is done item by item before anything starts: on standard error, which has no answers."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -14,7 +15,7 @@ def counted(what: str, items: Sequence[T]) -> Iterator[T]:
     """The items, one by one: a bar on a terminal, elsewhere a line every tenth, which begins with `what`."""
     if len(items) < FEWEST_SHOWN:
         yield from items
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # where rich shows nothing
         from rich.console import Console
         from rich.progress import track
 

@@ -24,13 +24,19 @@ def test_lines_on_standard_error(items: int, said: list[str], capsys: pytest.Cap
     assert (told.out, told.err.splitlines()) == ("", said)
 
 
-def test_a_bar_on_a_terminal() -> None:
+@pytest.mark.parametrize(("terminal", "said"), [("xterm", b"trials "), ("dumb", b"trials: 10 of 100")])
+def test_a_bar_on_a_terminal(terminal: str, said: bytes) -> None:
     ours, theirs = pty.openpty()
     program = f"from launch.counting import counted; print(sum(1 for _ in counted('trials', range({FEWEST_SHOWN}))))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TTY_")}
+    environment["TERM"] = terminal
+    command = [sys.executable, "-c", program]
     try:
-        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=theirs, check=True)
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=theirs, check=True)
         assert int(done.stdout) == FEWEST_SHOWN
-        assert b"trials" in os.read(ours, 1000)
     finally:
-        os.close(theirs)
+        os.close(theirs)  # nothing to read is an error then, and not a wait for ever
+    try:
+        assert said in os.read(ours, 4000)
+    finally:
         os.close(ours)
