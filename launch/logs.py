@@ -92,13 +92,12 @@ def chosen_log(folder: RunFolder, *, rank: int | None, attempt: int | None) -> P
 def job_log(folder: RunFolder) -> Path:
     """The output of the newest of the run's SLURM jobs that has begun. Errors: ConfigError where there is none."""
     jobs = [submission.slurm_id for submission in submissions(folder)]
-    if not jobs:
+    if not (jobs or folder.job_script.exists()):
         raise ConfigError(f"run {folder.run_id} was never submitted as a SLURM job; leave --job out")
     begun = [path for job in jobs if (path := folder.job_output(job)).exists()]
     if not begun:
-        raise ConfigError(
-            f"job {jobs[-1]} of run {folder.run_id} has not started; see phalanx status {folder.quoted}"
-        )
+        job = f"job {jobs[-1]}" if jobs else "the job"  # not written down, as submit was killed: it does so itself
+        raise ConfigError(f"{job} of run {folder.run_id} has not started; see phalanx status {folder.quoted}")
     return begun[-1]
 
 

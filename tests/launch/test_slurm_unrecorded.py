@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cancel, status
+from launch import cancel, logs, status
 from launch.job.batch import Allocation, record_itself
 from launch.slurm.record import Submission, append_submission, submissions
 from launch.submit import alone, check_not_queued
@@ -111,6 +111,8 @@ def test_a_job_whose_submit_was_killed_is_found_and_not_submitted_twice(
     assert "queued, job 12" in said and "SLURM       job 12 PENDING (Resources)" in said
     status.run(["first", "--root", root, "--json"])
     assert json.loads(capsys.readouterr().out)["slurm"]["job_id"] == 12
+    with pytest.raises(ConfigError, match=r"^the job of run first has not started; see phalanx status '"):
+        logs.run(["first", "--root", root, "--job"])
     assert cancel.run(["first", "--root", root]) == 0
     assert capsys.readouterr().out == "job 12 of first is cancelled (it was PENDING)\n"
     assert slurm.queue.read_text() == ""
