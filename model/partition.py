@@ -211,5 +211,5 @@ def refresh_model_parameters(engine: Any) -> None:
 def _drop_stale_gathers(module: torch.nn.Module) -> None:
     """Persistent parameters keep a gathered copy, made before the restore; the next use gathers them anew."""
     for parameter in module.parameters():
-        if parameter.ds_status.name == "AVAILABLE":
-            parameter.partition(has_been_updated=False)
+        if parameter.ds_status.name == "AVAILABLE":  # type: ignore[attr-defined]
+            parameter.partition(has_been_updated=False)  # type: ignore[attr-defined]

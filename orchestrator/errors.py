@@ -91,5 +91,9 @@ class WorkerFailedError(PhalanxError):
     """The run failed: the digest of the first failing rank, with what to do next."""
 
 
+class RunFolderError(PhalanxError):
+    """What happens to the run can't be written down any more: it has stopped, and goes on once that is mended."""
+
+
 class LifecycleError(PhalanxError):
     """A pair of state and event that can't happen: a bug in us."""

@@ -21,7 +21,7 @@ def slurm_words(folder: RunFolder, now_s: float) -> str | None:
             return None
         view = found[1] or commands.accounted(found[0])
     except NoSlurmError:
-        return newest and f"job {newest.slurm_id}; SLURM can't be asked from this machine"
+        return None if newest is None else f"job {newest.slurm_id}; SLURM can't be asked from this machine"
     if view is None:
         return (
             f"job {found[0]}, of which neither scontrol nor sacct knows any more: how it ended, only the "

@@ -1,5 +1,6 @@
 """Everything that is told about a run, to whom it concerns: ledger, metrics, console, W&B, rank logs."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
@@ -98,17 +99,22 @@ class Chronicle:
             self.event("gpu_fault", reports[0]["attempt"], reports[0]["step"], **fault)
 
     def output(self, message: Mapping[str, Any]) -> None:
-        """A line that a rank printed."""
+        """A line that a rank printed. Errors: OSError that names the file."""
         key = message["attempt"], message["rank"]
+        path = self._folder.rank_log(*key)
         if key not in self._rank_logs:
-            path = self._folder.rank_log(*key)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._rank_logs[key] = path.open("a", buffering=1)
-        self._rank_logs[key].write(message["text"])
+        try:
+            self._rank_logs[key].write(message["text"])
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
     def end_attempt(self) -> None:
         for log in self._rank_logs.values():
-            log.close()
+            with contextlib.suppress(OSError):  # what is left of a line that found no space
+                log.close()
         self._rank_logs.clear()
 
     def close(self, exit_code: int) -> None:

@@ -100,8 +100,9 @@ class Controller:
 
     def measure_memory(self, planned_bytes: int) -> str | None:
         """At the end: what snapshots took of the fullest node, in words; None where an agent is gone."""
-        found = self._fleet.memory()
-        return found and telling.tell_memory(self._chronicle, found, planned_bytes, self._number, self._last_step)
+        if not (found := self._fleet.memory()):
+            return None
+        return telling.tell_memory(self._chronicle, found, planned_bytes, self._number, self._last_step)
 
     def begin(self) -> None:
         """Start the first attempt; from here on `poll` goes on until `state` is an end."""

@@ -1,11 +1,13 @@
 """One driver's part of a run, from the open run to the exit code: tracking, agents, controller, words, report."""
 
+import errno
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.agent.lease import LeaseTerms
 from orchestrator.checkpoint.commit import committed_steps
@@ -25,7 +27,7 @@ from orchestrator.control.opening import OpenRun, agents_name
 from orchestrator.control.preemption import Preemptions
 from orchestrator.control.rollback import lineage_in
 from orchestrator.control.snapshotmemory import FittingSnapshots, interval_words, snapshot_words
-from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PlacementError
+from orchestrator.errors import EXIT_FAILED, EXIT_PREEMPTED, PlacementError, RunFolderError
 from orchestrator.fleet.cluster import RayCluster
 from orchestrator.fleet.members import AgentHandle
 from orchestrator.fleet.tenancy import Tenancy
@@ -122,11 +124,24 @@ class Session:
             memory = controller.measure_memory(self._snapshots.memory.snapshot_bytes)
             self._cluster.release()
             self._tell_end(controller, memory)
+        except OSError as error:
+            if self._run.folder.path not in Path(str(error.filename)).parents:
+                raise
+            raise RunFolderError(self._stopped_words(error)) from error
         finally:
             chronicle.close(exit_code)
             if exit_code != EXIT_PREEMPTED:  # then there is no time left, and it is not the end
                 self._report()
         return exit_code
+
+    def _stopped_words(self, error: OSError) -> str:
+        row = self._chronicle.last_row
+        step = f" after step {row.step}" if row is not None else ""
+        cure = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        return (
+            f"{error.filename} can't be written ({error.strerror}): the run has stopped{step}; {cure}, then this "
+            f"goes on: {self._typed.command}"
+        )
 
     def _take_over(self, controller: Controller) -> None:
         """Go on from the memory of agents that an earlier driver has left, where there are any that fit."""

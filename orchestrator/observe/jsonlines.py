@@ -1,5 +1,6 @@
 """Append-only files of one JSON object a line that survive `kill -9`: the ledger and the metrics are such."""
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,7 @@ class JsonLines:
     and nothing else is. A line that a living writer is in the middle of looks the same (the kernel grows a file
     page by page), so opening beside one may leave an empty line, which readers pass over: a lock would keep it
     away, but could be held by a stopped process.
-    Errors: OSError (no space left, ...); the next append then starts on its own line.
+    Errors: OSError that names the file (no space left, ...); the next append then starts on its own line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,14 +32,22 @@ class JsonLines:
         line = (encode(record) + "\n").encode()
         if self._torn:
             line = b"\n" + line
-        written = os.write(self._fd, line)
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
         self._torn = written != len(line)
-        if self._torn:
-            raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; is the disk full?")
+        if self._torn:  # what the file had room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def sync(self) -> None:
-        """Returns when every line appended so far is on disk."""
-        os.fsync(self._fd)
+        """Returns when every line appended so far is on disk. Errors: OSError that names the file."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
     def close(self) -> None:
         """Closing twice is harmless; appending afterwards is an error."""

@@ -2,7 +2,6 @@ import contextlib
 import errno
 import os
 import pickle
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,20 +109,17 @@ def test_a_store_error_keeps_its_fault_when_pickled():
     assert (str(error), error.fault) == ("full", StoreFault.full)
 
 
-def in_process(code: str, *arguments: object, limit_bytes: int | None = None) -> list[str]:
-    def limit() -> None:
-        if limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
+def in_process(code: str, *arguments: object) -> list[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=limit).stdout.splitlines()
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def test_a_limit_on_file_size_leaves_what_was_there(tmp_path):
     code = """
-import sys
+import resource, sys
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import StoreError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 store = Store(sys.argv[1])
 store.write_atomic("f", [b"old"])
 try:
@@ -132,7 +128,7 @@ except StoreError as error:
     print(error.fault, error)
 print(store.read("f"), store.list())
 """
-    lines = in_process(code, tmp_path, limit_bytes=100_000)
+    lines = in_process(code, tmp_path)
     assert lines[0].startswith(f"full can't write {tmp_path}/f: the file is too large for a limit (ulimit -f)")
     assert lines[1] == "b'old' ['f']"
 

@@ -1,7 +1,10 @@
 """What a person gets wrong: a sentence each, exit code 2, and nothing started or left behind."""
 
+import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from typed import Driver, Run, SharedRay, Typist
+
+from orchestrator.observe.jsonlines import read_records
 
 pytestmark = pytest.mark.real
 
@@ -176,6 +181,39 @@ def test_a_disk_that_fills_up_fails_the_run(typist: Typist, small_disk: Path, re
     resize(small_disk, "50m")
     typist.train(run, "checkpoint.keep_last=1").finish()
     assert run.rows()[60].loss == reference.rows()[60].loss
+
+
+def test_a_run_folder_that_fills_up_stops_the_run_which_goes_on_once_there_is_room(
+    typist: Typist, small_disk: Path, reference: Run, tmp_path: Path
+) -> None:
+    """Checkpoints are elsewhere. Whichever file is the first that finds no room is named."""
+    run = Run(small_disk / "runs")
+    words = [f"checkpoint.url={tmp_path}/kept", "train.steps=100000", "optim.schedule_steps=60"]  # no end by itself
+    stopped = typist.train(run, *words)
+    stopped.wait_for_step(run, 8)
+    with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    assert stopped.wait() == 1, stopped.error_output
+    (sentence,) = [line for line in stopped.error_output.splitlines() if "the run has stopped after" in line]
+    assert re.match(rf"{run.folder.path}/\S+ can't be written \(No space left on device\): ", sentence)
+    assert (
+        f"then this goes on: phalanx train {shlex.join([*typist.words, f'run.root={run.root}', *words])}" in sentence
+    )
+    assert "Traceback" not in stopped.error_output
+    last = max(run.rows())
+    (small_disk / "filler").unlink()
+    resize(small_disk, "50m")
+    again = typist.train(run, *words)
+    again.wait_for_step(run, last + 5)
+    again.process.terminate()
+    assert again.wait() == 75, again.error_output
+    rows, calm = run.rows(), reference.rows()
+    assert list(rows) == list(range(1, max(rows) + 1))
+    shared = sorted({*rows} & {*calm})
+    assert [rows[step].loss for step in shared] == [calm[step].loss for step in shared]
+    for file in (run.folder.events, run.folder.metrics):
+        assert len(file.read_text().splitlines()) - len([*read_records(file)]) <= 1  # the one that found no room
 
 
 def resize(disk: Path, size: str) -> None:
