@@ -69,12 +69,13 @@ class ZygoteKeeper:
                 self._on_answer(answer)
         printed = zygote.wait()
         self._store = None
-        if printed:
-            print(printed, file=sys.stderr, flush=True)
         is_told = printed and not self._is_ready.is_set()
         self._why_dead = f" as it started: {printed.splitlines()[-1]}" if is_told else ""
         self._on_death(self._why_dead)
         self._is_settled.set()
+        if printed:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                print(printed, file=sys.stderr, flush=True)
 
     def revive(self) -> None:
         """Start another where the last has died, once all that died with it is told of."""

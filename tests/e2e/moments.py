@@ -145,16 +145,21 @@ def hold_at_step(driver: Driver, run: Run, rank: int, step: int) -> LiveRank:
         pid = run.rank_pid(run.newest_attempt(), rank) if run.newest_attempt() else None
         return LiveRank(pid, rank, run) if pid is not None and is_alive(pid) else None
 
-    found = driver.wait_for(f"a living rank {rank}", newest)
+    def is_held(found: LiveRank) -> bool:
+        """False where it has ended before: an earlier driver's, say, that had just died."""
 
-    def has_done(number: int) -> bool:
-        seen = found.seen()
-        return seen is not None and seen.position.phase is not Phase.starting and seen.position.step >= number
+        def has_done(number: int) -> bool:
+            seen = found.seen()
+            return seen is not None and seen.position.phase is not Phase.starting and seen.position.step >= number
 
-    driver.wait_for(f"a step near {step}", lambda: has_done(step - NEAR_STEPS) or not found.is_alive)
-    is_held = hold_in(found, None, lambda: has_done(step), lambda: not found.is_alive)
-    assert is_held, f"rank {rank} ended before step {step}\n{driver.output}"
-    return found
+        driver.wait_for(f"a step near {step}", lambda: has_done(step - NEAR_STEPS) or not found.is_alive)
+        return hold_in(found, None, lambda: has_done(step), lambda: not found.is_alive)
+
+    def look() -> LiveRank | None:
+        found = newest()
+        return found if found is not None and is_held(found) else None
+
+    return driver.wait_for(f"step {step} of rank {rank}", look)
 
 
 def let_go(pid: int) -> None:

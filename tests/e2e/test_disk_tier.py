@@ -37,16 +37,16 @@ def test_a_killed_driver_costs_the_steps_since_the_disks_interval(
     disk = tmp_path / "scratch"
     words = [f"checkpoint.local_dir={disk}", f"checkpoint.local_every_steps={EVERY}", "checkpoint.every_steps=0"]
     driver = typist.train(run, *words)
-    hold_at_step(driver, run, 1, 17)
     driver.wait_for("a checkpoint on the disk", lambda: disk_steps(disk)[-1:] >= [10])
+    hold_at_step(driver, run, 1, 17)
     kill(driver)
     assert run.committed_steps() == []
     steps = disk_steps(disk)
     done = max(run.rows())
 
     second = typist.train(run, *words)
-    hold_at_step(second, run, 1, 37)
     second.wait_for("two newer ones", lambda: disk_steps(disk)[:1] > [steps[-1]])
+    hold_at_step(second, run, 1, 37)
     kill(second)
     started = run.events("attempt_started")[1]
     assert (started["source"], started["resume_step"]) == ("disk", steps[-1])

@@ -92,8 +92,8 @@ def test_a_driver_that_was_stopped_gives_way_to_the_one_that_took_over(
 def test_without_a_next_driver_nothing_is_left(typist: Typist, run: Run) -> None:
     words = ["fault.lease_timeout_s=2", "fault.driver_grace_s=1", "fault.hang_constant_s=600"]
     driver = typist.train(run, *words)
+    driver.wait_for("a checkpoint", lambda: run.has_folder and run.committed_steps())
     hold_at_step(driver, run, 1, KILL_STEP)  # else they might reach the last step while Ray is asked
-    driver.wait_for("a checkpoint", run.committed_steps)
     zygote = psutil.Process(zygote_of(run.rank_pids()[0]))
     agent = zygote.parent()
     name = json.loads(run.folder.agents.read_text())["name"]

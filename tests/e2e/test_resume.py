@@ -89,8 +89,8 @@ def test_more_steps_go_on_with_the_same_schedule(typist: Typist, run: Run, refer
 
 def test_interrupted_twice_then_three_workers_at_another_stage(typist: Typist, run: Run, reference: Run) -> None:
     driver = typist.train(run)
+    driver.wait_for("a checkpoint", lambda: run.has_folder and run.committed_steps())
     hold_at_step(driver, run, 1, 9)
-    driver.wait_for("a checkpoint", run.committed_steps)
     driver.process.send_signal(signal.SIGINT)
     driver.wait_for("the first notice", lambda: run.events("preemption_notice"))
     driver.process.send_signal(signal.SIGINT)
