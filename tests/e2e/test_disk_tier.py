@@ -19,13 +19,14 @@ def disk_steps(folder: Path) -> list[int]:
 
 
 def kill(driver: Driver) -> None:
-    """Returns once its agents have ended, too: until then they may still write to their disks."""
+    """Returns once its agents and their ranks have ended, too: until then they may still write to their disks."""
     children = psutil.Process(driver.process.pid).children(recursive=True)
-    agents = [child.pid for child in children if "AgentActor" in command_of(child.pid)]
+    agents = [child for child in children if "AgentActor" in command_of(child.pid)]
     assert agents
+    pids = [each.pid for agent in agents for each in (agent, *agent.children(recursive=True))]
     driver.process.kill()
     driver.wait()
-    wait_for("the end of the agents", lambda: not any(map(is_alive, agents)))
+    wait_for("the end of agents and ranks", lambda: not any(map(is_alive, pids)))
 
 
 def test_a_killed_driver_costs_the_steps_since_the_disks_interval(
