@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,11 @@ def _locked(path: Path, target: str) -> int:
             ) from None
         except OSError:
             return descriptor  # a file system without locks
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
-            holding.sign(descriptor)
-            return descriptor
-        os.close(descriptor)  # its last holder has taken it away meanwhile
+        with suppress(FileNotFoundError):  # its last holder has taken it away meanwhile
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                holding.sign(descriptor)
+                return descriptor
+        os.close(descriptor)
 
 
 def begin(target: str, identity: dict[str, Any]) -> None:
