@@ -4,10 +4,9 @@ import os
 import shlex
 from collections.abc import Generator, Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
+from rich.progress import MofNCompleteColumn
 
+from launch.prepare_progress import ProgressView, plain_console
 from orchestrator.config import ClusterConfig, RunConfig
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.prepare import Prepared, Progress, UnitTask, prepare_data
@@ -15,8 +14,6 @@ from orchestrator.data.sources import Unit
 from orchestrator.data.units import UnitFailure, UnitResult
 from orchestrator.observe.units import megabytes_text, plural
 
-_PLAIN_LINES = 10
-"""Lines of progress where there is no terminal to draw on."""
 _SKIPS_SHOWN = 10
 """Skipped files and documents that are named here; the manifest names more."""
 
@@ -26,16 +23,15 @@ def prepare(config: RunConfig) -> int:
 
     Side effects: writes the folder; starts or joins Ray where there is something to tokenize.
     """
-    # Paths are printed as they are: no [markup], and `:100:` is a line's number, not an emoji.
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     try:
-        with _ProgressView(console) as view:
+        with ProgressView(console, "tokenizing", MofNCompleteColumn()) as view:
             prepared = prepare_data(
                 config.data,
                 config.model.vocab_size,
                 map_tasks=lambda task, units: _map_on_ray(config.cluster, task, units),
                 say=lambda line: console.print(line, soft_wrap=True),
-                on_progress=view.show,
+                on_progress=lambda progress: view.show(progress.units_done, progress.units_total, _counts(progress)),
             )
     except KeyboardInterrupt:
         console.print("interrupted: what is finished is kept, and the same command goes on with the rest")
@@ -43,6 +39,13 @@ def prepare(config: RunConfig) -> int:
     for line in summary(str(config.data.path), prepared):
         console.print(line, soft_wrap=True)
     return 0
+
+
+def _counts(progress: Progress) -> str:
+    return (
+        f"{megabytes_text(progress.bytes_done)} of {megabytes_text(progress.bytes_total)}, "
+        f"{plural(progress.documents, 'document')}, {progress.tokens:,} tokens"
+    )
 
 
 def summary(path: str, prepared: Prepared) -> list[str]:
@@ -102,45 +105,3 @@ def _map_on_ray(
         return task(unit)
 
     yield from map_tasks(on_one_core, units, cluster)
-
-
-class _ProgressView:
-    """A bar on a terminal, a line every tenth elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._lines_shown = 0
-        self._bar = ProgressBar(
-            TextColumn("tokenizing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[counts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, counts="", visible=False)
-
-    def __enter__(self) -> "_ProgressView":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        counts = (
-            f"{megabytes_text(progress.bytes_done)} of {megabytes_text(progress.bytes_total)}, "
-            f"{plural(progress.documents, 'document')}, {progress.tokens:,} tokens"
-        )
-        self._bar.update(
-            self._task,
-            completed=progress.units_done,
-            total=progress.units_total,
-            counts=counts,
-            visible=True,
-        )
-        tenths = _PLAIN_LINES * progress.units_done // max(1, progress.units_total)
-        if not self._console.is_terminal and tenths > self._lines_shown:
-            self._lines_shown = tenths
-            self._console.print(f"tokenizing: {100 * tenths // _PLAIN_LINES}%, {counts}", soft_wrap=True)

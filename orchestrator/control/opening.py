@@ -24,7 +24,7 @@ from orchestrator.config import RunConfig
 from orchestrator.control.gitstate import git_state
 from orchestrator.data.files import local_path
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.shards import check_shards, read_manifest
+from orchestrator.data.shards import check_shards, read_manifest, verify_at_start
 from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError, StoreError, StoreFault
 from orchestrator.fleet.surroundings import in_ray_job
@@ -51,7 +51,10 @@ class OpenRun:
 
 
 def read_data(config: RunConfig) -> Manifest:
-    """The manifest, its shards checked. Raises DataError or ConfigError."""
+    """The manifest, its shards checked; before a run's first start read, too, where they are small.
+
+    Raises DataError or ConfigError.
+    """
     if config.data.path is None:
         raise ConfigError(
             "data.path is not set; name a folder of prepared data, or make one: "
@@ -59,6 +62,8 @@ def read_data(config: RunConfig) -> Manifest:
         )
     manifest = read_manifest(config.data.path)
     check_shards(config.data.path, manifest)
+    if not find_folder(config, manifest).plan.exists():
+        verify_at_start(config.data.path, manifest)
     return manifest
 
 

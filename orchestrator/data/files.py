@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -58,11 +58,14 @@ def read_bytes(path_or_url: str) -> bytes:
         return stream.read()
 
 
-def file_xxh3_128(path_or_url: str) -> str:
+def file_xxh3_128(path_or_url: str, on_read: Callable[[int], None] | None = None) -> str:
+    """The checksum in hexadecimal; `on_read` gets the bytes of each piece that was read."""
     digest = xxhash.xxh3_128()
     with open_binary(path_or_url) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
+            if on_read is not None:
+                on_read(len(chunk))
     return digest.hexdigest()
 
 

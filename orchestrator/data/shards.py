@@ -2,6 +2,7 @@
 
 import shlex
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,11 @@ from orchestrator.errors import DataError
 
 _MAX_OPEN_SHARDS = 4096
 """Mappings a reader holds at a time: a process may have about 65,000."""
+VERIFIED_AT_START_BYTES = 1 << 28
+"""Of so many bytes of local shards a new run reads every one before it starts: about a tenth of a second from memory,
+half of one from a disk. More would hold up the start; `phalanx prepare --verify` is for them."""
+OnRead = Callable[[int], None]
+"""Gets the bytes of each piece that was read."""
 
 
 def split_of(manifest: Manifest, split_name: str) -> Split:
@@ -38,30 +44,63 @@ def read_manifest(path_or_url: str) -> Manifest:
 
 def check_shards(path_or_url: str, manifest: Manifest) -> None:
     """Compare sizes and the tokenizer with the manifest. Raises DataError with every problem at once."""
-    problems = _size_problems(path_or_url, manifest)
+    _raise(path_or_url, [*_size_problems(path_or_url, manifest), *_tokenizer_problems(path_or_url, manifest)])
+
+
+def verify_shards(path_or_url: str, manifest: Manifest, on_read: OnRead | None = None) -> None:
+    """What `check_shards` does, and read every byte of the shards against their checksums.
+
+    Raises DataError with every problem at once.
+    """
+    problems = [*_size_problems(path_or_url, manifest), *_tokenizer_problems(path_or_url, manifest)]
+    _raise(path_or_url, [*problems, *_checksum_problems(path_or_url, manifest, on_read)])
+
+
+def verify_at_start(path_or_url: str, manifest: Manifest) -> None:
+    """Read the shards against their checksums where that takes no noticeable time: local ones of no more than
+    VERIFIED_AT_START_BYTES. Call after `check_shards`. Raises DataError."""
+    if files.local_path(path_or_url) is not None and shard_bytes(manifest) <= VERIFIED_AT_START_BYTES:
+        _raise(path_or_url, _checksum_problems(path_or_url, manifest, None))
+
+
+def shard_bytes(manifest: Manifest) -> int:
+    """Bytes of all shards of both splits."""
+    return sum(shard.bytes for shard in _all_shards(manifest))
+
+
+def _all_shards(manifest: Manifest) -> tuple[Shard, ...]:
+    return (*manifest.train.shards, *manifest.validation.shards)
+
+
+def _tokenizer_problems(path_or_url: str, manifest: Manifest) -> list[str]:
     tokenizer_url = files.join(path_or_url, manifest.tokenizer.file)
     if files.file_bytes(tokenizer_url) is None:
-        problems.append(f"{tokenizer_url} is missing")
-    elif (found := files.file_xxh3_128(tokenizer_url)) != manifest.tokenizer.xxh3_128:
-        problems.append(
+        return [f"{tokenizer_url} is missing"]
+    if (found := files.file_xxh3_128(tokenizer_url)) != manifest.tokenizer.xxh3_128:
+        return [
             f"{tokenizer_url} is not the tokenizer that the shards were made with: "
             f"its xxh3_128 is {found}, the manifest says {manifest.tokenizer.xxh3_128}"
-        )
-    _raise(path_or_url, problems)
+        ]
+    return []
 
 
-def verify_shards(path_or_url: str, manifest: Manifest) -> None:
-    """`check_shards`, and read every byte again against its checksum. Raises DataError."""
-    check_shards(path_or_url, manifest)
+def _checksum_problems(path_or_url: str, manifest: Manifest, on_read: OnRead | None) -> list[str]:
+    """Of shards that have their size: the others are named for that."""
     problems = []
-    for shard in (*manifest.train.shards, *manifest.validation.shards):
-        found = files.file_xxh3_128(files.join(path_or_url, shard.file))
+    for shard in _all_shards(manifest):
+        shard_url = files.join(path_or_url, shard.file)
+        if files.file_bytes(shard_url) != shard.bytes:
+            continue
+        try:
+            found = files.file_xxh3_128(shard_url, on_read)
+        except OSError as error:
+            problems.append(f"{shard_url} can't be read: {error.strerror or error}")
+            continue
         if found != shard.xxh3_128:
             problems.append(
-                f"{files.join(path_or_url, shard.file)} is damaged: its xxh3_128 is {found}, "
-                f"the manifest says {shard.xxh3_128}"
+                f"{shard_url} is damaged or another file: its xxh3_128 is {found}, the manifest says {shard.xxh3_128}"
             )
-    _raise(path_or_url, problems)
+    return problems
 
 
 def _size_problems(path_or_url: str, manifest: Manifest) -> list[str]:

@@ -1,8 +1,14 @@
 """The body of `phalanx prepare`: its units on a real Ray, and what it says."""
 
-import pytest
-from prepared import documents, run_prepare, sentence, stream_of, write_jsonl
+import os
+import pty
+import subprocess
+import sys
 
+import pytest
+from prepared import documents, run_prepare, sentence, stream_of, write_jsonl, write_shards
+
+from launch import cli
 from launch.compose import compose
 from launch.prepare import prepare, summary
 from orchestrator.data.prepare import Prepared
@@ -72,3 +78,58 @@ def test_lines_are_printed_as_they_are(tmp_path, capfd):
     said = capfd.readouterr().out
     assert "already prepared" in said
     assert f"{source}:100: has no field data.text_field=text; its fields: body" in said
+
+
+def test_verify_reads_what_is_prepared(tmp_path, capfd):
+    write_shards(tmp_path, [1000, 2000])
+    assert cli.main(["prepare", "--verify", f"data.path={tmp_path}"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "verifying: 30%, 2,000 B of 0.01 MB",
+        "verifying: 100%, 0.01 MB of 0.01 MB",
+        f"data.path={tmp_path} verified: 2 shards and the tokenizer are what the manifest says",
+        f"next: phalanx train data.path={tmp_path}",
+    ]
+
+
+def test_verify_names_what_is_damaged_and_leaves_it(tmp_path, capfd):
+    write_shards(tmp_path, [1000, 2000])
+    (tmp_path / "train_00001.bin").write_bytes(b"x" * 4000)
+    assert cli.main(["prepare", "--verify", f"data.path={tmp_path}"]) == 2
+    told = capfd.readouterr()
+    assert "verified" not in told.out
+    (problem,) = told.err.splitlines()
+    assert problem.startswith(
+        f"data.path={tmp_path}: {tmp_path}/train_00001.bin is damaged or another file: its xxh3"
+    )
+    assert problem.endswith("; restore the files or prepare the data again in another folder")
+    assert (tmp_path / "train_00001.bin").read_bytes() == b"x" * 4000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.path=nowhere"], "data.path=nowhere has no manifest.json; run: phalanx prepare data.source=..."),
+        ([], "data.path is not set; name the prepared data: phalanx prepare --verify data.path=prepared/mine"),
+    ],
+)
+def test_verify_needs_something_prepared(tmp_path, monkeypatch, capfd, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["prepare", "--verify", *words]) == 2
+    assert capfd.readouterr().err.startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("terminal", "said"), [("xterm", "━"), ("dumb", "verifying: 100%")])
+def test_a_bar_on_a_terminal(tmp_path, terminal, said):
+    write_shards(tmp_path, [1000, 2000])
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TTY_")}
+    command = [sys.executable, "-m", "launch.cli", "prepare", "--verify", f"data.path={tmp_path}"]
+    try:
+        subprocess.run(command, env=environment | {"TERM": terminal}, stdout=theirs, check=True)
+        shown = os.read(ours, 4096).decode(errors="replace")  # less than what a terminal holds back unread
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert said in shown
+    assert "verifying" in shown

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 from prepared import stream_of, write_shards
 
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.shards import TokenReader, check_shards, read_manifest, verify_shards
+from orchestrator.data.shards import (
+    VERIFIED_AT_START_BYTES,
+    TokenReader,
+    check_shards,
+    read_manifest,
+    shard_bytes,
+    verify_at_start,
+    verify_shards,
+)
 from orchestrator.errors import DataError
 
 
@@ -122,15 +132,66 @@ def test_check_finds_a_manifest_that_contradicts_itself(tmp_path):
         )
 
 
-def test_only_verify_finds_a_flipped_bit(tmp_path):
-    manifest = write_shards(tmp_path, [10, 20])
-    path = tmp_path / "train_00001.bin"
+@pytest.mark.parametrize("verify", [verify_shards, verify_at_start])
+def test_only_reading_finds_a_flipped_bit_and_another_shard_of_the_same_size(tmp_path, verify):
+    manifest = write_shards(tmp_path, [10, 20, 30, 30])
+    flip_a_bit(tmp_path / "train_00001.bin")
+    (tmp_path / "train_00003.bin").write_bytes((tmp_path / "train_00002.bin").read_bytes())
+    check_shards(str(tmp_path), manifest)
+    with pytest.raises(DataError) as caught:
+        verify(str(tmp_path), manifest)
+    flipped, other = caught.value.problems
+    assert "train_00001.bin is damaged or another file: its xxh3_128 is" in flipped
+    assert "train_00003.bin is damaged or another file" in other
+    assert flipped.endswith("; restore the files or prepare the data again in another folder")
+
+
+def test_verify_names_every_problem_at_once_and_tells_what_it_reads(tmp_path):
+    manifest = write_shards(tmp_path, [10, 20, 30, 40])
+    (tmp_path / "train_00000.bin").unlink()
+    (tmp_path / "train_00001.bin").write_bytes(b"12345")
+    flip_a_bit(tmp_path / "train_00002.bin")
+    read = []
+    with pytest.raises(DataError) as caught:
+        verify_shards(str(tmp_path), manifest, read.append)
+    missing, short, flipped = caught.value.problems
+    assert "train_00000.bin is missing" in missing
+    assert "train_00001.bin has 5 bytes" in short
+    assert "train_00002.bin is damaged" in flipped
+    assert read == [60, 80]
+
+
+def test_what_can_t_be_read_is_a_problem(tmp_path):
+    manifest = write_shards(tmp_path, [10])
+    (tmp_path / "train_00000.bin").unlink()
+    (tmp_path / "train_00000.bin").symlink_to("/proc/self/mem")  # empty, and an error where it is read
+    shard = dataclasses.replace(manifest.train.shards[0], bytes=0, tokens=0)
+    split = dataclasses.replace(manifest.train, shards=(shard,), tokens=0)
+    with pytest.raises(DataError, match=r"train_00000\.bin can't be read: Input/output error; restore the files"):
+        verify_shards(str(tmp_path), dataclasses.replace(manifest, train=split))
+
+
+def test_a_start_reads_neither_large_nor_remote_shards(tmp_path):
+    large = write_shards(tmp_path / "large", [10])
+    size = VERIFIED_AT_START_BYTES + 2
+    os.truncate(tmp_path / "large" / "train_00000.bin", size)
+    shard = dataclasses.replace(large.train.shards[0], bytes=size, tokens=size // 2)
+    split = dataclasses.replace(large.train, shards=(shard,), tokens=size // 2)
+    large = dataclasses.replace(large, train=split)
+    assert shard_bytes(large) == size
+    small = write_shards(tmp_path / "small", [10])
+    flip_a_bit(tmp_path / "small" / "train_00000.bin")
+    fsspec.filesystem("memory").put(str(tmp_path / "small"), "/start-test", recursive=True)
+    for path, manifest in ((str(tmp_path / "large"), large), ("memory://start-test", small)):
+        verify_at_start(path, manifest)
+        with pytest.raises(DataError, match="is damaged"):
+            verify_shards(path, manifest)
+
+
+def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[7] ^= 1
     path.write_bytes(data)
-    check_shards(str(tmp_path), manifest)
-    with pytest.raises(DataError, match=r"train_00001\.bin is damaged"):
-        verify_shards(str(tmp_path), manifest)
 
 
 def test_a_manifest_survives_its_file(tmp_path):

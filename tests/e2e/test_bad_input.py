@@ -97,6 +97,19 @@ def test_a_truncated_shard_is_refused(local_typist: Typist, run: Run, data: Path
     assert_nothing_left(driver, run)
 
 
+def test_a_shard_with_a_flipped_bit_is_refused(local_typist: Typist, run: Run, data: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(data, damaged)
+    shard = damaged / json.loads((damaged / "manifest.json").read_text())["train"]["shards"][0]["file"]
+    tokens = bytearray(shard.read_bytes())
+    tokens[len(tokens) // 2] ^= 1
+    shard.write_bytes(tokens)
+    driver = local_typist.train(run, f"data.path={damaged}")
+    assert_refused(driver, f"{shard} is damaged or another file: its xxh3_128 is", "prepare the data again")
+    assert_nothing_left(driver, run)
+    assert len(driver.error_output.splitlines()) == 1
+
+
 def prepare(typist: Typist, source: Path, *words: str) -> Driver:
     return typist.type(
         "prepare",

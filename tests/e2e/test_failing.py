@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from typed import Run, Typist
 
 pytestmark = pytest.mark.real
@@ -13,13 +14,16 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 def spoilt_data(data: Path, tmp_path: Path) -> Path:
-    """Prepared data of the right size in which every hundredth part holds a token that is not in the vocabulary."""
+    """Prepared data, sound by its manifest, in which every hundredth part holds a token not in the vocabulary."""
     spoilt = tmp_path / "spoilt"
     shutil.copytree(data, spoilt)
-    for shard in json.loads((spoilt / "manifest.json").read_text())["train"]["shards"]:
+    manifest = json.loads((spoilt / "manifest.json").read_text())
+    for shard in manifest["train"]["shards"]:
         tokens = np.memmap(spoilt / shard["file"], dtype="<u2", mode="r+")
         tokens[:: tokens.size // 100] = 60_000
         tokens.flush()
+        shard["xxh3_128"] = xxhash.xxh3_128_hexdigest(tokens.tobytes())
+    (spoilt / "manifest.json").write_text(json.dumps(manifest))
     return spoilt
 
 
