@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
-from launch.slurm.finding import made_of, newest_job
+from launch.slurm.finding import by_script, made_of, newest_job
 from launch.slurm.jobstate import JobState, job_words
 from launch.slurm.record import newest_submission
 from orchestrator.runfolder import RunFolder
@@ -49,10 +49,11 @@ def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]
     if not asked or not commands.is_there():
         return {}
     queue, live = commands.queue(), {}
+    scripts = by_script(queue)
     for folder in asked:
         submission = newest[folder]
         if submission is not None and submission.slurm_id in queue:
             live[str(folder.path)] = (submission.slurm_id, queue[submission.slurm_id].state)
-        elif unrecorded := made_of(folder.job_script, queue):
+        elif unrecorded := made_of(folder.job_script, scripts):
             live[str(folder.path)] = next(iter(unrecorded.items()))
     return live

@@ -125,13 +125,16 @@ def test_every_state_waits_or_has_ended_or_runs_and_an_unknown_one_is_an_error()
     assert not (JobState.COMPLETING.is_end or JobState.RUNNING.is_end or JobState.SUSPENDED.is_waiting)
     with pytest.raises(SlurmError, match="job 12 is FROBNICATED, which phalanx does not know"):
         parse_job(JOB.format(state="FROBNICATED", reason="None", preempt="None", nodes="v1"))
-    queue = parse_queue("12 RUNNING\n13_2 PENDING /my runs/x/slurm/array.sbatch\n")
+    lines = "phalanx-queue 12 RUNNING \nphalanx-queue 13_2 PENDING /my runs/x/slurm/array.sbatch\n"
+    queue = parse_queue(lines)
     assert queue == {
         "12": QueuedJob(JobState.RUNNING, ""),
         "13_2": QueuedJob(JobState.PENDING, "/my runs/x/slurm/array.sbatch"),
     }
     with pytest.raises(SlurmError, match="job 13 is DONEISH"):
-        parse_queue("12 RUNNING\n13 DONEISH\n")
+        parse_queue("phalanx-queue 12 RUNNING\nphalanx-queue 13 DONEISH\n")
+    of_several_lines = f"{lines}phalanx-queue 14 RUNNING /x.sh {{\n 1 2\n13 DONEISH\n\n12 PENDING /y\n{{}}\n"
+    assert parse_queue(of_several_lines) == {**queue, "14": QueuedJob(JobState.RUNNING, "/x.sh {")}
 
 
 def test_folders_of_this_machine_alone_are_known() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queue_file import squeue_of
 
 from launch import cancel, status
 from launch.slurm.jobstate import SlurmError
@@ -42,7 +43,7 @@ def array(sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The sweep is a job array; the file is what squeue answers."""
     answer = tmp_path / "answer"
     answer.write_text("7_1 PENDING")
-    for name, words in (("sbatch", "exit 0"), ("squeue", f"cat {answer} || exit 1")):
+    for name, words in (("sbatch", "exit 0"), ("squeue", squeue_of(answer))):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!/bin/sh\n{words}\n")
