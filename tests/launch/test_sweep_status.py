@@ -114,8 +114,11 @@ def test_the_table_as_json_has_the_sweeps_and_jobs_of_the_screen(
     assert "interrupted, job 8" in screen and "sweep s  queued  2 trials: 1 waiting, 1 finished" in screen
     of_run, of_sweep = json.loads(f"[{text}")
     assert (of_run["run_id"], of_run["state"]) == ("r", "interrupted")
-    assert of_run["slurm"] == {"job_id": 8, "state": "RUNNING"}
+    assert of_run["slurm"] == {"job_id": 8, "task": None, "state": "RUNNING"}
     assert (of_sweep["sweep"], states(of_sweep)) == ("s", ("queued", ["finished", "waiting"]))
+    assert run(["--root", str(sweep.trials), "--json"]) == 0
+    (of_trial,) = [each["slurm"] for each in json.loads(capsys.readouterr().out) if each["slurm"] is not None]
+    assert of_trial == {"job_id": 7, "task": 1, "state": "PENDING"}
     array.unlink()
     with pytest.raises(SlurmError, match="squeue failed"):
         run([*words, "--json"])
