@@ -17,6 +17,7 @@ from launch.slurm.jobstate import (
     JobView,
     QueuedJob,
     SlurmError,
+    UnansweredError,
     parse_accounted,
     parse_job,
     parse_queue,
@@ -49,14 +50,21 @@ def test_only(script: Path, *options: str) -> str:
 
 
 def submit(script: Path, *options: str, lock: int | None = None) -> int:
-    """The new job's id. Raises ConfigError where SLURM refuses it, which keeps the script's path as it is given.
+    """The new job's id. Raises ConfigError where SLURM refuses it, UnansweredError where it may have it all the same.
 
+    SLURM keeps the script's path as it is given.
     `lock`: a descriptor that sbatch inherits: what it locks stays locked while sbatch asks SLURM, whoever is killed.
     """
-    done = _run("sbatch", "--parsable", *options, str(script.absolute()), keep=[] if lock is None else [lock])
+    try:
+        done = _run("sbatch", "--parsable", *options, str(script.absolute()), keep=[] if lock is None else [lock])
+    except SlurmError as error:
+        raise UnansweredError(str(error)) from None
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
-    return int(done.stdout.strip().partition(";")[0])
+    job = done.stdout.strip().partition(";")[0]
+    if not job.isdecimal():
+        raise UnansweredError(f"sbatch says {job!r} where the new job's id should be; see squeue --me")
+    return int(job)
 
 
 @contextlib.contextmanager

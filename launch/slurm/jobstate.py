@@ -12,6 +12,10 @@ class SlurmError(PhalanxError):
     """SLURM refused, did not answer, or said what we don't know."""
 
 
+class UnansweredError(PhalanxError):
+    """Whether SLURM has taken a job is not known; no SlurmError, after which there is none."""
+
+
 class JobState(StrEnum):
     """Every state of SLURM 20.02 to 25.05 (man squeue, JOB STATE CODES)."""
 

@@ -7,12 +7,21 @@ import pytest
 
 from launch.compose import compose
 from launch.slurm.commands import way_out
-from launch.slurm.jobstate import JobState, QueuedJob, SlurmError, job_words, parse_accounted, parse_job, parse_queue
+from launch.slurm.jobstate import (
+    JobState,
+    QueuedJob,
+    SlurmError,
+    UnansweredError,
+    job_words,
+    parse_accounted,
+    parse_job,
+    parse_queue,
+)
 from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.record import newest_submission
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
-from launch.submit import alone, spec_of, write_and_submit
+from launch.submit import alone, enqueue, hand_in, spec_of, write
 from orchestrator.errors import ConfigError
 from orchestrator.runfolder import RunFolder
 from orchestrator.slurm_config import SlurmConfig
@@ -176,11 +185,37 @@ def test_a_job_that_slurm_has_taken_is_written_down_whatever_comes_amid_it(
     config = compose(["experiment=tiny_test", "cluster=slurm"]).config
     spec = spec_of(config, ["experiment=tiny_test"], "cpu", folder)
     with alone(folder) as lock, pytest.raises(KeyboardInterrupt):
-        write_and_submit(config, spec, "cpu", folder, lock)
+        write(config, spec, "cpu", folder)
+        hand_in(folder, lock)
     newest = newest_submission(folder)
     assert newest is not None
     assert newest.job_id == 12
     assert capsys.readouterr().out == "Submitted batch job 12\n"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "error", "is_left"),
+    [
+        ("\n", OSError, False),  # it can't be started
+        ("#!/bin/sh\necho 'error: Invalid account' >&2\nexit 1\n", ConfigError, False),
+        ('#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\nexit 1\n', ConfigError, False),
+        ('#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\necho\n', UnansweredError, True),
+    ],
+)
+def test_of_a_run_that_is_no_job_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, error: type[Exception], is_left: bool
+) -> None:
+    """Unless SLURM may have the job all the same."""
+    program = tmp_path / "bin/sbatch"
+    program.parent.mkdir()
+    program.write_text(sbatch)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    folder = RunFolder(tmp_path / "runs/first")
+    config = compose(["experiment=tiny_test", "cluster=slurm"]).config
+    with pytest.raises(error):
+        enqueue(config, spec_of(config, ["experiment=tiny_test"], "cpu", folder), "cpu", folder)
+    assert folder.path.exists() is is_left
 
 
 def test_of_two_that_submit_a_run_at_once_the_second_is_refused(tmp_path: Path) -> None:

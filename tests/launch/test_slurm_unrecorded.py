@@ -47,12 +47,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from launch.compose import compose
-from launch.submit import alone, spec_of, write_and_submit
+from launch.submit import alone, hand_in, spec_of, write
 from orchestrator.runfolder import RunFolder
 folder, words = RunFolder(Path(sys.argv[1])), ["experiment=tiny_test", "cluster=slurm"]
 config = compose(words).config
 with alone(folder) as lock:
-    write_and_submit(config, spec_of(config, words, "cpu", folder), "cpu", folder, lock)
+    write(config, spec_of(config, words, "cpu", folder), "cpu", folder)
+    hand_in(folder, lock)
 """
 SWEPT = ["experiment=tiny_test", "cluster=slurm", "optim.lr=1e-3,2e-3"]
 SWEPT += ["run.root=/home/nobody/runs", "data.path=/home/nobody/data"]
