@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import cli
 from launch.compose import choices, sweep_dimension
 from launch.sweep import run
 from launch.sweep_words import SweepWords, read_words
@@ -162,6 +163,27 @@ def test_a_preview_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: p
     made = json.loads(capsys.readouterr().out)
     assert [trial["steps"] for trial in made["trials"]] == [10, 20, 10, 20]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun"])
+def test_train_with_lists_is_the_sweep_of_the_same_grid(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials in the order of Hydra's own multirun: the last list turns fastest."""
+    words = [*BASE, "optim.lr=1e-3,3e-3", "train.steps=10,20", "--preview", "--json"]
+    assert cli.main(["train", option, *words]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert cli.main(["sweep", *words]) == 0
+    assert json.loads(capsys.readouterr().out) == trained
+    assert [(trial["parameters"]["optim.lr"], trial["steps"]) for trial in trained["trials"]] == [
+        ("0.001", 10),
+        ("0.001", 20),
+        ("0.003", 10),
+        ("0.003", 20),
+    ]
+
+
+def test_train_with_an_interval_is_refused_as_a_grid_can_not_list_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "-m", *BASE, "optim.lr=interval(1e-3,3e-3)", "--preview"]) == 2
+    assert "sweep.algorithm=grid can't list optim.lr, an interval" in capsys.readouterr().err
 
 
 def test_a_metric_that_the_recipe_does_not_make_is_refused() -> None:
