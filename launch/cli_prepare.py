@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     made = parser(
         "prepare",
         "Turn text (files, globs, URLs; txt, jsonl, parquet, gzip, zstd) into token shards and a manifest.\n"
-        "The keys are data.*; data.source and data.path are needed.",
+        "The keys are data.*; data.source and data.path are needed, for --verify only data.path.",
         EXAMPLES,
         "[--verify] [--cfg] [--config-dir DIR] data.source=SOURCE data.path=FOLDER [overrides]",
     )
