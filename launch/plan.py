@@ -22,7 +22,7 @@ from orchestrator.data.shards import read_manifest
 from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError
 from orchestrator.fit import fits
-from orchestrator.memory import held_bytes
+from orchestrator.memory import fillable_bytes, held_bytes
 from orchestrator.observe.wording import batch_words
 from orchestrator.placement import planned_placement
 from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
@@ -139,6 +139,7 @@ def _as_json(
 ) -> dict[str, Any]:
     time = plan.predicted and plan.predicted.time
     memory = snapshot_memory(config, plan, placement)
+    limit = memory_limit_bytes(config, device=plan.device)
     return {
         "plan": encode(plan),
         "placement": encode(placement),
@@ -156,7 +157,8 @@ def _as_json(
         "memory_bytes": held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device),
         "process_bytes": process_bytes(plan, memory),
         "snapshots": encode(memory),
-        "memory_limit_bytes": memory_limit_bytes(config, device=plan.device),
+        "memory_limit_bytes": limit,
+        "fillable_memory_bytes": limit if limit is None else fillable_bytes(limit, plan.device),
         "notes": notes,
         "problems": [] if refusal is None else [refusal],
     }

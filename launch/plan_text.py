@@ -14,7 +14,7 @@ from orchestrator.control.snapshotmemory import (
     standby_words,
 )
 from orchestrator.fit import Fit
-from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.memory import ASSUMED_FOR, FP32_BYTES, fillable_bytes, gigabytes, held_bytes, num_moments
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.units import count_text, duration_text, flops_text, plural
 from orchestrator.observe.wording import batch_words
@@ -174,11 +174,18 @@ def _memory_section(plan: RunPlan, config: RunConfig) -> Section:
     lines = _table(rows)
     limit = memory_limit_bytes(config, device=plan.device)
     if limit is not None:
-        needed = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
-        verb = "fits in" if needed <= limit else "does not fit in"
-        lines.append(f"stage {plan.zero_stage} {verb} {gigabytes(limit)}: {needed / limit:.0%}")
+        lines.append(_fitting_words(plan, limit))
     marked = 1 + list(plan.memory_by_stage).index(plan.zero_stage)
     return Section("Memory of one rank", tuple(lines), marked=marked)
+
+
+def _fitting_words(plan: RunPlan, limit: int) -> str:
+    """On a GPU the sum includes what is assumed for fragmentation."""
+    needed = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
+    assumed = limit - fillable_bytes(limit, plan.device)
+    verb = "fits in" if needed + assumed <= limit else "does not fit in"
+    words = f"stage {plan.zero_stage} {verb} {gigabytes(limit)}: {(needed + assumed) / limit:.0%}"
+    return f"{words}, with {gigabytes(assumed)} assumed for {ASSUMED_FOR}" if assumed else words
 
 
 def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> list[str]:

@@ -13,6 +13,7 @@ from model.sizing import num_parameters
 from model.transformer import Transformer, document_ids
 from orchestrator.config import Offload, OptimConfig, OptimizerName, Precision
 from orchestrator.memory import (
+    HEADROOM,
     RankLoad,
     activation_bytes,
     block_activation_bytes,
@@ -211,11 +212,35 @@ def test_partitions_cover_the_model(world_size, stage, precision, offload):
 
 
 def test_what_fits_has_no_problem():
-    assert memory_problem(LOAD, rank_memory(LOAD).device_total, 8) is None
+    load = replace(LOAD, device="cpu")
+    needed = rank_memory(load).device_total
+    assert memory_problem(load, needed, 8) is None
+    assert memory_problem(load, needed - 1, 8) is not None
+
+
+def test_on_a_gpu_fragmentation_is_assumed():
+    """99 % of a device's memory is no fit, neither for what is asked for nor for what is proposed instead."""
+    needed = rank_memory(LOAD).device_total
+    assert memory_problem(LOAD, int(needed / 0.92) + 2, 8) is None
+    limit = int(needed / 0.99)
+    fillable = int(limit * HEADROOM)
+    problem = memory_problem(LOAD, limit, 8)
+    assert problem is not None
+    assert (
+        f"needs {gigabytes(needed)} per rank, {gigabytes(fillable)} of its {gigabytes(limit)} may be filled "
+        f"({gigabytes(limit - fillable)} assumed for fragmentation and the CUDA context); " in problem
+    )
+    # Stage 1 needs less than either limit, but more than may be filled of the second.
+    load = replace(LOAD, zero_stage=0, world_size=64)
+    proposed = rank_memory(replace(load, zero_stage=1)).device_total
+    enough = memory_problem(load, int(proposed / 0.92) + 2, 128)
+    tight = memory_problem(load, int(proposed / 0.93), 128)
+    assert enough is not None and "; parallel.zero_stage=1 needs" in enough
+    assert tight is not None and "; parallel.zero_stage=1 needs" not in tight
 
 
 def test_what_does_not_fit_is_refused_with_the_nearest_stage_that_does():
-    load = replace(LOAD, zero_stage=0, world_size=64)
+    load = replace(LOAD, zero_stage=0, world_size=64, device="cpu")
     stages = memory_by_stage(load)
     limit = stages[1].device_total
     assert memory_problem(load, limit, 128) == (
@@ -226,7 +251,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_stage_that_does():
 
 
 def test_a_smaller_micro_batch_is_proposed_only_where_it_divides():
-    load = replace(LOAD, zero_stage=3, micro_batch_size=9)
+    load = replace(LOAD, zero_stage=3, micro_batch_size=9, device="cpu")
     smaller = rank_memory(replace(load, micro_batch_size=8)).device_total
     problem = memory_problem(load, smaller, 36)
     assert problem is not None

@@ -38,6 +38,7 @@ def test_json_is_one_object_with_everything(capsys):
     assert len(found["placement"]["bundles"]) == 128
     assert len(found["placement"]["ranks"]) == 1024
     assert found["memory_bytes"] < found["memory_limit_bytes"] == 80 * 10**9
+    assert found["fillable_memory_bytes"] == 73_600_000_000
     assert found["problems"] == []
 
 
@@ -52,6 +53,26 @@ def test_a_plan_that_lacks_memory_is_shown_and_refused(capsys):
     assert "; parallel.zero_stage=" in str(error.value)
     proposed = str(error.value).split("; ")[1].split(" needs ")[0].split(" ")
     assert run([*overrides, *proposed]) == 0
+
+
+def test_a_gpu_filled_to_99_percent_is_refused_by_plan_as_it_is_by_fit(capsys):
+    words = [
+        "model=gpt_1_3b",
+        "cluster=h100x8",
+        "train=bf16",
+        "train.global_batch_size=8",
+        "train.micro_batch_size=1",
+    ]
+    assert run(["--json", *words]) == 0
+    needed = json.loads(capsys.readouterr().out)["memory_bytes"]
+    tight = [*words, f"cluster.memory_bytes_per_worker={int(needed / 0.99)}"]
+    with pytest.raises(ConfigError, match=r"may be filled \(.* assumed for fragmentation and the CUDA context\)"):
+        run(tight)
+    assert "does not fit in" in (out := capsys.readouterr().out)
+    assert "107%, with" in out  # 99 and 8
+    assert run(["--fit", *tight]) == 0
+    assert run([*words, f"cluster.memory_bytes_per_worker={int(needed / 0.92) + 2}"]) == 0
+    assert "100%, with" in capsys.readouterr().out
 
 
 def test_the_manifest_is_read_where_there_is_one(tmp_path, capsys):
