@@ -4,21 +4,33 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import ceil
 
 from orchestrator.config import Offload, RunConfig
 from orchestrator.control.snapshotmemory import (
     disk_words,
+    every,
     fitting_snapshots,
     has_standbys,
     process_bytes,
     standby_words,
 )
 from orchestrator.fit import Fit
-from orchestrator.memory import ASSUMED_FOR, FP32_BYTES, fillable_bytes, gigabytes, held_bytes, num_moments
+from orchestrator.memory import (
+    ASSUMED_FOR,
+    FP32_BYTES,
+    activations_by_layer,
+    fillable_bytes,
+    gigabytes,
+    held_bytes,
+    logits_bytes,
+    num_moments,
+)
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.units import count_text, duration_text, flops_text, plural
 from orchestrator.observe.wording import batch_words
-from orchestrator.plan import memory_limit_bytes
+from orchestrator.plan import memory_limit_bytes, rank_load
+from orchestrator.simulate.costs import STORE_S, CheckpointTime, checkpoint_time
 from orchestrator.spec import Bundle, Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
 
@@ -51,6 +63,7 @@ def plan_sections(
         *([Section("Time", tuple(time_lines))] if time_lines else []),
         Section("Placement", tuple(_placement_lines(placement))),
         _memory_section(plan, config),
+        _activations_section(plan, config),
         Section("Snapshots", tuple(_snapshot_lines(plan, placement, config))),
         Section("DeepSpeed", tuple(json.dumps(plan.ds_config, indent=2).splitlines())),
     ]
@@ -179,6 +192,28 @@ def _memory_section(plan: RunPlan, config: RunConfig) -> Section:
     return Section("Memory of one rank", tuple(lines), marked=marked)
 
 
+def _activations_section(plan: RunPlan, config: RunConfig) -> Section:
+    """By layer, under each policy; its totals are the memory table's activations and logits."""
+    load = rank_load(config, plan.model, device=plan.device)
+    found, logits = activations_by_layer(load), logits_bytes(load)
+    rows: list[tuple[str, ...]] = [
+        ("checkpointing", "a block", plural(found.num_layers, "block"), "one recomputed", "ends", "logits", "total")
+    ]
+    for is_checkpointed, word in ((False, "off"), (True, "on")):
+        each = found.block_input if is_checkpointed else found.block
+        sizes = (
+            each,
+            found.num_layers * each,
+            found.block if is_checkpointed else 0,
+            found.ends,
+            logits,
+            found.kept(is_checkpointed=is_checkpointed) + logits,
+        )
+        mark = "> " if is_checkpointed is load.activation_checkpointing else "  "
+        rows.append((f"{mark}{word}", *(gigabytes(size) if size else "-" for size in sizes)))
+    return Section("Activations of one micro-batch", tuple(_table(rows)), marked=1 + load.activation_checkpointing)
+
+
 def _fitting_words(plan: RunPlan, limit: int) -> str:
     """On a GPU the sum includes what is assumed for fragmentation."""
     needed = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
@@ -199,7 +234,7 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
         + (f" and {memory.copies} copies for each of a peer node's" if memory.copies else "")
         + f": {gigabytes(memory.snapshot_bytes)} of a node's memory, {held}"
         + (f" of {gigabytes(limit)}" if limit is not None else ""),
-        f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
+        *_checkpoint_lines(plan, placement, config),
     ]
     if has_standbys(config, plan, memory, limit):
         lines.append(standby_words(memory))
@@ -214,6 +249,45 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
     if config.snapshot.every_steps == 0:
         lines.append("taken only where a checkpoint is due: a lost rank costs the steps since then")
     return lines
+
+
+def checkpoint_bytes(plan: RunPlan, config: RunConfig) -> int:
+    """In storage: fp32 masters and moments."""
+    return plan.parameters * FP32_BYTES * (1 + num_moments(config.optim))
+
+
+def _checkpoint_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> list[str]:
+    """Its size, its time at the assumed rate, and the share of the run's time that it takes at its interval."""
+    num_bytes, every_steps = checkpoint_bytes(plan, config), config.checkpoint.every_steps
+    time = checkpoint_time(num_bytes, len(placement.bundles))
+    rate = f"{gigabytes(int(time.bytes_per_s))}/s and {seconds_text(STORE_S)}"
+    lines = [
+        f"a checkpoint takes {gigabytes(num_bytes)}: {seconds_text(time.write_s)} to write, "
+        f"{seconds_text(time.read_s)} to verify and read, assumed at {rate}"
+    ]
+    shares = checkpoint_shares(plan, config, time)
+    if shares is None:
+        return lines
+    written, lost = shares
+    if written > 1:
+        least = ceil(written * every_steps)
+        way_out = f"storage keeps up from checkpoint.every_steps={least}"
+        return [*lines, f"{every(every_steps)} one would not be written before the next is due: {way_out}"]
+    longer = f"beside the steps; the run takes {_share_text(lost)} longer"
+    return [*lines, f"{every(every_steps)}: for {_share_text(written)} of the time one is written, {longer}"]
+
+
+def _share_text(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 else "under 0.01%"
+
+
+def checkpoint_shares(plan: RunPlan, config: RunConfig, time: CheckpointTime) -> tuple[float, float] | None:
+    """Of the run's time, at the configured interval: while one is written, and what the steps lose by it. None where
+    no step's time is known, and where only the last one is written."""
+    if plan.predicted is None or config.checkpoint.every_steps == 0:
+        return None
+    interval_s = config.checkpoint.every_steps * plan.predicted.time.total
+    return time.write_s / interval_s, time.stall_s / interval_s
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -126,19 +126,37 @@ def block_activation_bytes(load: RankLoad) -> int:
     return load.micro_batch_size * load.seq_len * per_token
 
 
-def activation_bytes(load: RankLoad) -> int:
-    """All blocks' activations of one micro-batch, the embedding's dropout mask and the last norm.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Activations:
+    """What one micro-batch keeps for its backward pass, by layer; bytes."""
 
-    With activation checkpointing each block keeps its input, and one block at a time is whole.
-    """
-    model, width = load.model, dtype_bytes(load.precision)
+    num_layers: int
+    block: int
+    """Of one block, whole."""
+    block_input: int
+    """What a block keeps with activation checkpointing; one block at a time is whole then."""
+    ends: int
+    """The embedding's dropout mask and the last norm."""
+
+    def kept(self, *, is_checkpointed: bool) -> int:
+        """Of all layers, under that policy."""
+        each = self.block_input if is_checkpointed else self.block
+        return self.num_layers * each + (self.block if is_checkpointed else 0) + self.ends
+
+
+def activations_by_layer(load: RankLoad) -> Activations:
     tokens = load.micro_batch_size * load.seq_len
-    block = block_activation_bytes(load)
-    if load.activation_checkpointing:
-        blocks = model.num_layers * tokens * model.hidden_size * width + block
-    else:
-        blocks = model.num_layers * block
-    return blocks + tokens * (_norm_bytes(load) + _mask_bytes(load))
+    return Activations(
+        num_layers=load.model.num_layers,
+        block=block_activation_bytes(load),
+        block_input=tokens * load.model.hidden_size * dtype_bytes(load.precision),
+        ends=tokens * (_norm_bytes(load) + _mask_bytes(load)),
+    )
+
+
+def activation_bytes(load: RankLoad) -> int:
+    """All layers' activations of one micro-batch, under the policy of `load`; the logits are not among them."""
+    return activations_by_layer(load).kept(is_checkpointed=load.activation_checkpointing)
 
 
 def _norm_bytes(load: RankLoad) -> int:

@@ -16,6 +16,7 @@ from orchestrator.memory import (
     HEADROOM,
     RankLoad,
     activation_bytes,
+    activations_by_layer,
     block_activation_bytes,
     gigabytes,
     held_bytes,
@@ -189,6 +190,33 @@ def test_activations_are_what_torch_keeps(shape, variant):
     if is_checkpointed:  # the one block that is recomputed is not there yet after the forward pass
         counted -= block_activation_bytes(load)
     assert saved_bytes(model.train(), tokens, documents) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [GPT_SMALL, LLAMA_SMALL])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_layer_s_activations_are_what_torch_keeps_for_one_more(shape, is_checkpointed):
+    load = replace(
+        LOAD, model=shape, precision=Precision.fp32, device="cpu", activation_checkpointing=is_checkpointed
+    )
+    found = activations_by_layer(load)
+    tokens = torch.randint(shape.vocab_size, (load.micro_batch_size, load.seq_len))
+    kept = []
+    for num_layers in (2, 5):
+        deep = replace(shape, num_layers=num_layers)
+        model = Transformer(deep, activation_checkpointing=is_checkpointed)
+        initialise(model, deep, 1)
+        kept.append(saved_bytes(model.train(), tokens, None))
+    each = found.block_input if is_checkpointed else found.block
+    assert (kept[1] - kept[0]) / 3 == pytest.approx(each, rel=0.03)
+
+
+def test_the_layers_and_the_policy_make_the_rank_s_activations():
+    off, on = LOAD, replace(LOAD, activation_checkpointing=True)
+    found = activations_by_layer(on)
+    assert found == activations_by_layer(off)
+    for load in (off, on):
+        assert found.kept(is_checkpointed=load.activation_checkpointing) == rank_memory(load).activations
+    assert found.kept(is_checkpointed=True) < found.kept(is_checkpointed=False)
 
 
 def test_stages_only_ever_take_less():
