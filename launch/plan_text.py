@@ -105,16 +105,21 @@ def _time_lines(plan: RunPlan, price_per_hour: float | None) -> list[str]:
     if utilisation is not None:
         peak = (plan.peak_flops_per_worker or 0) / 1e12
         speed += f", {utilisation:.0%} of {plan.batch.world_size:,} x {peak:,.1f} TFLOP/s"
-    device_hours = plan.steps * time.total * plan.batch.world_size / 3600
-    price = "" if price_per_hour is None else f", {device_hours * price_per_hour:,.0f} at {price_per_hour:g} an hour"
-    unit = "GPU-hours" if plan.device == "cuda" else "worker-hours"
-    hours = f"{device_hours:,.0f}" if device_hours >= 10 else f"{device_hours:.2g}"
+    training_s = plan.steps * time.total
+    hours = hours_words(training_s * plan.batch.world_size / 3600, plan.device, price_per_hour)
     return [
         f"about {seconds_text(time.total)} a step: {', '.join(shown)}",
         speed,
-        f"{duration_text(plan.steps * time.total)} for all steps: {hours} {unit}{price}",
+        f"{duration_text(training_s)} for all steps: {hours}",
         f"from the {plan.predicted.basis}",
     ]
+
+
+def hours_words(device_hours: float, device: str, price_per_hour: float | None) -> str:
+    """`297,191 GPU-hours, 742,978 at 2.5 an hour`."""
+    price = "" if price_per_hour is None else f", {device_hours * price_per_hour:,.0f} at {price_per_hour:g} an hour"
+    unit = "GPU-hours" if device == "cuda" else "worker-hours"
+    return f"{device_hours:,.0f} {unit}{price}" if device_hours >= 10 else f"{device_hours:.2g} {unit}{price}"
 
 
 def fit_section(fits: Sequence[Fit], plan: RunPlan, shown: int = 8) -> Section:
