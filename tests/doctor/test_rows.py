@@ -16,6 +16,11 @@ def test_this_environment_is_fit_to_run_its_own_tests():
     assert failed == []
 
 
+def test_a_machine_without_a_compiler_lacks_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [finding for finding in software.software() if finding.level is not Level.ok] == []
+
+
 def test_a_folder_that_is_not_there_yet_is_judged_by_its_parent(tmp_path: Path):
     for name in ("a", "a" * 300):
         assert machine.disk(str(tmp_path / name / "b")).level is not Level.fail

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import cli
 from launch.compose import choices, sweep_dimension
 from launch.plan import run as plan_verb
 from launch.sweep import run
@@ -220,6 +221,27 @@ def test_the_widest_trials_that_fit_the_nodes_are_counted(cpus: int, limit: str,
     asked = read("cluster.num_workers=1,4", f"sweep.max_concurrent={limit}", "cluster.device=cpu")
     assert trials_at_once(asked, [NodeFacts(name="here", cpus=cpus, gpus=0)]) == at_once
     assert trials_at_once(asked, None) == (None if limit == "null" else int(limit))
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun"])
+def test_train_with_lists_is_the_sweep_of_the_same_grid(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials in the order of Hydra's own multirun: the last list turns fastest."""
+    words = [*BASE, "optim.lr=1e-3,3e-3", "train.steps=10,20", "--preview", "--json"]
+    assert cli.main(["train", option, *words]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert cli.main(["sweep", *words]) == 0
+    assert json.loads(capsys.readouterr().out) == trained
+    assert [(trial["parameters"]["optim.lr"], trial["steps"]) for trial in trained["trials"]] == [
+        ("0.001", 10),
+        ("0.001", 20),
+        ("0.003", 10),
+        ("0.003", 20),
+    ]
+
+
+def test_train_with_an_interval_is_refused_as_a_grid_can_not_list_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "-m", *BASE, "optim.lr=interval(1e-3,3e-3)", "--preview"]) == 2
+    assert "sweep.algorithm=grid can't list optim.lr, an interval" in capsys.readouterr().err
 
 
 def test_a_metric_that_the_recipe_does_not_make_is_refused() -> None:
