@@ -12,6 +12,7 @@ from pathlib import Path
 from launch import sweep_array, sweep_job
 from launch.cli_help import parser
 from launch.counting import counted
+from launch.slurm.jobstate import SlurmError
 from launch.sweep_plan import preview_json, preview_lines, sweep_cost, trial_costs, trials_at_once
 from launch.sweep_words import SweepWords, read_words
 from orchestrator.config import RunConfig, Scheduler, WandbMode
@@ -94,7 +95,7 @@ def run(argv: list[str]) -> int:
                 if options.one_job:
                     return sweep_job.submit(folder, read, base, words, lock)
                 return sweep_array.submit(folder, _recipe(folder, read, base, metric, rungs), read, words, lock)
-            except ConfigError:
+            except (ConfigError, SlurmError):
                 if is_new and not has_trials(folder):
                     shutil.rmtree(folder.path, ignore_errors=True)
                 raise
