@@ -11,7 +11,7 @@ from launch.cli_help import parser
 from launch.runs import DEFAULT_ROOT, find_run
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
-from launch.slurm.finding import made_of, newest_job
+from launch.slurm.finding import by_script, made_of, newest_job
 from launch.slurm.jobstate import JobView
 from launch.slurm.record import newest_submission
 from launch.sweep_status import find_sweep
@@ -54,7 +54,7 @@ def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
         return _cancel_driver(f"sweep {sweep.sweep_id}", sweep.lock, is_now)
     trials = read_study(read_records(sweep.study)).trials
     told = [words for trial in trials if (words := _cancel_job(sweep.trial(trial), is_now)) is not None]
-    for task, state in made_of(sweep.array_script, commands.queue()).items():
+    for task, state in made_of(sweep.array_script, by_script(commands.queue())).items():
         if state.is_waiting and not any(f"job {task} of " in words for words in told):
             commands.cancel(task)  # its `sweep` was killed before it could write it down
             told.append(f"job {task} of {sweep.sweep_id} is cancelled (it was {state})")

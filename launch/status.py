@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
+from launch.slurm.record import id_fields
 from launch.slurm.standing import live_jobs, slurm_json, slurm_words
 from launch.sweep_status import Jobs, find_sweep, sweep_folders, sweep_jobs, sweep_json, sweep_line, sweep_lines
 from orchestrator.control.badnodes import avoided
@@ -80,8 +81,8 @@ def _tell_all(root: Path, now_s: float, *, is_json: bool) -> SlurmError | None:
 
 
 def _job_json(job: tuple[str, JobState] | None) -> dict[str, Any] | None:
-    """Of a job that waits or runs: two of the fields that `status RUN --json` has."""
-    return None if job is None else {"job_id": int(job[0]), "state": str(job[1])}
+    """Of a job that waits or runs: some of the fields that `status RUN --json` has."""
+    return None if job is None else {**id_fields(job[0]), "state": str(job[1])}
 
 
 def _asked(ask: Callable[[], T]) -> tuple[T | None, SlurmError | None]:

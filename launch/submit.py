@@ -97,16 +97,7 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
         return 0
     check_store(config, plan, folder)
     check_site(config, device, folder)
-    is_new = not folder.path.exists()
-    with alone(folder) as lock:
-        check_not_queued(folder)
-        try:
-            spec = spec_of(config, overrides, device, folder)
-            job_id, expected = write_and_submit(config, spec, device, folder, lock)
-        except (ConfigError, KeyboardInterrupt):  # not where SLURM may have taken it all the same
-            if is_new and not folder.jobs.exists():
-                shutil.rmtree(folder.path, ignore_errors=True)
-            raise
+    job_id, expected = enqueue(config, spec_of(config, overrides, device, folder), device, folder)
     shown = shlex.quote(str(Path(config.run.root) / folder.run_id))
     bad = ", ".join(dict.fromkeys(entry.node for entry in read_bad_nodes(folder)))
     without = [("without", f"{bad}, found bad before; to use them again, edit {folder.bad_nodes}")] if bad else []
@@ -121,6 +112,28 @@ def submit(config: RunConfig, overrides: list[str], device: str) -> int:
     ):
         print(f"{name:<12}{value}")
     return 0
+
+
+def enqueue(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> tuple[int, str]:
+    """The job's id, which is printed, and what SLURM expects of it; of a new run nothing is left that is no job."""
+    is_new = not folder.path.exists()
+    with alone(folder) as lock:
+        check_not_queued(folder)
+        with _taken_back(folder, is_new, BaseException):
+            expected = write(config, spec, device, folder)
+        with _taken_back(folder, is_new, ConfigError, KeyboardInterrupt):  # not where SLURM may have taken it
+            return hand_in(folder, lock), expected
+
+
+@contextlib.contextmanager
+def _taken_back(folder: RunFolder, is_new: bool, *errors: type[BaseException]) -> Iterator[None]:
+    """Where one of `errors` is raised, nothing is left of a new folder for which there is no job."""
+    try:
+        yield
+    except errors:
+        if is_new and not folder.jobs.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def spec_of(config: RunConfig, overrides: list[str], device: str, folder: RunFolder) -> JobSpec:
@@ -148,17 +161,21 @@ def render(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> 
     )
 
 
-def write_and_submit(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder, lock: int) -> tuple[int, str]:
-    """The job's id, which is printed, and what SLURM expected of it. `lock`: the run's or sweep's, held."""
+def write(config: RunConfig, spec: JobSpec, device: str, folder: RunFolder) -> str:
+    """The job's script and what it is to do. What SLURM expects of it; ConfigError where it would refuse it."""
     folder.slurm.mkdir(parents=True, exist_ok=True)
     folder.job_script.write_text(render(config, spec, device, folder))
     folder.job_spec.write_text(json.dumps(encode(spec), indent=2) + "\n")
-    expected = commands.test_only(folder.job_script)
+    return commands.test_only(folder.job_script)
+
+
+def hand_in(folder: RunFolder, lock: int) -> int:
+    """The job's id, which is printed and written down. `lock`: the run's or sweep's. Errors: commands.submit."""
     with commands.uninterrupted():
         job_id = commands.submit(folder.job_script, lock=lock)
         append_submission(folder, Submission(job_id=job_id, time_s=time.time()))
         print(f"Submitted batch job {job_id}", flush=True)  # as sbatch says it: scripts look for that
-    return job_id, expected
+    return job_id
 
 
 def check_site(config: RunConfig, device: str, folder: RunFolder) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from launch.slurm import commands
 from launch.slurm.array import array_problems, array_text
 from launch.slurm.jobspec import JobSpec
+from launch.slurm.jobstate import SlurmError
 from launch.slurm.record import Submission, append_submission, newest_submission
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.submit import TEMPLATE, check_site, spec_of, wanted_device
-from launch.sweep_status import live_tasks, tasks_of
+from launch.sweep_status import Jobs, live_tasks, tasks_of
 from launch.sweep_words import SweepWords
 from orchestrator.codec import encode
 from orchestrator.config import RunConfig
@@ -52,9 +53,10 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
     log = StudyLog(folder)
     try:
         check_site(recipe.base, wanted_device(recipe.base), folder.trial(next(iter(log.study.trials), "")))
-        with log.unless_refused():
+        live = live_tasks(folder)
+        with log.unless_refused(ConfigError, SlurmError, OSError):
             _add_all(folder, recipe, log)
-            _take_up(folder, log)
+            _take_up(folder, log, live)
             _settle_ended(folder, Judge(folder, recipe, log), log)
             waiting = [t for t in log.study.trials.values() if is_startable(t, recipe.settings.max_retries)]
             # A Ctrl-C is only counted meanwhile: control/notices.py.
@@ -109,9 +111,8 @@ def _record_start(folder: SweepFolder, log: StudyLog, trial: Trial, job: int) ->
     log.record(Record.trial_started, trial, pid=0, born_s=0.0, host="", job=job)
 
 
-def _take_up(folder: SweepFolder, log: StudyLog) -> None:
+def _take_up(folder: SweepFolder, log: StudyLog, live: Jobs) -> None:
     """Tasks of an array whose `sweep` was killed before it had written down that they are started."""
-    live = live_tasks(folder)
     for trial in log.study.in_state(TrialState.waiting, TrialState.interrupted, TrialState.failed):
         task, _ = live.get(str(folder.trial(trial.id).path), ("", None))
         job = task.partition("_")[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launch.slurm.request import job_request, profile_problems
-from launch.submit import check_not_queued, check_site, spec_of, wanted_device, write_and_submit
+from launch.submit import check_not_queued, check_site, hand_in, spec_of, wanted_device, write
 from launch.sweep_words import SweepWords
 from orchestrator.config import ClusterConfig, RunConfig
 from orchestrator.errors import ConfigError
@@ -55,7 +55,8 @@ def submit(folder: SweepFolder, read: SweepWords, base: RunConfig, words: Sequen
     check_site(config, device, run)
     check_not_queued(run)
     spec = replace(spec_of(config, list(words), device, run), verb="sweep")
-    write_and_submit(config, spec, device, run, lock)
+    write(config, spec, device, run)
+    hand_in(run, lock)
     for name, value in (
         ("sweep", folder.sweep_id),
         ("nodes", f"{spec.request.all_nodes}, for {read.settings.max_concurrent} trials at a time"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.slurm import commands
-from launch.slurm.finding import made_of
+from launch.slurm.finding import by_script, made_of
 from launch.slurm.jobstate import JobState
 from launch.slurm.standing import live_jobs
 from orchestrator.codec import encode
@@ -56,7 +56,7 @@ def sweep_jobs(folder: SweepFolder) -> Jobs | None:
 def live_tasks(folder: SweepFolder) -> Jobs:
     """Of trials whose tasks wait or run, also where whoever submitted them was killed before writing them down."""
     trials = tasks_of(folder)
-    tasks = made_of(folder.array_script, commands.queue())
+    tasks = made_of(folder.array_script, by_script(commands.queue()))
     found = {trials.get(task.partition("_")[2]): (task, state) for task, state in tasks.items()}
     return {str(folder.trial(trial).path): job for trial, job in found.items() if trial is not None}
 

@@ -18,8 +18,8 @@ def held_once(pid: int, is_right: Callable[[], bool]) -> Iterator[None]:
     """Stopped as soon as `is_right`, which is asked while it stands still: it can't outrun who asks."""
     while True:
         os.kill(pid, signal.SIGSTOP)
-        while process_state(pid) != "T":
-            os.kill(pid, 0)  # raises where it is gone
+        while (state := process_state(pid)) != "T":
+            assert state not in ("", "Z", "X"), f"process {pid} ended before the moment that was asked for"
         if is_right():
             break
         os.kill(pid, signal.SIGCONT)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 CHILD = """
 import atexit, ctypes, sys, threading, time
@@ -40,6 +41,17 @@ def test_an_error_that_nobody_caught_is_told_and_fails() -> None:
     assert child.returncode == 1
     assert child.stderr.endswith("RuntimeError: lost\n")
     assert child.stdout.splitlines() == ["main", "thread", "hook"]
+
+
+def test_what_could_not_be_written_is_a_failure() -> None:
+    command = [sys.executable, "-c", CHILD.format(end="return 0")]
+    with Path("/dev/full").open("wb") as full:
+        child = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert child.returncode == 1
+
+
+def test_ctrl_c_has_the_shells_code() -> None:
+    assert ended("raise KeyboardInterrupt").returncode == 130
 
 
 def test_a_reader_that_has_gone_changes_no_exit_code() -> None:

@@ -11,7 +11,17 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launch.slurm.jobstate import ACCOUNTED, JobView, QueuedJob, SlurmError, parse_accounted, parse_job, parse_queue
+from launch.slurm.jobstate import (
+    ACCOUNTED,
+    QUEUED,
+    JobView,
+    QueuedJob,
+    SlurmError,
+    UnansweredError,
+    parse_accounted,
+    parse_job,
+    parse_queue,
+)
 from launch.slurm.partitions import Partition, parse_partitions
 from orchestrator.errors import ConfigError
 
@@ -33,21 +43,28 @@ def partitions() -> list[Partition]:
 
 def test_only(script: Path, *options: str) -> str:
     """What SLURM would do with the script: `Job 12 to start at ...`. Raises ConfigError where it refuses."""
-    done = _run("sbatch", "--test-only", *options, str(script))
+    done = _run("sbatch", "--test-only", *options, str(script.absolute()))
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
     return _complaint(done)
 
 
 def submit(script: Path, *options: str, lock: int | None = None) -> int:
-    """The new job's id. Raises ConfigError where SLURM refuses it.
+    """The new job's id. Raises ConfigError where SLURM refuses it, UnansweredError where it may have it all the same.
 
+    SLURM keeps the script's path as it is given.
     `lock`: a descriptor that sbatch inherits: what it locks stays locked while sbatch asks SLURM, whoever is killed.
     """
-    done = _run("sbatch", "--parsable", *options, str(script), keep=[] if lock is None else [lock])
+    try:
+        done = _run("sbatch", "--parsable", *options, str(script.absolute()), keep=[] if lock is None else [lock])
+    except SlurmError as error:
+        raise UnansweredError(str(error)) from None
     if done.returncode:
         raise ConfigError(f"SLURM refuses the job: {_complaint(done)}; {way_out(_complaint(done))}")
-    return int(done.stdout.strip().partition(";")[0])
+    job = done.stdout.strip().partition(";")[0]
+    if not job.isdecimal():
+        raise UnansweredError(f"sbatch says {job!r} where the new job's id should be; see squeue --me")
+    return int(job)
 
 
 @contextlib.contextmanager
@@ -93,7 +110,7 @@ def accounted(job_id: int | str) -> JobView | None:
 
 def queue() -> dict[str, QueuedJob]:
     """My jobs that wait or run, and the tasks of my arrays as 12_3."""
-    return parse_queue(_checked("squeue", "--noheader", "--me", "--array", "--format=%i %T %o"))
+    return parse_queue(_checked("squeue", "--noheader", "--me", "--array", f"--format={QUEUED}"))
 
 
 def requeue(job_id: int | str) -> None:

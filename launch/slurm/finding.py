@@ -5,6 +5,7 @@ made of, and each run and each sweep has a script of its own: by that its job is
 starts writes itself down (launch/job/batch.py).
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,14 +23,27 @@ def newest_job(folder: RunFolder) -> tuple[str, JobView | None] | None:
     newest = newest_submission(folder)
     view = commands.job(newest.slurm_id) if newest else None
     if (view is None or view.state.is_end) and folder.job_script.exists():
-        for job in made_of(folder.job_script, commands.queue()):
+        for job in made_of(folder.job_script, by_script(commands.queue())):
             return job, commands.job(job)
     return None if newest is None else (newest.slurm_id, view)
 
 
-def made_of(script: Path, queue: Mapping[str, QueuedJob]) -> dict[str, JobState]:
-    """The jobs of `queue` that were submitted with `script`, and tasks of arrays as 12_3."""
-    wanted = script.resolve()
-    scripts = {job.script for job in queue.values()}
-    same = {text for text in scripts if Path(text).name == script.name and Path(text).resolve() == wanted}
-    return {name: job.state for name, job in queue.items() if job.script in same}
+Scripts = Mapping[str, Mapping[str, JobState]]
+"""Real path of a script -> the queued jobs that were submitted with it, and tasks of arrays as 12_3."""
+
+
+def by_script(queue: Mapping[str, QueuedJob]) -> Scripts:
+    """A relative path names nothing: the folder in which it was typed need not be ours."""
+    real = {
+        text: os.path.realpath(text) for text in {job.script for job in queue.values()} if Path(text).is_absolute()
+    }
+    found: dict[str, dict[str, JobState]] = {}
+    for name, job in queue.items():
+        if job.script in real:
+            found.setdefault(real[job.script], {})[name] = job.state
+    return found
+
+
+def made_of(script: Path, scripts: Scripts) -> Mapping[str, JobState]:
+    """The jobs that were submitted with `script`."""
+    return scripts.get(os.path.realpath(script), {})

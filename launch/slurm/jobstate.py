@@ -12,6 +12,10 @@ class SlurmError(PhalanxError):
     """SLURM refused, did not answer, or said what we don't know."""
 
 
+class UnansweredError(PhalanxError):
+    """Whether SLURM has taken a job is not known; no SlurmError, after which there is none."""
+
+
 class JobState(StrEnum):
     """Every state of SLURM 20.02 to 25.05 (man squeue, JOB STATE CODES)."""
 
@@ -163,13 +167,18 @@ def parse_accounted(job: int | str, text: str) -> JobView | None:
 class QueuedJob:
     state: JobState
     script: str
-    """The path that sbatch was given, made absolute by it; empty where there was none."""
+    """As sbatch was given it: an absolute path from phalanx, whatever from others, arguments and all."""
+
+
+QUEUED = "phalanx-queue %i %T %o"
+"""The format of squeue that `parse_queue` reads. Lines among a job's arguments don't begin so."""
+_QUEUED = re.compile(r"phalanx-queue (\d\S*) (\S+) ?(.*)")
 
 
 def parse_queue(text: str) -> dict[str, QueuedJob]:
-    """Lines `ID STATE SCRIPT` of squeue, by the job's id. Raises SlurmError for a state that is not known."""
-    lines = (line.split(maxsplit=2) for line in text.splitlines() if line.strip())
-    return {job: QueuedJob(known_state(job, state), "".join(script)) for job, state, *script in lines}
+    """What squeue says, by the job's id. Raises SlurmError for a state that is not known."""
+    found = [match for line in text.split("\n") if (match := _QUEUED.fullmatch(line))]
+    return {job: QueuedJob(known_state(job, state), script) for job, state, script in (m.groups() for m in found)}
 
 
 def job_words(view: JobView, now_s: float) -> str:

@@ -23,6 +23,12 @@ class Submission:
         return str(self.job_id) if self.task is None else f"{self.job_id}_{self.task}"
 
 
+def id_fields(slurm_id: str) -> dict[str, int | None]:
+    """As `Submission` has them, for `status --json`: 12_3 is task 3 of the array 12."""
+    job, _, task = slurm_id.partition("_")
+    return {"job_id": int(job), "task": int(task) if task else None}
+
+
 def append_submission(folder: RunFolder, submission: Submission) -> None:
     lines = JsonLines(folder.jobs)
     lines.append(encode(submission))

@@ -6,9 +6,9 @@ from typing import Any
 
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
-from launch.slurm.finding import made_of, newest_job
+from launch.slurm.finding import by_script, made_of, newest_job
 from launch.slurm.jobstate import JobState, job_words
-from launch.slurm.record import newest_submission
+from launch.slurm.record import id_fields, newest_submission
 from orchestrator.runfolder import RunFolder
 
 
@@ -32,14 +32,15 @@ def slurm_words(folder: RunFolder, now_s: float) -> str | None:
 
 def slurm_json(folder: RunFolder) -> dict[str, Any] | None:
     newest = newest_submission(folder)
+    found, view = None, None
     try:
         found = newest_job(folder)
         view = found and (found[1] or commands.accounted(found[0]))
     except NoSlurmError:
-        view = None
-    if view is None:
-        return None if newest is None else {"job_id": newest.job_id}
-    return asdict(view)
+        pass
+    if found is None or view is None:
+        return None if newest is None else id_fields(newest.slurm_id)
+    return asdict(view) | id_fields(found[0])
 
 
 def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]]:
@@ -49,10 +50,11 @@ def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]
     if not asked or not commands.is_there():
         return {}
     queue, live = commands.queue(), {}
+    scripts = by_script(queue)
     for folder in asked:
         submission = newest[folder]
         if submission is not None and submission.slurm_id in queue:
             live[str(folder.path)] = (submission.slurm_id, queue[submission.slurm_id].state)
-        elif unrecorded := made_of(folder.job_script, queue):
+        elif unrecorded := made_of(folder.job_script, scripts):
             live[str(folder.path)] = next(iter(unrecorded.items()))
     return live

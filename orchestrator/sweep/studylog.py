@@ -35,12 +35,12 @@ class StudyLog:
         return self.study.trials[trial.id]
 
     @contextlib.contextmanager
-    def unless_refused(self) -> Iterator[None]:
-        """What was recorded within is taken back where it raises ConfigError; the log has to be opened anew then."""
+    def unless_refused(self, *errors: type[Exception]) -> Iterator[None]:
+        """What was recorded within is taken back where it raises one of `errors`; open the log anew then."""
         size = self._path.stat().st_size
         try:
             yield
-        except ConfigError:
+        except errors:
             os.truncate(self._path, size)
             raise
 

@@ -134,6 +134,10 @@ class TestLife:
 
 
 def test_a_job_whose_submit_was_killed_is_found(site: VirtualCluster, data: Path) -> None:
+    other = site.shared / "other.sh"
+    other.write_text("#!/bin/sh\n")
+    of_several_lines = ("--parsable", "--begin=now+1hour", str(other), "{\n12 DONEISH\n\n}\n")
+    another_s = site.run(site.head, "sbatch", *of_several_lines).stdout.strip()
     run = SubmittedRun(site, data, "unrecorded", LATER)
     killed_by_sbatch(site, "submit", *run.words)
     assert submissions(run.folder) == []
@@ -150,7 +154,7 @@ def test_a_job_whose_submit_was_killed_is_found(site: VirtualCluster, data: Path
     assert f"SLURM       job {run.job} PENDING" in phalanx(site, "status", str(run.folder.path)).stdout
     cancelled = phalanx(site, "cancel", str(run.folder.path)).stdout
     assert cancelled == f"job {run.job} of unrecorded is cancelled (it was PENDING)\n"
-    site.run(site.head, "scancel", run.submit())
+    site.run(site.head, "scancel", run.submit(), another_s)
 
 
 def test_two_jobs_on_the_same_nodes(site: VirtualCluster, data: Path, reference: dict[int, StepRow]) -> None:

@@ -7,12 +7,21 @@ import pytest
 
 from launch.compose import compose
 from launch.slurm.commands import way_out
-from launch.slurm.jobstate import JobState, QueuedJob, SlurmError, job_words, parse_accounted, parse_job, parse_queue
+from launch.slurm.jobstate import (
+    JobState,
+    QueuedJob,
+    SlurmError,
+    UnansweredError,
+    job_words,
+    parse_accounted,
+    parse_job,
+    parse_queue,
+)
 from launch.slurm.partitions import parse_partitions, request_problems
 from launch.slurm.record import newest_submission
 from launch.slurm.request import JobRequest
 from launch.slurm.sharing import not_shared
-from launch.submit import alone, spec_of, write_and_submit
+from launch.submit import alone, enqueue, hand_in, spec_of, write
 from orchestrator.errors import ConfigError
 from orchestrator.runfolder import RunFolder
 from orchestrator.slurm_config import SlurmConfig
@@ -125,13 +134,16 @@ def test_every_state_waits_or_has_ended_or_runs_and_an_unknown_one_is_an_error()
     assert not (JobState.COMPLETING.is_end or JobState.RUNNING.is_end or JobState.SUSPENDED.is_waiting)
     with pytest.raises(SlurmError, match="job 12 is FROBNICATED, which phalanx does not know"):
         parse_job(JOB.format(state="FROBNICATED", reason="None", preempt="None", nodes="v1"))
-    queue = parse_queue("12 RUNNING\n13_2 PENDING /my runs/x/slurm/array.sbatch\n")
+    lines = "phalanx-queue 12 RUNNING \nphalanx-queue 13_2 PENDING /my runs/x/slurm/array.sbatch\n"
+    queue = parse_queue(lines)
     assert queue == {
         "12": QueuedJob(JobState.RUNNING, ""),
         "13_2": QueuedJob(JobState.PENDING, "/my runs/x/slurm/array.sbatch"),
     }
     with pytest.raises(SlurmError, match="job 13 is DONEISH"):
-        parse_queue("12 RUNNING\n13 DONEISH\n")
+        parse_queue("phalanx-queue 12 RUNNING\nphalanx-queue 13 DONEISH\n")
+    of_several_lines = f"{lines}phalanx-queue 14 RUNNING /x.sh {{\n 1 2\n13 DONEISH\n\n12 PENDING /y\n{{}}\n"
+    assert parse_queue(of_several_lines) == {**queue, "14": QueuedJob(JobState.RUNNING, "/x.sh {")}
 
 
 def test_folders_of_this_machine_alone_are_known() -> None:
@@ -173,11 +185,37 @@ def test_a_job_that_slurm_has_taken_is_written_down_whatever_comes_amid_it(
     config = compose(["experiment=tiny_test", "cluster=slurm"]).config
     spec = spec_of(config, ["experiment=tiny_test"], "cpu", folder)
     with alone(folder) as lock, pytest.raises(KeyboardInterrupt):
-        write_and_submit(config, spec, "cpu", folder, lock)
+        write(config, spec, "cpu", folder)
+        hand_in(folder, lock)
     newest = newest_submission(folder)
     assert newest is not None
     assert newest.job_id == 12
     assert capsys.readouterr().out == "Submitted batch job 12\n"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "error", "is_left"),
+    [
+        ("\n", OSError, False),  # it can't be started
+        ("#!/bin/sh\necho 'error: Invalid account' >&2\nexit 1\n", ConfigError, False),
+        ('#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\nexit 1\n', ConfigError, False),
+        ('#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\necho\n', UnansweredError, True),
+    ],
+)
+def test_of_a_run_that_is_no_job_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, error: type[Exception], is_left: bool
+) -> None:
+    """Unless SLURM may have the job all the same."""
+    program = tmp_path / "bin/sbatch"
+    program.parent.mkdir()
+    program.write_text(sbatch)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    folder = RunFolder(tmp_path / "runs/first")
+    config = compose(["experiment=tiny_test", "cluster=slurm"]).config
+    with pytest.raises(error):
+        enqueue(config, spec_of(config, ["experiment=tiny_test"], "cpu", folder), "cpu", folder)
+    assert folder.path.exists() is is_left
 
 
 def test_of_two_that_submit_a_run_at_once_the_second_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from queue_file import squeue_of
 
 from launch import cancel, logs, status
 from launch.job.batch import Allocation, record_itself
+from launch.slurm.finding import by_script, made_of
+from launch.slurm.jobstate import JobState, QueuedJob
 from launch.slurm.record import Submission, append_submission, submissions
 from launch.submit import alone, check_not_queued
 from launch.sweep import recipe_of
@@ -28,7 +31,7 @@ case "$*" in *--test-only*) exit 0;; esac
 for script; do :; done
 kill -KILL $PPID
 until [ -e {gate} ]; do sleep 0.05; done
-for job in {jobs}; do echo "$job PENDING $(realpath "$script")" >> {queue}; done
+for job in {jobs}; do echo "$job PENDING $script" >> {queue}; done
 """
 """Its parent is gone before SLURM has the job, which it has once the gate is there."""
 SCONTROL = """
@@ -44,12 +47,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from launch.compose import compose
-from launch.submit import alone, spec_of, write_and_submit
+from launch.submit import alone, hand_in, spec_of, write
 from orchestrator.runfolder import RunFolder
 folder, words = RunFolder(Path(sys.argv[1])), ["experiment=tiny_test", "cluster=slurm"]
 config = compose(words).config
 with alone(folder) as lock:
-    write_and_submit(config, spec_of(config, words, "cpu", folder), "cpu", folder, lock)
+    write(config, spec_of(config, words, "cpu", folder), "cpu", folder)
+    hand_in(folder, lock)
 """
 SWEPT = ["experiment=tiny_test", "cluster=slurm", "optim.lr=1e-3,2e-3"]
 SWEPT += ["run.root=/home/nobody/runs", "data.path=/home/nobody/data"]
@@ -74,11 +78,13 @@ class Slurm:
         self.queue, self.gate = path / "queue", path / "gate"
         self.queue.touch()
         (path / "bin").mkdir()
-        squeue, sinfo = f"cat {self.queue}", "echo 'main|main*|3|8|6000|(null)|infinite'"
-        programs = {"sbatch": SBATCH, "scontrol": SCONTROL, "scancel": SCANCEL, "squeue": squeue, "sinfo": sinfo}
-        for name, text in programs.items():
-            filled = text.format(queue=self.queue, gate=self.gate, jobs=" ".join(jobs))
-            (path / "bin" / name).write_text(f"#!/bin/sh\n{filled}\n")
+        filled = {
+            name: text.format(queue=self.queue, gate=self.gate, jobs=" ".join(jobs))
+            for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("scancel", SCANCEL))
+        }
+        sinfo = "echo 'main|main*|3|8|6000|(null)|infinite'"
+        for name, text in {**filled, "squeue": squeue_of(self.queue), "sinfo": sinfo}.items():
+            (path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
             (path / "bin" / name).chmod(0o755)
 
 
@@ -127,11 +133,23 @@ def test_another_run_s_job_is_not_taken_for_it(tmp_path: Path, slurm: Slurm) -> 
     folder.slurm.mkdir(parents=True)
     folder.job_script.touch()
     append_submission(folder, Submission(job_id=7, time_s=0.0))
-    slurm.queue.write_text(f"11 RUNNING\n12 PENDING {tmp_path}/runs/second/slurm/job.sbatch\n")
+    another = f"{tmp_path}/runs/second/slurm/job.sbatch"
+    slurm.queue.write_text(f"11 RUNNING\n12 PENDING {another} one line\n of arguments,\n\nanother\n")
     check_not_queued(folder)
     slurm.queue.write_text(f"12 PENDING {tmp_path}/runs/../runs/first/slurm/job.sbatch\n")
     with pytest.raises(ConfigError, match="already job 12"):
         check_not_queued(folder)
+
+
+def test_a_path_from_elsewhere_is_not_taken_for_one_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkouts in which the same sweep is typed have the same relative paths."""
+    monkeypatch.chdir(tmp_path)
+    script = Path("runs/s/slurm/array.sbatch")
+    texts = (str(script), f"./{script}", str(tmp_path / "runs/../" / script), f"/{script}")
+    queue = {f"{job}_0": QueuedJob(JobState.PENDING, text) for job, text in enumerate(texts)}
+    assert made_of(script, by_script(queue)) == {"2_0": JobState.PENDING}
 
 
 def test_a_job_writes_itself_down_once(tmp_path: Path) -> None:
@@ -146,9 +164,10 @@ def test_a_job_writes_itself_down_once(tmp_path: Path) -> None:
 
 
 def test_a_job_array_whose_sweep_was_killed_is_taken_up(
-    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = SweepFolder(tmp_path / "runs/s")
+    monkeypatch.chdir(tmp_path)
+    folder = SweepFolder(Path("runs/s"))  # as from the default run.root
     killed = subprocess.run([sys.executable, "-c", SWEEP_PROGRAM, str(folder.path), *SWEPT], check=False)
     assert killed.returncode == -signal.SIGKILL
     slurm.gate.touch()

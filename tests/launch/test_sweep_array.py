@@ -12,6 +12,7 @@ from launch.compose import compose
 from launch.slurm.array import array_text
 from launch.slurm.commands import NoSlurmError
 from launch.slurm.jobspec import driver_words
+from launch.slurm.jobstate import SlurmError, UnansweredError
 from launch.slurm.record import Submission
 from launch.slurm.request import directives, job_request
 from launch.submit import spec_of
@@ -138,6 +139,28 @@ def test_a_sweep_that_never_began_is_held_to_nothing(
             assert not (tmp_path / "runs/s").exists()
 
 
+def test_an_array_that_slurm_may_have_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where sbatch does not say its number: the tasks find their trials."""
+    programs = {"sbatch": "echo", "squeue": "exit 1", "sinfo": "echo 'main|main*|3|8|6000|(null)|infinite'"}
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    folder, words = (
+        SweepFolder(tmp_path / "runs/s"),
+        [*SWEPT, "run.root=/home/nobody/runs", "data.path=/home/nobody/x"],
+    )
+    with locked(folder) as lock:
+        with pytest.raises(SlurmError):
+            submit(folder, *recipe_of(folder, words), words, lock)
+        assert list(read_records(folder.study)) == []
+        (tmp_path / "bin/squeue").write_text("#!/bin/sh\n")
+        with pytest.raises(UnansweredError):
+            submit(folder, *recipe_of(folder, words), words, lock)
+    assert [record["event"] for record in read_records(folder.study)] == [Record.trial_added] * 2
+
+
 @pytest.mark.parametrize("refused_at", ["--test-only", "--parsable"])
 def test_an_array_that_slurm_refuses_leaves_no_trial_behind(
     tmp_path: Path, refused_at: str, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +188,13 @@ def test_an_array_that_slurm_refuses_leaves_no_trial_behind(
     with pytest.raises(ConfigError, match=r"^SLURM refuses the job: Invalid account; set cluster.slurm.account"):
         submit_with("1e-3,2e-3,4e-3,8e-3")
     assert list(read_records(folder.study)) == before
+    for name in ("squeue", "scontrol"):
+        answer = (tmp_path / "bin" / name).read_text()
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+        with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+            submit_with("1e-3,2e-3,4e-3,8e-3")
+        (tmp_path / "bin" / name).write_text(answer)
+        assert list(read_records(folder.study)) == before
     assert refused_at == "--parsable" or folder.array_script.read_text() == script
     assert not list(folder.slurm.glob("*.new"))
     (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho 13\n")

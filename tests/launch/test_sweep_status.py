@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queue_file import squeue_of
 
 from launch import cancel, status
 from launch.slurm.jobstate import SlurmError
@@ -42,7 +43,7 @@ def array(sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The sweep is a job array; the file is what squeue answers."""
     answer = tmp_path / "answer"
     answer.write_text("7_1 PENDING")
-    for name, words in (("sbatch", "exit 0"), ("squeue", f"cat {answer} || exit 1")):
+    for name, words in (("sbatch", "exit 0"), ("squeue", squeue_of(answer))):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!/bin/sh\n{words}\n")
@@ -113,8 +114,11 @@ def test_the_table_as_json_has_the_sweeps_and_jobs_of_the_screen(
     assert "interrupted, job 8" in screen and "sweep s  queued  2 trials: 1 waiting, 1 finished" in screen
     of_run, of_sweep = json.loads(f"[{text}")
     assert (of_run["run_id"], of_run["state"]) == ("r", "interrupted")
-    assert of_run["slurm"] == {"job_id": 8, "state": "RUNNING"}
+    assert of_run["slurm"] == {"job_id": 8, "task": None, "state": "RUNNING"}
     assert (of_sweep["sweep"], states(of_sweep)) == ("s", ("queued", ["finished", "waiting"]))
+    assert run(["--root", str(sweep.trials), "--json"]) == 0
+    (of_trial,) = [each["slurm"] for each in json.loads(capsys.readouterr().out) if each["slurm"] is not None]
+    assert of_trial == {"job_id": 7, "task": 1, "state": "PENDING"}
     array.unlink()
     with pytest.raises(SlurmError, match="squeue failed"):
         run([*words, "--json"])

@@ -155,7 +155,8 @@ def test_what_a_killed_client_has_in_the_temporary_folder_goes(folder, temporary
     sweep_folders(SCRATCH_PREFIX, str(temporary))
     assert scratch.is_dir()
     log = str(folder.wandb / "client.log")
-    (client,) = [child for child in psutil.Process().children() if log in child.cmdline()]
+    commands = {child: child.as_dict(["cmdline"])["cmdline"] or [] for child in psutil.Process().children()}
+    (client,) = [child for child, command in commands.items() if log in command]
     for process in [*client.children(recursive=True), client]:
         process.kill()
     tracker.close(0)
