@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, and docs/configuration.md is what the dataclasses say."""
+"""The pages: links lead somewhere, docs/configuration.md is what the dataclasses say, every verb has its how-to."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launch.cli import VERBS
 from launch.schema import config_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +17,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "slu
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 CODE_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+EXAMPLE = re.compile(r"```bash\n(?P<lines>.*?)^```$", re.MULTILINE | re.DOTALL)
+MAX_REPORT_BYTES = 300_000
 INTRODUCTION = """\
 # Configuration
 
@@ -49,6 +52,22 @@ def test_local_links_lead_to_files_and_headings(page: Path) -> None:
 def test_the_scan_sees_pages_and_links() -> None:
     assert {"README.md", "design.md"} <= {page.name for page in PAGES}
     assert len(LINK.findall((ROOT / "README.md").read_text())) > 3
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_section_with_an_example(verb: str) -> None:
+    _, *sections = re.split(r"^## ", (ROOT / "docs" / "verbs.md").read_text(), flags=re.MULTILINE)
+    (section,) = [each for each in sections if verb in each.partition("\n")[0].split(", ")]
+    examples = "".join(block["lines"] for block in EXAMPLE.finditer(section))
+    assert re.search(rf"\bphalanx {verb}\b", examples)
+
+
+def test_the_example_of_a_report_is_one_small_page_that_tells_of_a_lost_worker_and_of_nobodys_folders() -> None:
+    page = (ROOT / "docs" / "report.html").read_text()
+    assert len(page.encode()) < MAX_REPORT_BYTES
+    assert "was killed by signal 9 (SIGKILL)" in page
+    assert re.findall(r"(?<![\w.])/(?:home|root|tmp|work|var|Users)/[^\s<\"]*", page) == []
+    assert re.findall(r"""(?:src|href)=["']?(?!["'#]|data:)[^"'\s>]*""", page) == []
 
 
 def test_configuration_page_is_current() -> None:
