@@ -11,7 +11,15 @@ from rich.text import Text
 
 from launch.cli_help import parser
 from launch.compose import compose
-from launch.plan_text import Section, fit_section, plan_sections, total_flops, total_tokens
+from launch.plan_text import (
+    Section,
+    checkpoint_bytes,
+    checkpoint_shares,
+    fit_section,
+    plan_sections,
+    total_flops,
+    total_tokens,
+)
 from orchestrator.codec import encode
 from orchestrator.config import Device, RunConfig
 from orchestrator.control.opening import find_folder, plan_for
@@ -22,10 +30,11 @@ from orchestrator.data.shards import read_manifest
 from orchestrator.doctor.proberecord import recorded_probe
 from orchestrator.errors import ConfigError
 from orchestrator.fit import fits
-from orchestrator.memory import held_bytes
+from orchestrator.memory import activations_by_layer, fillable_bytes, held_bytes, logits_bytes
 from orchestrator.observe.wording import batch_words
 from orchestrator.placement import planned_placement
-from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run
+from orchestrator.plan import memory_limit_bytes, memory_refusal, plan_run, rank_load
+from orchestrator.simulate.costs import checkpoint_time
 from orchestrator.spec import Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
 
@@ -139,6 +148,11 @@ def _as_json(
 ) -> dict[str, Any]:
     time = plan.predicted and plan.predicted.time
     memory = snapshot_memory(config, plan, placement)
+    limit = memory_limit_bytes(config, device=plan.device)
+    checkpoint = checkpoint_time(checkpoint_bytes(plan, config), len(placement.bundles))
+    shares = checkpoint_shares(plan, config, checkpoint)
+    load = rank_load(config, plan.model, device=plan.device)
+    activations, logits = activations_by_layer(load), logits_bytes(load)
     return {
         "plan": encode(plan),
         "placement": encode(placement),
@@ -154,9 +168,24 @@ def _as_json(
         "step_time_source": plan.predicted and plan.predicted.source.value,
         "training_time_s": None if time is None else plan.steps * time.total,
         "memory_bytes": held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device),
+        "activations": {
+            "by_layer": encode(activations),
+            "logits": logits,
+            "checkpointing": {
+                word: activations.kept(is_checkpointed=is_checkpointed) + logits
+                for word, is_checkpointed in (("off", False), ("on", True))
+            },
+        },
         "process_bytes": process_bytes(plan, memory),
         "snapshots": encode(memory),
-        "memory_limit_bytes": memory_limit_bytes(config, device=plan.device),
+        "checkpoint": {
+            "bytes": checkpoint_bytes(plan, config),
+            "assumed": encode(checkpoint),
+            "written_share": shares and shares[0],
+            "lost_share": shares and shares[1],
+        },
+        "memory_limit_bytes": limit,
+        "fillable_memory_bytes": limit if limit is None else fillable_bytes(limit, plan.device),
         "notes": notes,
         "problems": [] if refusal is None else [refusal],
     }

@@ -4,21 +4,33 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import ceil
 
 from orchestrator.config import Offload, RunConfig
 from orchestrator.control.snapshotmemory import (
     disk_words,
+    every,
     fitting_snapshots,
     has_standbys,
     process_bytes,
     standby_words,
 )
 from orchestrator.fit import Fit
-from orchestrator.memory import FP32_BYTES, gigabytes, held_bytes, num_moments
+from orchestrator.memory import (
+    ASSUMED_FOR,
+    FP32_BYTES,
+    activations_by_layer,
+    fillable_bytes,
+    gigabytes,
+    held_bytes,
+    logits_bytes,
+    num_moments,
+)
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.units import count_text, duration_text, flops_text, plural
 from orchestrator.observe.wording import batch_words
-from orchestrator.plan import memory_limit_bytes
+from orchestrator.plan import memory_limit_bytes, rank_load
+from orchestrator.simulate.costs import STORE_S, CheckpointTime, checkpoint_time
 from orchestrator.spec import Bundle, Placement, RunPlan
 from orchestrator.steptime import model_flops_utilisation
 
@@ -51,6 +63,7 @@ def plan_sections(
         *([Section("Time", tuple(time_lines))] if time_lines else []),
         Section("Placement", tuple(_placement_lines(placement))),
         _memory_section(plan, config),
+        _activations_section(plan, config),
         Section("Snapshots", tuple(_snapshot_lines(plan, placement, config))),
         Section("DeepSpeed", tuple(json.dumps(plan.ds_config, indent=2).splitlines())),
     ]
@@ -92,16 +105,21 @@ def _time_lines(plan: RunPlan, price_per_hour: float | None) -> list[str]:
     if utilisation is not None:
         peak = (plan.peak_flops_per_worker or 0) / 1e12
         speed += f", {utilisation:.0%} of {plan.batch.world_size:,} x {peak:,.1f} TFLOP/s"
-    device_hours = plan.steps * time.total * plan.batch.world_size / 3600
-    price = "" if price_per_hour is None else f", {device_hours * price_per_hour:,.0f} at {price_per_hour:g} an hour"
-    unit = "GPU-hours" if plan.device == "cuda" else "worker-hours"
-    hours = f"{device_hours:,.0f}" if device_hours >= 10 else f"{device_hours:.2g}"
+    training_s = plan.steps * time.total
+    hours = hours_words(training_s * plan.batch.world_size / 3600, plan.device, price_per_hour)
     return [
         f"about {seconds_text(time.total)} a step: {', '.join(shown)}",
         speed,
-        f"{duration_text(plan.steps * time.total)} for all steps: {hours} {unit}{price}",
+        f"{duration_text(training_s)} for all steps: {hours}",
         f"from the {plan.predicted.basis}",
     ]
+
+
+def hours_words(device_hours: float, device: str, price_per_hour: float | None) -> str:
+    """`297,191 GPU-hours, 742,978 at 2.5 an hour`."""
+    price = "" if price_per_hour is None else f", {device_hours * price_per_hour:,.0f} at {price_per_hour:g} an hour"
+    unit = "GPU-hours" if device == "cuda" else "worker-hours"
+    return f"{device_hours:,.0f} {unit}{price}" if device_hours >= 10 else f"{device_hours:.2g} {unit}{price}"
 
 
 def fit_section(fits: Sequence[Fit], plan: RunPlan, shown: int = 8) -> Section:
@@ -174,11 +192,40 @@ def _memory_section(plan: RunPlan, config: RunConfig) -> Section:
     lines = _table(rows)
     limit = memory_limit_bytes(config, device=plan.device)
     if limit is not None:
-        needed = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
-        verb = "fits in" if needed <= limit else "does not fit in"
-        lines.append(f"stage {plan.zero_stage} {verb} {gigabytes(limit)}: {needed / limit:.0%}")
+        lines.append(_fitting_words(plan, limit))
     marked = 1 + list(plan.memory_by_stage).index(plan.zero_stage)
     return Section("Memory of one rank", tuple(lines), marked=marked)
+
+
+def _activations_section(plan: RunPlan, config: RunConfig) -> Section:
+    """By layer, under each policy; its totals are the memory table's activations and logits."""
+    load = rank_load(config, plan.model, device=plan.device)
+    found, logits = activations_by_layer(load), logits_bytes(load)
+    rows: list[tuple[str, ...]] = [
+        ("checkpointing", "a block", plural(found.num_layers, "block"), "one recomputed", "ends", "logits", "total")
+    ]
+    for is_checkpointed, word in ((False, "off"), (True, "on")):
+        each = found.block_input if is_checkpointed else found.block
+        sizes = (
+            each,
+            found.num_layers * each,
+            found.block if is_checkpointed else 0,
+            found.ends,
+            logits,
+            found.kept(is_checkpointed=is_checkpointed) + logits,
+        )
+        mark = "> " if is_checkpointed is load.activation_checkpointing else "  "
+        rows.append((f"{mark}{word}", *(gigabytes(size) if size else "-" for size in sizes)))
+    return Section("Activations of one micro-batch", tuple(_table(rows)), marked=1 + load.activation_checkpointing)
+
+
+def _fitting_words(plan: RunPlan, limit: int) -> str:
+    """On a GPU the sum includes what is assumed for fragmentation."""
+    needed = held_bytes(plan.memory_by_stage[plan.zero_stage], plan.device)
+    assumed = limit - fillable_bytes(limit, plan.device)
+    verb = "fits in" if needed + assumed <= limit else "does not fit in"
+    words = f"stage {plan.zero_stage} {verb} {gigabytes(limit)}: {(needed + assumed) / limit:.0%}"
+    return f"{words}, with {gigabytes(assumed)} assumed for {ASSUMED_FOR}" if assumed else words
 
 
 def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> list[str]:
@@ -192,7 +239,7 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
         + (f" and {memory.copies} copies for each of a peer node's" if memory.copies else "")
         + f": {gigabytes(memory.snapshot_bytes)} of a node's memory, {held}"
         + (f" of {gigabytes(limit)}" if limit is not None else ""),
-        f"a checkpoint takes {gigabytes(plan.parameters * FP32_BYTES * (1 + num_moments(config.optim)))}",
+        *_checkpoint_lines(plan, placement, config),
     ]
     if has_standbys(config, plan, memory, limit):
         lines.append(standby_words(memory))
@@ -207,6 +254,45 @@ def _snapshot_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> l
     if config.snapshot.every_steps == 0:
         lines.append("taken only where a checkpoint is due: a lost rank costs the steps since then")
     return lines
+
+
+def checkpoint_bytes(plan: RunPlan, config: RunConfig) -> int:
+    """In storage: fp32 masters and moments."""
+    return plan.parameters * FP32_BYTES * (1 + num_moments(config.optim))
+
+
+def _checkpoint_lines(plan: RunPlan, placement: Placement, config: RunConfig) -> list[str]:
+    """Its size, its time at the assumed rate, and the share of the run's time that it takes at its interval."""
+    num_bytes, every_steps = checkpoint_bytes(plan, config), config.checkpoint.every_steps
+    time = checkpoint_time(num_bytes, len(placement.bundles))
+    rate = f"{gigabytes(int(time.bytes_per_s))}/s and {seconds_text(STORE_S)}"
+    lines = [
+        f"a checkpoint takes {gigabytes(num_bytes)}: {seconds_text(time.write_s)} to write, "
+        f"{seconds_text(time.read_s)} to verify and read, assumed at {rate}"
+    ]
+    shares = checkpoint_shares(plan, config, time)
+    if shares is None:
+        return lines
+    written, lost = shares
+    if written > 1:
+        least = ceil(written * every_steps)
+        way_out = f"storage keeps up from checkpoint.every_steps={least}"
+        return [*lines, f"{every(every_steps)} one would not be written before the next is due: {way_out}"]
+    longer = f"beside the steps; the run takes {_share_text(lost)} longer"
+    return [*lines, f"{every(every_steps)}: for {_share_text(written)} of the time one is written, {longer}"]
+
+
+def _share_text(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 else "under 0.01%"
+
+
+def checkpoint_shares(plan: RunPlan, config: RunConfig, time: CheckpointTime) -> tuple[float, float] | None:
+    """Of the run's time, at the configured interval: while one is written, and what the steps lose by it. None where
+    no step's time is known, and where only the last one is written."""
+    if plan.predicted is None or config.checkpoint.every_steps == 0:
+        return None
+    interval_s = config.checkpoint.every_steps * plan.predicted.time.total
+    return time.write_s / interval_s, time.stall_s / interval_s
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

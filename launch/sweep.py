@@ -13,7 +13,7 @@ from launch import sweep_array, sweep_job
 from launch.cli_help import parser
 from launch.counting import counted
 from launch.slurm.jobstate import SlurmError
-from launch.sweep_plan import preview_json, preview_lines, trial_costs
+from launch.sweep_plan import preview_json, preview_lines, sweep_cost, trial_costs, trials_at_once
 from launch.sweep_words import SweepWords, read_words
 from orchestrator.config import RunConfig, Scheduler, WandbMode
 from orchestrator.control.notices import Notices
@@ -23,6 +23,7 @@ from orchestrator.errors import EXIT_PREEMPTED, ConfigError
 from orchestrator.fleet.surroundings import here, is_joining
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.runfolder import RunFolder
+from orchestrator.spec import NodeFacts
 from orchestrator.sweep.description import base_recipe, default_id, describe, differences
 from orchestrator.sweep.driver import SweepDriver
 from orchestrator.sweep.folder import SweepFolder
@@ -68,8 +69,13 @@ def run(argv: list[str]) -> int:
     if options.preview:
         ids = {trial_id(folder.sweep_id, parameters): parameters for parameters in read.trials()}
         costs = trial_costs(read, ids)
-        made = preview_json(read, costs, folder.sweep_id) if options.json else None
-        print(json.dumps(made, indent=2) if made else "\n".join(preview_lines(read, costs, folder.sweep_id, rungs)))
+        whole = sweep_cost(read, costs, trials_at_once(read, _known_nodes(read, base)))
+        if options.json:
+            made = preview_json(read, costs, whole, folder.sweep_id, price_per_hour=options.price)
+            print(json.dumps(made, indent=2))
+        else:
+            lines = preview_lines(read, costs, whole, folder.sweep_id, rungs, price_per_hour=options.price)
+            print("\n".join(lines))
         return 0
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _check_tracking(base)
@@ -150,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--one-job", action="store_true", help="on SLURM: one job whose nodes the trials share, instead of an array"
     )
+    made.add_argument("--price", type=float, help="with --preview: of one GPU for an hour, what the sweep costs")
     made.add_argument("--json", action="store_true", help="with --preview: one JSON object")
     made.add_argument(
         "--accept-changes", action="store_true", help="go on with a sweep although its base recipe has changed"
@@ -177,9 +184,17 @@ def _check_one_job(base: RunConfig) -> None:
 def _check_fit(read: SweepWords) -> None:
     """Where the sweep will start Ray here, what it will offer is known. Raises PlacementError."""
     configs = list(map(read.compose, read.trials()))
-    if not is_joining(configs[0].cluster):
+    nodes = _known_nodes(read, configs[0])
+    if nodes is not None:
         for config in configs:
-            gang_of(config, [here(_min_cpus(configs))])
+            gang_of(config, nodes)
+
+
+def _known_nodes(read: SweepWords, base: RunConfig) -> list[NodeFacts] | None:
+    """What a Ray that the sweep starts here will offer; None where the trials run elsewhere."""
+    if is_array(base) or is_joining(base.cluster):
+        return None
+    return [here(_min_cpus(list(map(read.compose, read.trials()))))]
 
 
 def _min_cpus(configs: Sequence[RunConfig]) -> int:

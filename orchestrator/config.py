@@ -166,7 +166,7 @@ class ClusterConfig:
     hardware: str | None = None
     """The accelerator's name in the hardware table (h100, a100, ...): memory and peak for `plan` and MFU."""
     memory_bytes_per_worker: int | None = None
-    """What one rank may use, for `plan`; null takes the hardware table's figure."""
+    """What one rank has, for `plan`, which fills a GPU to 92 % of it; null takes the hardware table's figure."""
     memory_bytes_per_node: int | None = None
     """Host memory of a node, for ranks and snapshots; null: what Ray says of the nodes (not known to `plan`)."""
     address: str | None = None

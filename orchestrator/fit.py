@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from model.hardware import ACCELERATORS
 from orchestrator.config import Offload, RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.memory import STAGES, RankLoad, gigabytes, held_bytes, rank_memory
+from orchestrator.memory import STAGES, RankLoad, fillable_bytes, fillable_words, gigabytes, held_bytes, rank_memory
 from orchestrator.plan import memory_limit_bytes, rank_load
 from orchestrator.probe import Probe
 from orchestrator.spec import RunPlan, StepTime
 from orchestrator.steptime import ranks_per_node, speeds_for, step_time
 
-HEADROOM = 0.92
-"""Share of a device's memory that a plan may fill: the rest is the CUDA context and fragmentation."""
 OFFLOADS = {0: (Offload.none,), 1: (Offload.none, Offload.optimizer), 2: (Offload.none, Offload.optimizer)}
 """What each stage can offload; stage 3 can do all but NVMe, which needs a path."""
 
@@ -48,7 +46,7 @@ def fits(config: RunConfig, plan: RunPlan, probe: Probe | None = None) -> list[F
     speeds, memory = speeds_for(config, whole, probe), memory_limit_bytes(config, device=plan.device)
     if speeds is None or memory is None:
         raise ConfigError(_unknown(config, plan))
-    limit = int(memory * HEADROOM)
+    limit = fillable_bytes(memory, plan.device)
     found, least = [], None
     for load in _candidates(whole, plan.batch.global_batch_size):
         needed = held_bytes(rank_memory(load), load.device)
@@ -68,8 +66,8 @@ def fits(config: RunConfig, plan: RunPlan, probe: Probe | None = None) -> list[F
     if not found:
         raise ConfigError(
             f"{plan.model.name} does not fit {plan.batch.world_size} x {config.cluster.hardware or plan.device}: the "
-            f"leanest way needs {gigabytes(least or 0)} per rank, {gigabytes(limit)} may be filled; use more workers "
-            "(cluster.num_workers), a smaller model or a shorter train.seq_len"
+            f"leanest way needs {gigabytes(least or 0)} per rank, {fillable_words(memory, plan.device)}; use more "
+            "workers (cluster.num_workers), a smaller model or a shorter train.seq_len"
         )
     # Equal times: the one that leaves more memory, then the lower stage, which has fewer moving parts.
     return sorted(found, key=lambda fit: (round(fit.time.total, 6), fit.memory_bytes, fit.load.zero_stage))

@@ -1,7 +1,8 @@
 """Peak memory of one rank, by what holds it, for every ZeRO stage. Plan half: arithmetic only.
 
 The peak is taken at the start of the backward pass, when all activations and the logits are alive, plus all
-gradients, which is a little pessimistic. The CUDA context (0.5 GB or so) and fragmentation are not counted.
+gradients, which is a little pessimistic. On a GPU the CUDA context (0.5 GB or so) and fragmentation are not counted
+but assumed: `HEADROOM`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,10 @@ from orchestrator.spec import RankMemory
 
 STAGES = (0, 1, 2, 3)
 FP32_BYTES = 4
+HEADROOM = 0.92
+"""Share of a GPU's memory that a rank may fill: the rest is assumed for the CUDA context and fragmentation. On a CPU
+`snapshotmemory.process_bytes` has what malloc keeps, as measured."""
+ASSUMED_FOR = "fragmentation and the CUDA context"
 LOSS_CHUNK_BYTES = 2 * (1 << 24) * FP32_BYTES
 """The objective holds at most so much of the softmax in fp32 at a time."""
 
@@ -121,19 +126,37 @@ def block_activation_bytes(load: RankLoad) -> int:
     return load.micro_batch_size * load.seq_len * per_token
 
 
-def activation_bytes(load: RankLoad) -> int:
-    """All blocks' activations of one micro-batch, the embedding's dropout mask and the last norm.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Activations:
+    """What one micro-batch keeps for its backward pass, by layer; bytes."""
 
-    With activation checkpointing each block keeps its input, and one block at a time is whole.
-    """
-    model, width = load.model, dtype_bytes(load.precision)
+    num_layers: int
+    block: int
+    """Of one block, whole."""
+    block_input: int
+    """What a block keeps with activation checkpointing; one block at a time is whole then."""
+    ends: int
+    """The embedding's dropout mask and the last norm."""
+
+    def kept(self, *, is_checkpointed: bool) -> int:
+        """Of all layers, under that policy."""
+        each = self.block_input if is_checkpointed else self.block
+        return self.num_layers * each + (self.block if is_checkpointed else 0) + self.ends
+
+
+def activations_by_layer(load: RankLoad) -> Activations:
     tokens = load.micro_batch_size * load.seq_len
-    block = block_activation_bytes(load)
-    if load.activation_checkpointing:
-        blocks = model.num_layers * tokens * model.hidden_size * width + block
-    else:
-        blocks = model.num_layers * block
-    return blocks + tokens * (_norm_bytes(load) + _mask_bytes(load))
+    return Activations(
+        num_layers=load.model.num_layers,
+        block=block_activation_bytes(load),
+        block_input=tokens * load.model.hidden_size * dtype_bytes(load.precision),
+        ends=tokens * (_norm_bytes(load) + _mask_bytes(load)),
+    )
+
+
+def activation_bytes(load: RankLoad) -> int:
+    """All layers' activations of one micro-batch, under the policy of `load`; the logits are not among them."""
+    return activations_by_layer(load).kept(is_checkpointed=load.activation_checkpointing)
 
 
 def _norm_bytes(load: RankLoad) -> int:
@@ -201,16 +224,31 @@ def held_bytes(memory: RankMemory, device: str) -> int:
     return memory.device_total + (memory.host if device == "cpu" else 0)
 
 
+def fillable_bytes(limit_bytes: int, device: str) -> int:
+    """What a rank that has `limit_bytes` may fill."""
+    return int(limit_bytes * HEADROOM) if device == "cuda" else limit_bytes
+
+
+def fillable_words(limit_bytes: int, device: str) -> str:
+    """`a rank has 4.0 GB`, and on a GPU `73.6 GB of its 80.0 GB may be filled (...)`."""
+    if device != "cuda":
+        return f"a rank has {gigabytes(limit_bytes)}"
+    fillable = gigabytes(fillable_bytes(limit_bytes, device))
+    assumed = f"{gigabytes(limit_bytes - fillable_bytes(limit_bytes, device))} assumed for {ASSUMED_FOR}"
+    return f"{fillable} of its {gigabytes(limit_bytes)} may be filled ({assumed})"
+
+
 def memory_problem(load: RankLoad, limit_bytes: int, global_batch_size: int) -> str | None:
-    """None if the load fits, else one sentence with the numbers and the nearest change that fits."""
-    needed = held_bytes(rank_memory(load), load.device)
-    if needed <= limit_bytes:
+    """None if the load fits a rank that has `limit_bytes`, else one sentence with the numbers and the nearest change
+    that fits."""
+    needed, fillable = held_bytes(rank_memory(load), load.device), fillable_bytes(limit_bytes, load.device)
+    if needed <= fillable:
         return None
     found = f"parallel.zero_stage={load.zero_stage} with train.micro_batch_size={load.micro_batch_size}"
-    head = f"{found} needs {gigabytes(needed)} per rank, a rank has {gigabytes(limit_bytes)}"
+    head = f"{found} needs {gigabytes(needed)} per rank, {fillable_words(limit_bytes, load.device)}"
     for change, candidate in _nearby(load, global_batch_size):
         total = held_bytes(rank_memory(candidate), load.device)
-        if total <= limit_bytes:
+        if total <= fillable:
             way_out = " ".join(f"{key}={value}" for key, value in change.items())
             return f"{head}; {way_out} needs {gigabytes(total)}"
     return (

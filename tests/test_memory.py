@@ -13,8 +13,10 @@ from model.sizing import num_parameters
 from model.transformer import Transformer, document_ids
 from orchestrator.config import Offload, OptimConfig, OptimizerName, Precision
 from orchestrator.memory import (
+    HEADROOM,
     RankLoad,
     activation_bytes,
+    activations_by_layer,
     block_activation_bytes,
     gigabytes,
     held_bytes,
@@ -190,6 +192,33 @@ def test_activations_are_what_torch_keeps(shape, variant):
     assert saved_bytes(model.train(), tokens, documents) == pytest.approx(counted, rel=0.03)
 
 
+@pytest.mark.parametrize("shape", [GPT_SMALL, LLAMA_SMALL])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_layer_s_activations_are_what_torch_keeps_for_one_more(shape, is_checkpointed):
+    load = replace(
+        LOAD, model=shape, precision=Precision.fp32, device="cpu", activation_checkpointing=is_checkpointed
+    )
+    found = activations_by_layer(load)
+    tokens = torch.randint(shape.vocab_size, (load.micro_batch_size, load.seq_len))
+    kept = []
+    for num_layers in (2, 5):
+        deep = replace(shape, num_layers=num_layers)
+        model = Transformer(deep, activation_checkpointing=is_checkpointed)
+        initialise(model, deep, 1)
+        kept.append(saved_bytes(model.train(), tokens, None))
+    each = found.block_input if is_checkpointed else found.block
+    assert (kept[1] - kept[0]) / 3 == pytest.approx(each, rel=0.03)
+
+
+def test_the_layers_and_the_policy_make_the_rank_s_activations():
+    off, on = LOAD, replace(LOAD, activation_checkpointing=True)
+    found = activations_by_layer(on)
+    assert found == activations_by_layer(off)
+    for load in (off, on):
+        assert found.kept(is_checkpointed=load.activation_checkpointing) == rank_memory(load).activations
+    assert found.kept(is_checkpointed=True) < found.kept(is_checkpointed=False)
+
+
 def test_stages_only_ever_take_less():
     totals = [memory.device_total for memory in memory_by_stage(replace(LOAD, device="cpu")).values()]
     assert totals[0] > totals[1] > totals[2]
@@ -211,11 +240,35 @@ def test_partitions_cover_the_model(world_size, stage, precision, offload):
 
 
 def test_what_fits_has_no_problem():
-    assert memory_problem(LOAD, rank_memory(LOAD).device_total, 8) is None
+    load = replace(LOAD, device="cpu")
+    needed = rank_memory(load).device_total
+    assert memory_problem(load, needed, 8) is None
+    assert memory_problem(load, needed - 1, 8) is not None
+
+
+def test_on_a_gpu_fragmentation_is_assumed():
+    """99 % of a device's memory is no fit, neither for what is asked for nor for what is proposed instead."""
+    needed = rank_memory(LOAD).device_total
+    assert memory_problem(LOAD, int(needed / 0.92) + 2, 8) is None
+    limit = int(needed / 0.99)
+    fillable = int(limit * HEADROOM)
+    problem = memory_problem(LOAD, limit, 8)
+    assert problem is not None
+    assert (
+        f"needs {gigabytes(needed)} per rank, {gigabytes(fillable)} of its {gigabytes(limit)} may be filled "
+        f"({gigabytes(limit - fillable)} assumed for fragmentation and the CUDA context); " in problem
+    )
+    # Stage 1 needs less than either limit, but more than may be filled of the second.
+    load = replace(LOAD, zero_stage=0, world_size=64)
+    proposed = rank_memory(replace(load, zero_stage=1)).device_total
+    enough = memory_problem(load, int(proposed / 0.92) + 2, 128)
+    tight = memory_problem(load, int(proposed / 0.93), 128)
+    assert enough is not None and "; parallel.zero_stage=1 needs" in enough
+    assert tight is not None and "; parallel.zero_stage=1 needs" not in tight
 
 
 def test_what_does_not_fit_is_refused_with_the_nearest_stage_that_does():
-    load = replace(LOAD, zero_stage=0, world_size=64)
+    load = replace(LOAD, zero_stage=0, world_size=64, device="cpu")
     stages = memory_by_stage(load)
     limit = stages[1].device_total
     assert memory_problem(load, limit, 128) == (
@@ -226,7 +279,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_stage_that_does():
 
 
 def test_a_smaller_micro_batch_is_proposed_only_where_it_divides():
-    load = replace(LOAD, zero_stage=3, micro_batch_size=9)
+    load = replace(LOAD, zero_stage=3, micro_batch_size=9, device="cpu")
     smaller = rank_memory(replace(load, micro_batch_size=8)).device_total
     problem = memory_problem(load, smaller, 36)
     assert problem is not None

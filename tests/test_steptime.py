@@ -10,9 +10,9 @@ from model.hardware import ACCELERATORS
 from orchestrator.codec import decode, encode
 from orchestrator.config import Offload, Precision
 from orchestrator.errors import ConfigError
-from orchestrator.fit import HEADROOM, fits
-from orchestrator.memory import RankLoad
-from orchestrator.plan import plan_run, rank_load
+from orchestrator.fit import fits
+from orchestrator.memory import HEADROOM, RankLoad
+from orchestrator.plan import memory_refusal, plan_run, rank_load
 from orchestrator.probe import Probe, Rates, matmul_rate
 from orchestrator.simulate.costs import predicted_step_s
 from orchestrator.spec import RunPlan, StepTime, TimeSource
@@ -135,7 +135,7 @@ def test_on_cpus_what_fits_the_memory_that_is_given_is_ranked():
     config = compose(["experiment=quickstart", "cluster.memory_bytes_per_worker=100000000"]).config
     plan = plan_run(config, None, device="cpu", probe=probe())
     found = fits(config, plan, probe())
-    assert all(fit.memory_bytes <= 100e6 * HEADROOM for fit in found)
+    assert all(fit.memory_bytes <= 100e6 for fit in found)
     assert found[0].time.total <= plan.predicted.time.total
 
 
@@ -158,6 +158,7 @@ def test_what_fits_is_ranked_within_memory_and_every_first_choice_is_a_sound_con
     best = compose([*words, *(f"{key}={value}" for key, value in found[0].overrides().items())]).config
     assert problems(best) == []
     again = plan_run(best, None, device="cuda")
+    assert memory_refusal(best, again) is None
     assert again.predicted is not None
     assert again.predicted.time == found[0].time
     assert again.batch.micro_steps == found[0].micro_steps

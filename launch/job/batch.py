@@ -166,8 +166,10 @@ class Job:
         own = {"RAY_ADDRESS": str(gathered.address), "RAY_AUTH_MODE": "token"}
         own |= {"RAY_AUTH_TOKEN_PATH": f"{gathered.folder}/token", "TMPDIR": gathered.folder}
         own |= {"PYTHONUNBUFFERED": "1", SUBMITTED_AS: self._spec.submitted_as}
+        # SLURM without cgroups would leave the driver of a job whose program is killed.
+        leash = [sys.executable, "-P", "-m", "orchestrator.sweep.leash", str(os.getpid())]
         self._driver = subprocess.Popen(
-            driver_words(self._spec, hosts, self._allocation.hosts[0]),
+            [*leash, *driver_words(self._spec, hosts, self._allocation.hosts[0])],
             env=job_environment() | own,
             stdin=subprocess.DEVNULL,
         )

@@ -19,6 +19,37 @@ STORE_BYTES_PER_S = 100e9
 """Of the whole store, and never more than a node's network each."""
 
 
+STORE_S = 1.0
+"""To open, flush and commit, whatever the size."""
+STALL_SHARE = 0.01
+"""Of a checkpoint's transfer: what its writers, beside the steps, take from these."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointTime:
+    """Of one checkpoint, at the assumed rates; seconds."""
+
+    bytes_per_s: float
+    """Between all nodes and the store."""
+    write_s: float
+    """From a sealed snapshot to all payloads in storage, beside the steps."""
+    read_s: float
+    """Every byte is verified, then read."""
+    stall_s: float
+    """What it adds to the steps meanwhile."""
+
+
+def checkpoint_time(num_bytes: int, nodes: int) -> CheckpointTime:
+    rate = min(STORE_BYTES_PER_S, NETWORK_BYTES_PER_S * nodes)
+    transfer_s = num_bytes / rate
+    return CheckpointTime(
+        bytes_per_s=rate,
+        write_s=STORE_S + transfer_s,
+        read_s=STORE_S + 2 * transfer_s,
+        stall_s=STALL_SHARE * transfer_s,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
     """Seconds."""
@@ -66,16 +97,16 @@ def costs_of(plan: RunPlan, placement: Placement, *, step_s: float | None = None
     state_bytes = plan.parameters * BYTES_PER_PARAMETER
     node_bytes = state_bytes / nodes
     seal_s = state_bytes / ranks / PCIE_BYTES_PER_S
-    store_bytes_per_s = min(STORE_BYTES_PER_S, NETWORK_BYTES_PER_S * nodes)
+    checkpoint = checkpoint_time(state_bytes, nodes)
     return Costs(
         step_s=step_s,
         stall_s=0.001 + 0.05 * seal_s,  # the small state, and memory traffic beside the step
         seal_s=seal_s,
         copy_s=node_bytes / NETWORK_BYTES_PER_S,
-        persist_s=1.0 + state_bytes / store_bytes_per_s,
-        persist_stall_s=0.01 * state_bytes / store_bytes_per_s,
+        persist_s=checkpoint.write_s,
+        persist_stall_s=checkpoint.stall_s,
         commit_s=0.05 + 0.0002 * ranks,
-        load_s=1.0 + 2 * state_bytes / store_bytes_per_s,  # every byte is verified, then read
+        load_s=checkpoint.read_s,
         restore_s=0.05 + seal_s,
         fetch_s=node_bytes / NETWORK_BYTES_PER_S,
         start_s=0.4 + 0.003 * ranks,  # a process group of thousands of GPUs takes tens of seconds

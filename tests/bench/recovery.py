@@ -35,8 +35,9 @@ ABOUT = f"""Time from SIGKILL of a random rank at a random moment to the end of 
 with {WORKERS} CPU workers (gloo, one thread each, sequences of 64, 4 samples a step). Ours restores the step before
 the kill from the agents' memory. The peers run the same `Engine`, rows and DeepSpeed settings: under `torchrun
 --max-restarts` with `--rdzv-backend=c10d` and `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` (the setting that recovers
-most often), and as the training loop of Ray Train v2 with `FailureConfig(max_failures=-1)`. The peers neither
-save nor load anything: they begin with step 1 again, which favours them. A side that does no step for 60 s has
+most often). `--peers torchrun,ray_train` sets the training loop of Ray Train v2 with
+`FailureConfig(max_failures=-1)` beside them, too; no figure of it is recorded yet. The peers neither save nor load
+anything: they begin with step 1 again, which favours them. A side that does no step for 60 s has
 not recovered. The phases are those of our own recoveries: until the driver hears of the death, until the next
 attempt starts, then those of the slowest rank."""
 
@@ -156,7 +157,7 @@ torchrun's recovery: on two cores over gloo no recovery, however quick, would re
 
 BENCH = Bench(
     name="recovery",
-    title="From SIGKILL of a rank to the next step, against torchrun and Ray Train",
+    title="From SIGKILL of a rank to the next step, against torchrun",
     about=ABOUT,
     pairs=5,
     measure=measure,

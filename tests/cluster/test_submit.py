@@ -46,6 +46,18 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     return local_rows(data, tmp_path_factory.mktemp("local"))
 
 
+def ray_token(site: VirtualCluster, node: str) -> str:
+    """What the one Ray on a node asks of everybody, where its owner alone can read it."""
+    found = site.run(node, "sh", "-c", "stat -c %a /tmp/phx-ray-*/token; cat /tmp/phx-ray-*/token").stdout.split()
+    assert (found[0], len(found), len(found[1])) == ("600", 2, 64)
+    return found[1]
+
+
+def command_lines(site: VirtualCluster, node: str) -> str:
+    """Of every process there, whole, each after its number."""
+    return site.run(node, "ps", "-eww", "-o", "pid,args").stdout
+
+
 LONG = ["train.steps=600", "optim.schedule_steps=600"]
 """A notice is heard some tens of steps after it was sent: three of them come long before the end."""
 
@@ -87,16 +99,23 @@ class TestLife:
         assert [left_on(site, node) for node in site.nodes] == [[], []]
 
     def test_cancel_saves_and_never_requeues(self, site: VirtualCluster, data: Path) -> None:
-        """`scancel` gives SLURM's KillWait; `phalanx cancel` as long as it takes."""
+        """`scancel` gives SLURM's KillWait; `phalanx cancel` as long as it takes. Nobody is told Ray's token."""
         run = SubmittedRun(site, data, "cancelled", *SLOW, "checkpoint.every_steps=0")
         run.submit()
         run.wait_for_step(3)
+        (token,) = {ray_token(site, node) for node in site.nodes}
+        for node in (site.head, *site.nodes):
+            assert token not in command_lines(site, node)
+        assert "launch.job.batch" in command_lines(site, run.fields()["BatchHost"])
         site.run(site.head, "scancel", run.job)
         assert run.wait_for_state()["JobState"] == "CANCELLED"
         wait_until("its last words", lambda: "caught SIGTERM, saved step" in run.output())
         assert "next        phalanx submit cluster=slurm " in run.output()
         saved = run.events("checkpoint_committed")[-1]["step"]
         wait_until("clean nodes", lambda: not any(left_on(site, node) for node in site.nodes))
+        written = [path for path in run.folder.path.rglob("*") if path.is_file()]
+        assert run.folder.job_output(run.job) in written
+        assert [path for path in written if token.encode() in path.read_bytes()] == []
         words = (sys.executable, "-m", "launch.cli", "submit", *run.words)
         at_once = [site.start(site.head, *words, stdout=subprocess.PIPE) for _ in range(2)]
         said = {typed.communicate()[0]: typed.returncode for typed in at_once}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cluster.jobs import ENDED
-from cluster.submitting import SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
+from cluster.submitting import SLOW, SubmittedRun, learned, left_on, local_rows, phalanx, prepare_data, wait_until
 
 from launch.slurm.record import newest_submission
 from launch.virtual.cluster import VirtualCluster
@@ -38,6 +38,21 @@ def test_a_spare_node_takes_the_place_of_one_that_dies(new_cluster: NewCluster, 
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), run.output()
     assert {row.world_size for row in run.rows().values()} == {2}
     assert [left_on(site, node) for node in site.nodes if node != lost] == [[], []]
+
+
+def test_nothing_is_left_of_a_job_whose_program_is_killed(new_cluster: NewCluster) -> None:
+    """Without cgroups SLURM no longer knows that the driver was the job's."""
+    site = new_cluster(nodes=2, has_cgroups=False)
+    run = SubmittedRun(site, prepare_data(site), "beheaded", *SLOW)
+    run.submit()
+    run.wait_for_step(3)
+    host = run.fields()["BatchHost"]
+    listed = site.run(host, "ps", "-eww", "-o", "pid,args").stdout.splitlines()
+    (program,) = [line.split()[0] for line in listed if "launch.job.batch" in line]
+    site.run(host, "kill", "-KILL", program)
+    ended = run.wait_for_state()
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "0:9"), run.output()
+    assert [left_on(site, node) for node in site.nodes] == [[], []]
 
 
 @pytest.mark.soak

@@ -38,6 +38,17 @@ def test_json_is_one_object_with_everything(capsys):
     assert len(found["placement"]["bundles"]) == 128
     assert len(found["placement"]["ranks"]) == 1024
     assert found["memory_bytes"] < found["memory_limit_bytes"] == 80 * 10**9
+    assert found["fillable_memory_bytes"] == 73_600_000_000
+    rank = found["plan"]["memory_by_stage"]["3"]
+    assert found["activations"]["checkpointing"]["on"] == rank["activations"] + rank["logits"]
+    assert found["activations"]["checkpointing"]["on"] < found["activations"]["checkpointing"]["off"]
+    # 12 bytes of each parameter at the whole store's 100 GB/s, and a second; read twice, to verify.
+    transfer_s = 12 * found["plan"]["parameters"] / 100e9
+    checkpoint = found["checkpoint"]
+    assert checkpoint["bytes"] == 12 * found["plan"]["parameters"]
+    assert checkpoint["assumed"]["write_s"] == pytest.approx(1 + transfer_s)
+    assert checkpoint["assumed"]["read_s"] == pytest.approx(1 + 2 * transfer_s)
+    assert checkpoint["written_share"] == pytest.approx((1 + transfer_s) / (100 * sum(found["step_time_s"].values())))
     assert found["problems"] == []
 
 
@@ -52,6 +63,61 @@ def test_a_plan_that_lacks_memory_is_shown_and_refused(capsys):
     assert "; parallel.zero_stage=" in str(error.value)
     proposed = str(error.value).split("; ")[1].split(" needs ")[0].split(" ")
     assert run([*overrides, *proposed]) == 0
+
+
+def test_a_gpu_filled_to_99_percent_is_refused_by_plan_as_it_is_by_fit(capsys):
+    words = [
+        "model=gpt_1_3b",
+        "cluster=h100x8",
+        "train=bf16",
+        "train.global_batch_size=8",
+        "train.micro_batch_size=1",
+    ]
+    assert run(["--json", *words]) == 0
+    needed = json.loads(capsys.readouterr().out)["memory_bytes"]
+    tight = [*words, f"cluster.memory_bytes_per_worker={int(needed / 0.99)}"]
+    with pytest.raises(ConfigError, match=r"may be filled \(.* assumed for fragmentation and the CUDA context\)"):
+        run(tight)
+    assert "does not fit in" in (out := capsys.readouterr().out)
+    assert "107%, with" in out  # 99 and 8
+    assert run(["--fit", *tight]) == 0
+    assert run([*words, f"cluster.memory_bytes_per_worker={int(needed / 0.92) + 2}"]) == 0
+    assert "100%, with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "marked"),
+    [
+        (["parallel.activation_checkpointing=true"], "  > on"),
+        (["parallel.activation_checkpointing=false"], "  > off"),
+    ],
+)
+def test_the_policy_in_use_is_marked_and_makes_the_rank_s_sum(capsys, words, marked):
+    assert run(["experiment=quickstart", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("  checkpointing"))
+    off, on = (line.split() for line in lines[head + 1 : head + 3])
+    assert [line for line in lines[head + 1 : head + 3] if ">" in line] == [
+        line for line in lines if line.startswith(marked)
+    ]
+    totals = [float(cells[-2]) for cells in (off, on)]
+    assert totals[1] < totals[0]
+
+
+def test_checkpoints_that_storage_cannot_keep_up_with_are_told(capsys):
+    words = [*GPT3, "train.steps=100"]
+    assert run(["--json", *words, "checkpoint.every_steps=1"]) == 0
+    share = json.loads(capsys.readouterr().out)["checkpoint"]["written_share"]
+    least = -int(-share // 1)
+    for every_steps, is_told in ((least - 1, True), (least, False)):
+        assert run([*words, f"checkpoint.every_steps={every_steps}"]) == 0
+        out = capsys.readouterr().out
+        assert (f"storage keeps up from checkpoint.every_steps={least}" in out) is is_told
+        assert ("of the time one is written" in out) is not is_told
+    assert run([*words, "checkpoint.every_steps=0"]) == 0
+    out = capsys.readouterr().out
+    assert "to verify and read, assumed at 100.0 GB/s" in out
+    assert "of the time one is written" not in out
 
 
 def test_the_manifest_is_read_where_there_is_one(tmp_path, capsys):

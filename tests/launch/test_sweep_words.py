@@ -7,9 +7,12 @@ import pytest
 
 from launch import cli
 from launch.compose import choices, sweep_dimension
+from launch.plan import run as plan_verb
 from launch.sweep import run
+from launch.sweep_plan import makespan_s, trials_at_once
 from launch.sweep_words import SweepWords, read_words
 from orchestrator.errors import ConfigError, PlacementError
+from orchestrator.spec import NodeFacts
 from orchestrator.sweep.settings import Algorithm, Pruner
 from orchestrator.sweep.space import Choices, Dimension, Interval
 
@@ -158,11 +161,66 @@ def test_a_preview_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert "4 trials" in lines
     assert sum("optim.lr=0.001" in line for line in lines) == 2
-    assert lines[-1].startswith("together    30,720 tokens, ")
+    assert lines[-2].startswith("together    30,720 tokens, ")
+    assert lines[-1].startswith("time        ")
     assert run([*words, "--preview", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [trial["steps"] for trial in made["trials"]] == [10, 20, 10, 20]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_preview_says_how_long_the_sweep_takes_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `plan` has it for one trial; together at the sweep's concurrency, where a cluster is only named."""
+    recipe = ["experiment=gpt_1_3b_h100x8", "cluster.address=somewhere:6379"]
+    assert plan_verb([*recipe, "--json"]) == 0
+    one_s = json.loads(capsys.readouterr().out)["training_time_s"]
+    words = [*recipe, "optim.lr=1e-3,2e-3,3e-3", "--preview", "--json", "--price", "2.5"]
+    for more, places, turns in (
+        ([], None, 3),
+        (["sweep.max_concurrent=2"], 2, 2),
+        (["sweep.max_concurrent=9"], 9, 1),
+    ):
+        assert run([*words, *more]) == 0
+        made = json.loads(capsys.readouterr().out)
+        assert [trial["time_s"] for trial in made["trials"]] == pytest.approx([one_s] * 3)
+        together = made["together"]
+        assert (together["concurrency"], together["time_s"]) == (places, pytest.approx(turns * one_s))
+        assert together["device_hours"] == pytest.approx(3 * 8 * one_s / 3600)
+        assert together["price"] == pytest.approx(2.5 * together["device_hours"])
+    assert run([*words[:-3], "--price", "2.5", "sweep.max_concurrent=2"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("time        ") and ", 2 at a time: " in last
+    assert last.endswith(" at 2.5 an hour") and "GPU-hours" in last
+
+
+def test_a_search_takes_at_most_all_trials_as_long_as_the_longest(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=gpt_1_3b_h100x8", "cluster.address=somewhere:6379", "train.steps=int(interval(100,200))"]
+    assert run([*words, "sweep.trials=10", "sweep.max_concurrent=4", "--preview", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    longest = max(trial["time_s"] for trial in made["trials"])
+    assert made["together"]["time_s"] == pytest.approx(3 * longest)
+    assert made["together"]["device_hours"] == pytest.approx(10 * 8 * longest / 3600)
+    assert run([*words, "sweep.trials=10", "--preview"]) == 0
+    assert "time        at most" in (out := capsys.readouterr().out) and "one after the other" in out
+
+
+def test_nothing_is_said_of_time_where_nothing_is_known_of_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=gpt_1_3b_h100x8", "cluster.hardware=null", "cluster.device=cuda", "optim.lr=1e-3,2e-3"]
+    assert run([*words, "cluster.address=somewhere:6379", "--preview"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("together ")
+
+
+def test_trials_start_when_a_place_is_free() -> None:
+    assert makespan_s([5.0, 1.0, 1.0, 4.0], 2) == 6.0
+    assert makespan_s([5.0, 1.0, 1.0, 4.0], 1) == 11.0
+    assert makespan_s([5.0, 1.0], 8) == 5.0
+
+
+@pytest.mark.parametrize(("cpus", "limit", "at_once"), [(8, "null", 2), (8, "1", 1), (11, "9", 2), (2, "null", None)])
+def test_the_widest_trials_that_fit_the_nodes_are_counted(cpus: int, limit: str, at_once: int | None) -> None:
+    asked = read("cluster.num_workers=1,4", f"sweep.max_concurrent={limit}", "cluster.device=cpu")
+    assert trials_at_once(asked, [NodeFacts(name="here", cpus=cpus, gpus=0)]) == at_once
+    assert trials_at_once(asked, None) == (None if limit == "null" else int(limit))
 
 
 @pytest.mark.parametrize("option", ["-m", "--multirun"])
