@@ -12,12 +12,13 @@ from launch.runs import DEFAULT_ROOT, find_run
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
 from launch.slurm.finding import by_script, made_of, newest_job
-from launch.slurm.jobstate import JobView
+from launch.slurm.jobstate import JobState, JobView
 from launch.slurm.record import newest_submission
 from launch.sweep_status import find_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.observe.jsonlines import read_records
 from orchestrator.observe.state import is_held
+from orchestrator.processes import has_open
 from orchestrator.runfolder import RunFolder
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.study import read_study
@@ -55,9 +56,9 @@ def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
     trials = read_study(read_records(sweep.study)).trials
     told = [words for trial in trials if (words := _cancel_job(sweep.trial(trial), is_now)) is not None]
     for task, state in made_of(sweep.array_script, by_script(commands.queue())).items():
-        if state.is_waiting and not any(f"job {task} of " in words for words in told):
-            commands.cancel(task)  # its `sweep` was killed before it could write it down
-            told.append(f"job {task} of {sweep.sweep_id} is cancelled (it was {state})")
+        if not (state.is_end or any(f"job {task} of " in words for words in told)):
+            # Its `sweep` was killed before it could write it down.
+            told.append(_end_job(task, state, RunFolder(sweep.path), is_now))
     if not told:
         raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.quoted}")
     return "\n".join(told)
@@ -68,9 +69,14 @@ def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
     job, view = _newest_job(folder) or ("", None)
     if view is None or view.state.is_end:
         return None
-    if view.state.is_waiting or is_now:
+    return _end_job(job, view.state, folder, is_now)
+
+
+def _end_job(job: str, state: JobState, folder: RunFolder, is_now: bool) -> str:
+    """What was done. `folder`: of a run or a sweep."""
+    if state.is_waiting or is_now:
         commands.cancel(job)
-        return f"job {job} of {folder.run_id} is cancelled (it was {view.state})"
+        return f"job {job} of {folder.run_id} is cancelled (it was {state})"
     commands.ask_to_leave(job)
     return (
         f"job {job} of {folder.run_id} was told to save at the next step boundary and to leave; "
@@ -96,6 +102,13 @@ def _cancel_driver(what: str, lock: Path, is_now: bool) -> str:
     pid, host = holder
     if host != socket.gethostname():
         raise ConfigError(f"{what} runs on {host}; type this there: phalanx cancel {shlex.quote(str(lock.parent))}")
+    if not has_open(pid, lock):  # its number may be another's by now
+        if not is_held(lock):
+            raise ConfigError(f"{what} has just ended")
+        raise ConfigError(
+            f"who started {what} (pid {pid}) is gone, and what it had started, as an sbatch that waits for SLURM, "
+            f"still holds {lock}; type this again once that has ended"
+        )
     try:
         os.kill(pid, signal.SIGTERM)
         if is_now:

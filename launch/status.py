@@ -14,7 +14,7 @@ from launch.cli_help import parser
 from launch.runs import find_run
 from launch.slurm.jobstate import JobState, SlurmError
 from launch.slurm.record import id_fields
-from launch.slurm.standing import live_jobs, slurm_json, slurm_words
+from launch.slurm.standing import live_jobs, once, slurm_json, slurm_words
 from launch.sweep_status import Jobs, find_sweep, sweep_folders, sweep_jobs, sweep_json, sweep_line, sweep_lines
 from orchestrator.control.badnodes import avoided
 from orchestrator.observe.aligned import aligned
@@ -30,7 +30,7 @@ from orchestrator.sweep.folder import SweepFolder
 _EXAMPLES = """  phalanx status                        every run under runs/
   phalanx status quickstart-1a2b3c4d    one run: attempts, last events, checkpoint, W&B
   phalanx status quickstart-sweep-1a2b  one sweep: its trials and the best of them
-  phalanx status --json                 the same for programs: runs have a run_id, sweeps a sweep"""
+  phalanx status --json                 the same for programs: of sweeps `sweep` is the id and run_id is null"""
 _LAST_EVENTS = 8
 T = TypeVar("T")
 
@@ -38,12 +38,17 @@ T = TypeVar("T")
 def run(argv: Sequence[str]) -> int:
     """The verb. Exit code 0; 2 where the run is not known (as ConfigError) or the arguments are wrong.
 
-    Raises SlurmError, after all else is told, where SLURM does not answer or says what is not known.
+    Raises SlurmError, after all else is told, where SLURM does not answer or says what is not known; for programs the
+    list of all is whole without it: what SLURM was asked for is null, and a line on stderr says why.
     """
     arguments = _parser().parse_args(argv)
     now_s = time.time()
     if arguments.run is None:
-        return _told(_tell_all(arguments.root, now_s, is_json=arguments.json))
+        problem = _tell_all(arguments.root, now_s, is_json=arguments.json)
+        if problem is None or not arguments.json:
+            return _told(problem)
+        print(f"phalanx status: SLURM is not in this: {problem}", file=sys.stderr)
+        return 0
     if (sweep := find_sweep(arguments.run, arguments.root)) is not None:
         tell = (lambda sweep, jobs: [as_json(sweep_json(sweep, jobs))]) if arguments.json else sweep_lines
         return _told(_tell_sweep(sweep, tell))
@@ -66,11 +71,12 @@ def _tell_all(root: Path, now_s: float, *, is_json: bool) -> SlurmError | None:
     """Print the runs and sweeps under `root`; why SLURM does not say how their jobs are, or None."""
     folders, sweeps = run_folders(root), sweep_folders(root)
     statuses = [run_state(folder) for folder in folders]
-    jobs, problem = _asked(lambda: live_jobs(folders))
-    asked = [(sweep, *_asked(lambda sweep=sweep: sweep_jobs(sweep))) for sweep in sweeps]
+    ask = once()
+    jobs, problem = _asked(lambda: live_jobs(folders, ask))
+    asked = [(sweep, *_asked(lambda sweep=sweep: sweep_jobs(sweep, ask))) for sweep in sweeps]
     if is_json:
         runs = [asdict(status) | {"slurm": _job_json((jobs or {}).get(status.path))} for status in statuses]
-        print(as_json([*runs, *(sweep_json(sweep, tasks) for sweep, tasks, _ in asked)]))
+        print(as_json([*runs, *({"run_id": None} | sweep_json(sweep, tasks) for sweep, tasks, _ in asked)]))
     else:
         print(table(statuses, now_s, jobs))
         for sweep, tasks, _ in asked:
@@ -95,7 +101,7 @@ def _asked(ask: Callable[[], T]) -> tuple[T | None, SlurmError | None]:
 
 def _tell_sweep(sweep: SweepFolder, tell: Callable[[SweepFolder, Jobs | None], list[str]]) -> SlurmError | None:
     """Print it; why SLURM does not say how its tasks are, or None."""
-    jobs, problem = _asked(lambda: sweep_jobs(sweep))
+    jobs, problem = _asked(lambda: sweep_jobs(sweep, once()))
     print("\n".join(tell(sweep, jobs)))
     return problem
 

@@ -5,7 +5,6 @@ start of the same command.
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from launch.slurm import commands
 from launch.slurm.array import array_problems, array_text
 from launch.slurm.jobspec import JobSpec
 from launch.slurm.jobstate import SlurmError
-from launch.slurm.record import Submission, append_submission, newest_submission
+from launch.slurm.record import Submission, append_submission, link_output, newest_submission
 from launch.slurm.request import directives, job_request, profile_problems
 from launch.slurm.script import script_text
 from launch.submit import TEMPLATE, check_site, spec_of, wanted_device
@@ -53,7 +52,7 @@ def submit(folder: SweepFolder, recipe: Recipe, read: SweepWords, words: Sequenc
     log = StudyLog(folder)
     try:
         check_site(recipe.base, wanted_device(recipe.base), folder.trial(next(iter(log.study.trials), "")))
-        live = live_tasks(folder)
+        live = live_tasks(folder, commands.queue)
         with log.unless_refused(ConfigError, SlurmError, OSError):
             _add_all(folder, recipe, log)
             _take_up(folder, log, live)
@@ -165,7 +164,7 @@ def _script(folder: SweepFolder, recipe: Recipe, trials: Sequence[Trial], device
             job_request(cluster, device),
             name=folder.sweep_id,
             chdir=str(Path.cwd()),
-            output=str(folder.slurm.absolute() / "%A_%a.out"),
+            output=str(folder.task_output("%A_%a").absolute()),
             exclude=cluster.slurm.exclude,
             array=array_text([trial.number for trial in trials], recipe.settings.max_concurrent),
         ),
@@ -179,7 +178,4 @@ def _note(folder: SweepFolder, trial: Trial, job: int) -> None:
     """In the trial's run folder, as for any submitted run: its job and where that prints."""
     run, submission = folder.trial(trial.id), Submission(job_id=job, time_s=time.time(), task=trial.number)
     append_submission(run, submission)
-    for link in (run.job_output(submission.slurm_id), folder.log(trial.id)):
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(folder.slurm / f"{submission.slurm_id}.out", link.parent))
+    link_output(folder.task_output(submission.slurm_id), (run.job_output(submission.slurm_id), folder.log(trial.id)))

@@ -10,7 +10,7 @@ from typing import Any
 from launch.slurm import commands
 from launch.slurm.finding import by_script, made_of
 from launch.slurm.jobstate import JobState
-from launch.slurm.standing import live_jobs
+from launch.slurm.standing import Ask, live_jobs
 from orchestrator.codec import encode
 from orchestrator.observe.aligned import aligned
 from orchestrator.observe.jsonlines import read_records
@@ -42,21 +42,21 @@ Jobs = Mapping[str, tuple[str, JobState]]
 """Path of a trial's run folder, or of the sweep's where all are one job -> the job that waits or runs."""
 
 
-def sweep_jobs(folder: SweepFolder) -> Jobs | None:
+def sweep_jobs(folder: SweepFolder, ask: Ask) -> Jobs | None:
     """None for a sweep that was not submitted, or where SLURM can't be asked. Raises SlurmError."""
     whole = RunFolder(folder.path)
     is_array = folder.array.exists()
     if not (is_array or whole.job_script.exists()) or not commands.is_there():
         return None
     going = read_study(read_records(folder.study)).in_state(TrialState.running)
-    live = live_jobs([whole, *(folder.trial(trial.id) for trial in going)])
-    return {**live_tasks(folder), **live} if is_array else live
+    live = live_jobs([whole, *(folder.trial(trial.id) for trial in going)], ask)
+    return {**live_tasks(folder, ask), **live} if is_array else live
 
 
-def live_tasks(folder: SweepFolder) -> Jobs:
+def live_tasks(folder: SweepFolder, ask: Ask) -> Jobs:
     """Of trials whose tasks wait or run, also where whoever submitted them was killed before writing them down."""
     trials = tasks_of(folder)
-    tasks = made_of(folder.array_script, by_script(commands.queue()))
+    tasks = made_of(folder.array_script, by_script(ask()))
     found = {trials.get(task.partition("_")[2]): (task, state) for task, state in tasks.items()}
     return {str(folder.trial(trial).path): job for trial, job in found.items() if trial is not None}
 

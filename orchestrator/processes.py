@@ -1,7 +1,9 @@
 """A process named for good: by its number and by when it was born, as numbers are given away again."""
 
 import contextlib
+import os
 from collections.abc import Container, Iterable
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
@@ -22,6 +24,22 @@ def find_process(pid: int, born_s: float) -> psutil.Process | None:
         return process if is_it and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether the process `pid` has the file open; True also where only its owner may know, or no /proc tells."""
+    try:
+        opened = list(Path(f"/proc/{pid}/fd").iterdir())
+    except PermissionError:
+        return True
+    except OSError:
+        return not Path("/proc/self").exists()
+    wanted = path.stat()
+    for file in opened:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.path.samestat(file.stat(), wanted):
+                return True
+    return False
 
 
 def named(processes: Iterable[psutil.Process], names: Container[str]) -> list[tuple[psutil.Process, str]]:

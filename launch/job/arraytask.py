@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from launch.job.batch import run_job, say
+from launch.slurm.record import link_output
 from orchestrator.errors import EXIT_FAILED, PhalanxError
 from orchestrator.sweep.folder import SweepFolder
 from orchestrator.sweep.studylog import locked
@@ -20,11 +21,19 @@ LOCK_TIMEOUT_S = 120.0
 def main() -> int:
     folder = SweepFolder(Path(sys.argv[1]))
     array = json.loads(folder.array.read_text())
-    trial = array["tasks"][os.environ["SLURM_ARRAY_TASK_ID"]]
+    number = os.environ["SLURM_ARRAY_TASK_ID"]
+    trial = array["tasks"][number]
+    show_output(folder, trial, f"{os.environ['SLURM_ARRAY_JOB_ID']}_{number}")
     code = run_job(folder.trial(trial), folder.array_script)
     if code in (0, EXIT_FAILED):
         record_end(folder, array["words"], trial)
     return code
+
+
+def show_output(folder: SweepFolder, trial: str, slurm_id: str) -> None:
+    """To `logs --job`: whoever submitted the task may have been killed before it could, and a job before this one."""
+    links = (folder.trial(trial).job_output(slurm_id), folder.log(trial))
+    link_output(folder.task_output(slurm_id), links)
 
 
 def record_end(folder: SweepFolder, words: list[str], trial: str) -> None:

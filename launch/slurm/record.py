@@ -1,6 +1,10 @@
 """Which jobs a run was submitted as: jobs.jsonl in its folder, one object a line."""
 
+import os
+import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.codec import decode, encode
 from orchestrator.observe.jsonlines import JsonLines, read_records
@@ -34,6 +38,15 @@ def append_submission(folder: RunFolder, submission: Submission) -> None:
     lines.append(encode(submission))
     lines.sync()
     lines.close()
+
+
+def link_output(output: Path, links: Iterable[Path]) -> None:
+    """`links` lead to what a job prints, whoever else makes them at this moment."""
+    for link in links:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        new = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
+        new.symlink_to(os.path.relpath(output, link.parent))
+        new.replace(link)
 
 
 def submissions(folder: RunFolder) -> list[Submission]:

@@ -1,13 +1,13 @@
 """What SLURM says of a run that was submitted, for `status`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from launch.slurm import commands
 from launch.slurm.commands import NoSlurmError
 from launch.slurm.finding import by_script, made_of, newest_job
-from launch.slurm.jobstate import JobState, job_words
+from launch.slurm.jobstate import JobState, QueuedJob, SlurmError, job_words
 from launch.slurm.record import id_fields, newest_submission
 from orchestrator.runfolder import RunFolder
 
@@ -43,13 +43,36 @@ def slurm_json(folder: RunFolder) -> dict[str, Any] | None:
     return asdict(view) | id_fields(found[0])
 
 
-def live_jobs(folders: Iterable[RunFolder]) -> Mapping[str, tuple[str, JobState]]:
-    """Run folder's path -> its job that waits or runs, with SLURM asked once; empty where nothing was submitted."""
+Ask = Callable[[], Mapping[str, QueuedJob]]
+"""squeue's answer. Raises SlurmError."""
+
+
+def once() -> Ask:
+    """Its first answer, or error, for all that ask: a controller that is gone takes minutes each time."""
+    first: tuple[Mapping[str, QueuedJob], SlurmError | None] | None = None
+
+    def ask() -> Mapping[str, QueuedJob]:
+        nonlocal first
+        if first is None:
+            try:
+                first = commands.queue(), None
+            except SlurmError as error:
+                first = {}, error
+        queue, problem = first
+        if problem is not None:
+            raise problem
+        return queue
+
+    return ask
+
+
+def live_jobs(folders: Iterable[RunFolder], ask: Ask) -> Mapping[str, tuple[str, JobState]]:
+    """Run folder's path -> its job that waits or runs; SLURM isn't asked where nothing was submitted."""
     newest = {folder: newest_submission(folder) for folder in folders}
     asked = [folder for folder, submission in newest.items() if submission or folder.job_script.exists()]
     if not asked or not commands.is_there():
         return {}
-    queue, live = commands.queue(), {}
+    queue, live = ask(), {}
     scripts = by_script(queue)
     for folder in asked:
         submission = newest[folder]

@@ -69,6 +69,10 @@ class SweepFolder:
         """The words of the sweep, and task -> trial of all arrays so far."""
         return self.slurm / "array.json"
 
+    def task_output(self, slurm_id: str) -> Path:
+        """What a task of an array prints; `slurm_id` as in 12_3."""
+        return self.slurm / f"{slurm_id}.out"
+
     @property
     def ray_log(self) -> Path:
         return self.path / "logs" / "ray.log"

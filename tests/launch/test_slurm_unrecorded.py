@@ -194,10 +194,52 @@ def test_tasks_of_which_the_study_knows_nothing_are_shown_and_cancelled(
     for trial in ("s-0", "s-1"):
         log.add(trial, {"optim.lr": trial})
     log.close()
-    slurm.queue.write_text(f"12_1 PENDING {folder.array_script}\n")
+    script = folder.array_script
+    slurm.queue.write_text(f"12_0 CONFIGURING {script}\n12_1 PENDING {script}\n12_2 CANCELLED {script}\n")
     assert status.run([str(folder.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "queued"
     assert cancel.run([str(folder.path)]) == 0
-    assert capsys.readouterr().out == "job 12_1 of s is cancelled (it was PENDING)\n"
+    told, cancelled = capsys.readouterr().out.splitlines()
+    assert told.startswith("job 12_0 of s was told to save at the next step boundary and to leave")
+    assert cancelled == "job 12_1 of s is cancelled (it was PENDING)"
+    assert cancel.run([str(folder.path), "--now"]) == 0
+    assert capsys.readouterr().out == "job 12_0 of s is cancelled (it was CONFIGURING)\n"
     assert status.run([str(folder.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "stopped"
+
+
+def test_a_number_that_was_given_away_is_not_signalled(tmp_path: Path) -> None:
+    """An sbatch that outlived its `sweep` holds the lock on, signed by a process that is no more."""
+    folder = SweepFolder(tmp_path / "runs/s")
+    folder.path.mkdir(parents=True)
+    folder.description.write_text(json.dumps({"metric": "loss"}))
+    program = "import sys; from pathlib import Path; from orchestrator import holding\n"
+    program += "with holding.held(Path(sys.argv[1])): print(flush=True); input()"
+    words = [sys.executable, "-c", program, str(folder.lock)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        driver.stdout.readline()
+        assert cancel.run([str(folder.path)]) == 0
+        assert driver.wait() == -signal.SIGTERM
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other, holding.held(folder.lock):
+        folder.lock.write_text(folder.lock.read_text().replace(str(os.getpid()), str(other.pid)))
+        with pytest.raises(ConfigError, match=r"^who started sweep s \(pid \d+\) is gone"):
+            cancel.run([str(folder.path)])
+        assert other.poll() is None
+
+
+def test_a_task_that_has_written_itself_down_shows_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SweepFolder(tmp_path / "runs/s")
+    folder.slurm.mkdir(parents=True)
+    folder.array.write_text(json.dumps({"words": SWEPT, "tasks": {"0": "s-0"}}))
+    folder.task_output("12_0").write_text("on its way\n")
+    task = os.environ | {"SLURM_JOB_ID": "13", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}
+    for _ in range(2):  # it is requeued
+        subprocess.run([sys.executable, "-m", "launch.job.arraytask", str(folder.path)], env=task, check=False)
+    append_submission(folder.trial("s-0"), Submission(job_id=12, time_s=0.0, task=0))
+    folder.trial("s-0").plan.write_text("{}")
+    logs.run([str(folder.trial("s-0").path), "--job"])
+    assert (capsys.readouterr().out, folder.log("s-0").read_text()) == ("on its way\n", "on its way\n")
+    assert [link.name for link in folder.log("s-0").parent.iterdir()] == ["s-0.log"]

@@ -119,10 +119,13 @@ def test_the_table_as_json_has_the_sweeps_and_jobs_of_the_screen(
     assert run(["--root", str(sweep.trials), "--json"]) == 0
     (of_trial,) = [each["slurm"] for each in json.loads(capsys.readouterr().out) if each["slurm"] is not None]
     assert of_trial == {"job_id": 7, "task": 1, "state": "PENDING"}
-    array.unlink()
-    with pytest.raises(SlurmError, match="squeue failed"):
-        run([*words, "--json"])
-    assert [each.get("slurm") for each in json.loads(capsys.readouterr().out)] == [None, None]
+    asked = array.with_name("asked")
+    (array.parent / "bin/squeue").write_text(f"#!/bin/sh\necho >> {asked}\nexit 1\n")
+    assert run([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert [(each["run_id"], each.get("slurm")) for each in json.loads(told.out)] == [("r", None), (None, None)]
+    assert told.err == "phalanx status: SLURM is not in this: squeue failed: exit code 1\n"
+    assert asked.read_text() == "\n"
 
 
 @pytest.mark.parametrize("verb", [status.run, cancel.run])
