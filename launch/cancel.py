@@ -53,23 +53,28 @@ def _cancel_sweep(sweep: SweepFolder, is_now: bool) -> str:
         return words
     if is_held(sweep.lock) or not sweep.array.exists():
         return _cancel_driver(f"sweep {sweep.sweep_id}", sweep.lock, is_now)
-    trials = read_study(read_records(sweep.study)).trials
-    told = [words for trial in trials if (words := _cancel_job(sweep.trial(trial), is_now)) is not None]
+    told: dict[str, str] = {}
+    for folder in map(sweep.trial, read_study(read_records(sweep.study)).trials):
+        if (live := _live_job(folder)) is not None:
+            told[live[0]] = _end_job(*live, folder, is_now)
     for task, state in made_of(sweep.array_script, by_script(commands.queue())).items():
-        if not (state.is_end or any(f"job {task} of " in words for words in told)):
-            # Its `sweep` was killed before it could write it down.
-            told.append(_end_job(task, state, RunFolder(sweep.path), is_now))
+        if not state.is_end and task not in told:  # its `sweep` was killed before it could write it down
+            told[task] = _end_job(task, state, RunFolder(sweep.path), is_now)
     if not told:
         raise ConfigError(f"no task of sweep {sweep.sweep_id} is queued or runs; see phalanx status {sweep.quoted}")
-    return "\n".join(told)
+    return "\n".join(told.values())
 
 
 def _cancel_job(folder: RunFolder, is_now: bool) -> str | None:
-    """What was done; None for a run that is no job, or whose job has ended."""
+    """What was done; None where there is no live job."""
+    live = _live_job(folder)
+    return None if live is None else _end_job(*live, folder, is_now)
+
+
+def _live_job(folder: RunFolder) -> tuple[str, JobState] | None:
+    """None for a run that is no job, or whose job has ended."""
     job, view = _newest_job(folder) or ("", None)
-    if view is None or view.state.is_end:
-        return None
-    return _end_job(job, view.state, folder, is_now)
+    return None if view is None or view.state.is_end else (job, view.state)
 
 
 def _end_job(job: str, state: JobState, folder: RunFolder, is_now: bool) -> str:

@@ -154,24 +154,19 @@ def locked(folder: RunFolder) -> Iterator[None]:
     A folder in which nothing was started is taken away again.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            holding.lock(descriptor)
-        except holding.HeldError as holder:
-            raise ConfigError(
-                f"run {folder.run_id} is already running ({holder}); watch it with: phalanx status {folder.quoted}"
-            ) from None
-        holding.sign(descriptor)
-        try:
-            yield
-        finally:
-            if not folder.plan.exists():
-                with contextlib.suppress(OSError):
-                    folder.lock.unlink()
-                    folder.path.rmdir()
-    finally:
-        os.close(descriptor)
+        with holding.held(folder.lock):
+            try:
+                yield
+            finally:
+                if not folder.plan.exists():
+                    with contextlib.suppress(OSError):
+                        folder.lock.unlink()
+                        folder.path.rmdir()
+    except holding.HeldError as holder:
+        raise ConfigError(
+            f"run {folder.run_id} is already running ({holder}); watch it with: phalanx status {folder.quoted}"
+        ) from None
 
 
 def open_run(
