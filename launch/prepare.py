@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 
 from rich.progress import MofNCompleteColumn
 
-from launch.prepare_progress import ProgressView, plain_console
+from launch.progress import ProgressView, plain_console
 from orchestrator.config import ClusterConfig, RunConfig
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.prepare import Prepared, Progress, UnitTask, prepare_data

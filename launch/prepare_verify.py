@@ -2,7 +2,7 @@
 
 import shlex
 
-from launch.prepare_progress import ProgressView, plain_console
+from launch.progress import ProgressView, plain_console
 from orchestrator.config import RunConfig
 from orchestrator.data.shards import read_manifest, shard_bytes, verify_shards
 from orchestrator.errors import DataError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch import sweep_array, sweep_job
 from launch.cli_help import parser
-from launch.counting import counted
+from launch.progress import counted
 from launch.slurm.jobstate import SlurmError
 from launch.sweep_plan import preview_json, preview_lines, sweep_cost, trial_costs, trials_at_once
 from launch.sweep_words import SweepWords, read_words

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch.counting import FEWEST_SHOWN, counted
+from launch.progress import FEWEST_SHOWN, counted
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_lines_on_standard_error(items: int, said: list[str], capsys: pytest.Cap
 @pytest.mark.parametrize(("terminal", "said"), [("xterm", b"trials "), ("dumb", b"trials: 10 of 100")])
 def test_a_bar_on_a_terminal(terminal: str, said: bytes) -> None:
     ours, theirs = pty.openpty()
-    program = f"from launch.counting import counted; print(sum(1 for _ in counted('trials', range({FEWEST_SHOWN}))))"
+    program = f"from launch.progress import counted; print(sum(1 for _ in counted('trials', range({FEWEST_SHOWN}))))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TTY_")}
     environment["TERM"] = terminal
     command = [sys.executable, "-c", program]

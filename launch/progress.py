@@ -1,10 +1,40 @@
-"""How far `phalanx prepare` is: a bar on a terminal, a line every tenth elsewhere."""
+"""How far long work is: a bar on a terminal, a line every tenth elsewhere."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn, track
 
+T = TypeVar("T")
+FEWEST_SHOWN = 100
+"""Fewer trials are composed in about a second."""
 _PLAIN_LINES = 10
 """Lines of progress where there is no terminal to draw on."""
+
+
+def counted(what: str, items: Sequence[T]) -> Iterator[T]:
+    """The items, one by one; where they are many their progress is told on standard error, which has no answers."""
+    console = Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
+    if len(items) < FEWEST_SHOWN:
+        yield from items
+    elif _is_drawn_on(console):
+        yield from track(items, what, console=console, transient=True)
+    else:
+        for done, item in enumerate(items):
+            if done and _tenths(done, len(items)) > _tenths(done - 1, len(items)):
+                print(f"{what}: {done:,} of {len(items):,}", file=sys.stderr, flush=True)
+            yield item
+
+
+def _is_drawn_on(console: Console) -> bool:
+    """On a dumb terminal rich shows nothing."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _tenths(done: int, total: int) -> int:
+    return _PLAIN_LINES * done // max(1, total)
 
 
 def plain_console() -> Console:
@@ -19,7 +49,7 @@ class ProgressView:
         self._console = console
         self._what = what
         self._lines_shown = 0
-        self._is_drawn = console.is_terminal and not console.is_dumb_terminal  # where rich draws nothing
+        self._is_drawn = _is_drawn_on(console)
         self._bar = Progress(
             TextColumn(what),
             BarColumn(),
@@ -40,7 +70,7 @@ class ProgressView:
 
     def show(self, done: int, total: int, counts: str) -> None:
         self._bar.update(self._task, completed=done, total=total, counts=counts, visible=True)
-        tenths = _PLAIN_LINES * done // max(1, total)
+        tenths = _tenths(done, total)
         if not self._is_drawn and tenths > self._lines_shown:
             self._lines_shown = tenths
             self._console.print(f"{self._what}: {100 * tenths // _PLAIN_LINES}%, {counts}", soft_wrap=True)
